@@ -1,0 +1,18 @@
+"""What core itself registers, through the same door as every plugin: its data sets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spectok.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from spectok.data.sources import DatasetSource
+
+
+@hookimpl
+def spectok_datasets() -> dict[str, DatasetSource]:
+    """Register the built-in data sets and the presets of the papers."""
+    from spectok.data.sources import builtin_sources
+
+    return builtin_sources()

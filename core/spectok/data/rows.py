@@ -1,0 +1,62 @@
+"""What a data set source hands over: columns of images, labels and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Captions = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An image or shard that cannot be read.
+
+    Args:
+        name: File name, or place in the data set.
+        reason: Why, in a few words.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images of one split in their fixed order, not yet decoded.
+
+    Args:
+        images: One reference per image, anything that
+            :func:`spectok.data.decode.open_image` opens: a path, encoded bytes, the
+            ``{"bytes", "path"}`` of the ``datasets`` library, a uint8 array (H, W) or (H, W, C), or
+            a PIL image.
+        names: How messages call each image. None: ``row 17``.
+        labels: int64 class of each image, shape (N,).
+        captions: The captions of each image; one image may have several.
+        class_names: Name of each class.
+        num_classes: Number of classes where they have no names. None: the largest label plus one.
+        problems: What the source could not read at all.
+        notes: What else a person should know before training, one sentence each.
+        owns_split: Whether this is the split that was asked for; False: the only split there is,
+            from which a part is to be held out.
+    """
+
+    images: Sequence[Any]
+    names: Sequence[str] | None = None
+    labels: np.ndarray | None = None
+    captions: Sequence[Captions] | None = None
+    class_names: list[str] | None = None
+    num_classes: int | None = None
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    owns_split: bool = True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """Return how messages call an image."""
+        return self.names[index] if self.names is not None else f"row {index}"

@@ -1,0 +1,106 @@
+"""Codebook state that is edited outside autograd, kept equal on all ranks.
+
+EMA updates, anchors, resets and revivals write codes that DDP knows nothing about. Every such edit
+goes through these functions: statistics are summed over ranks, replacement candidates are gathered
+or drawn once, and all ranks call the same collectives in the same order whatever their data. With
+one process each function is the identity or a plain draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """Return ``(rank, number of processes)``; ``(0, 1)`` without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@torch.no_grad()
+def sum_over_ranks(*tensors: Tensor) -> list[Tensor]:
+    """Sum tensors of one dtype over all ranks, packed into a single all-reduce."""
+    if world()[1] == 1:
+        return list(tensors)
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.view_as(t) for part, t in zip(parts, tensors)]
+
+
+@torch.no_grad()
+def broadcast_from_main(tensor: Tensor) -> Tensor:
+    """Return rank 0's values on every rank."""
+    if world()[1] == 1:
+        return tensor
+    tensor = tensor.contiguous()
+    dist.broadcast(tensor, src=0)
+    return tensor
+
+
+@torch.no_grad()
+def gather_candidates(
+    vectors: Float[Tensor, "n d"], count: int, generator: torch.Generator
+) -> Float[Tensor, "count d"]:
+    """Draw replacement candidates from the vectors of all ranks, the same on every rank.
+
+    Drawn with replacement, for there may be fewer vectors than codes. Each rank contributes as
+    many rows as it must, so the traffic is ``count`` vectors and not the batch.
+
+    Args:
+        vectors: This rank's vectors; every rank must hold at least one.
+        count: Number of candidates to return.
+        generator: CPU generator in the same state on every rank.
+    """
+    rank, size = world()
+    share = -(-count // size)
+    draws = torch.rand(size, share, generator=generator)
+    rows = (draws[rank].to(vectors.device) * vectors.shape[0]).long()
+    mine = vectors[rows.clamp_(max=vectors.shape[0] - 1)].contiguous()
+    if size == 1:
+        return mine
+    parts = [torch.empty_like(mine) for _ in range(size)]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+
+
+def draw_per_sample(batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one uniform number per image, independent of how the batch is split over ranks.
+
+    Every rank draws for the whole global batch and keeps its own share, so a run with two
+    processes masks the same images as a run with one.
+
+    Args:
+        batch_size: Images on this rank, equal on all ranks.
+        generator: CPU generator; the default one must be seeded alike on all ranks.
+
+    Returns:
+        CPU tensor of shape ``(batch_size,)`` in [0, 1).
+    """
+    rank, size = world()
+    draws = torch.rand(size * batch_size, generator=generator)
+    return draws[rank * batch_size : (rank + 1) * batch_size]
+
+
+@torch.no_grad()
+def clear_moments(
+    parameter: Tensor, rows: Int[Tensor, "r"], optimizers: Iterable[torch.optim.Optimizer]
+) -> None:
+    """Zero the optimiser's running moments of replaced codes.
+
+    Args:
+        parameter: A codebook whose last dimension is the code; all others index codes.
+        rows: Indices into the flattened code dimensions.
+        optimizers: Every optimiser that may hold state for the parameter.
+    """
+    for optimizer in optimizers:
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # unwrap AcceleratedOptimizer
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.view(-1, value.shape[-1])[rows] = 0

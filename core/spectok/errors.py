@@ -1,0 +1,76 @@
+"""Every error spectok raises on purpose.
+
+    SpectokError
+    ├── ConfigError          a recipe, an override or a constructor argument
+    ├── UnknownNameError     a name that no plugin registers
+    ├── PluginError          a plugin that cannot be loaded, or two that claim one name
+    ├── InputError           images or arguments of the wrong size, type or range
+    │   └── TokenError       indices outside their TokenSpec
+    ├── DataError            a data set that is missing, empty or damaged
+    ├── CheckpointError      a saved model or training state that cannot be read or written
+    └── TrainingError        training that cannot go on (a non-finite loss, a wrong launch)
+
+Each message says what was given, the rule it broke and the remedy, on one line where it can.
+The command line prints the message alone and exits with status 2; ``--debug`` adds the trace.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpectokError(Exception):
+    """Base of every error that spectok raises on purpose."""
+
+
+class ConfigError(SpectokError, ValueError):
+    """A recipe, an override or a constructor argument is not valid."""
+
+
+class UnknownNameError(SpectokError, LookupError):
+    """A name was asked for that nothing registers.
+
+    Args:
+        kind: What was looked for, such as ``"tokenizer"``.
+        name: The name that was given.
+        known: The names that exist.
+        note: One more sentence for the message.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], note: str = ""):
+        known = sorted(known)
+        self.kind, self.name, self.known = kind, name, known
+        listing = ", ".join(known) or "none"
+        message = f"unknown {kind} {name!r}{did_you_mean(name, known)}; installed: {listing}"
+        super().__init__(message + (f". {note}" if note else ""))
+
+
+class PluginError(SpectokError):
+    """A plugin cannot be loaded, or two plugins claim one name."""
+
+
+class InputError(SpectokError, ValueError):
+    """Images or arguments have the wrong size, type or range."""
+
+
+class TokenError(InputError):
+    """Indices do not belong to their :class:`~spectok.TokenSpec`."""
+
+
+class DataError(SpectokError):
+    """A data set is missing, empty or damaged."""
+
+
+class CheckpointError(SpectokError):
+    """A saved model or training state cannot be read or written."""
+
+
+class TrainingError(SpectokError):
+    """Training cannot go on."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,60 @@
+"""The whole extension surface of spectok, on one screen.
+
+A plugin is any importable module named by an entry point in the group ``spectok.plugins``::
+
+    [project.entry-points."spectok.plugins"]
+    mine = "my_package.plugin"
+
+It marks functions with :data:`spectok.hookimpl` and *returns* what it registers. Import heavy
+libraries inside the function, not at the top of the module: ``spectok --help`` reads every plugin.
+Names are lowercase; two plugins that claim one name are an error that names both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import typer
+
+    from spectok.data.sources import DatasetSource
+    from spectok.quantizer import Quantizer
+    from spectok.tokenizer import ImageTokenizer
+
+GROUP = "spectok.plugins"
+hookspec = pluggy.HookspecMarker("spectok")
+hookimpl = pluggy.HookimplMarker("spectok")
+
+
+@hookspec
+def spectok_tokenizers() -> dict[str, type[ImageTokenizer]]:  # type: ignore[empty-body]
+    """Return tokenizer classes by key, such as ``{"qgvae": QGVAE}``."""
+
+
+@hookspec
+def spectok_quantizers() -> dict[str, type[Quantizer]]:  # type: ignore[empty-body]
+    """Return quantizer classes by name; every one runs inside every tokenizer."""
+
+
+@hookspec
+def spectok_priors() -> dict[str, type[Any]]:  # type: ignore[empty-body]
+    """Return prior classes by name: models of ``p(indices)`` for any ``TokenSpec``."""
+
+
+@hookspec
+def spectok_datasets() -> dict[str, DatasetSource]:  # type: ignore[empty-body]
+    """Return data set definitions by name."""
+
+
+@hookspec
+def spectok_recipes() -> Path:  # type: ignore[empty-body]
+    """Return a folder of YAML recipes; a recipe's name is its path below it, without suffix."""
+
+
+@hookspec
+def spectok_commands(app: typer.Typer, train: typer.Typer) -> None:
+    """Add commands to ``spectok`` (``app``) and to ``spectok train`` (``train``)."""

@@ -1,0 +1,124 @@
+"""``load_tokenizer`` and ``create_quantizer``: names in, checked objects out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from spectok import registry
+from spectok.errors import CheckpointError, ConfigError, UnknownNameError
+from spectok.modeling import read_config
+from spectok.quantizer import Quantizer
+from spectok.schema import SUPPLIED, validate_options
+from spectok.tokenizer import ImageTokenizer
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> ImageTokenizer:
+    """Build a fresh tokenizer from its key, or load a trained one.
+
+    Args:
+        name_or_path: A registered key (``"qgvae"``), a directory, or a hub id (``"user/model"``).
+        **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
+            ``subfolder``, ``revision`` and the like; its architecture cannot be overridden.
+
+    Returns:
+        A fresh model in training mode, or a trained one in eval mode.
+
+    Raises:
+        UnknownNameError: If it is neither a key, a directory nor a hub id.
+        ConfigError: If an option is unknown, of the wrong type or out of range.
+        CheckpointError: If saved weights cannot be trusted or do not fit.
+    """
+    name = os.fspath(name_or_path)
+    if name in registry.list_tokenizers():
+        cls = registry.get_tokenizer(name)
+        return cls(**validate_options(cls, overrides, name))
+    if Path(name).is_dir():
+        return load_folder(Path(name), **overrides)
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
+        return _load_from_hub(name, **overrides)
+    if "/" in name:
+        raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
+    raise UnknownNameError(
+        "tokenizer", name, registry.list_tokenizers(), "A directory or hub id also works"
+    )
+
+
+def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:
+    """Load a trained tokenizer of any registered class from a directory."""
+    root = folder / str(overrides.get("subfolder") or "")
+    return class_of(read_config(root), str(root)).from_pretrained(folder, **overrides)
+
+
+def class_of(config: dict[str, Any], place: str) -> type[ImageTokenizer]:
+    """Return the registered class that a saved config names.
+
+    Raises:
+        CheckpointError: If no installed plugin provides it.
+    """
+    wanted = config.get("_class_name")
+    classes = {cls.__name__: cls for cls in registry.list_registered("tokenizer").values()}
+    if wanted not in classes:
+        raise CheckpointError(
+            f"{place} holds a {wanted}, which no installed plugin provides as a tokenizer; "
+            f"installed: {', '.join(sorted(classes))}"
+        )
+    return classes[wanted]
+
+
+def create_quantizer(
+    name: str, *, dim: int, num_tokens: int, codebook_size: int, **options: Any
+) -> Quantizer:
+    """Build a registered quantizer.
+
+    Args:
+        name: A registered name, such as ``"ema"``.
+        dim: Length D of each vector.
+        num_tokens: Number N of vectors per image.
+        codebook_size: Codes per codebook.
+        **options: The quantizer's own options.
+
+    Raises:
+        UnknownNameError: If nothing registers the name.
+        ConfigError: If an option is unknown, of the wrong type or out of range.
+    """
+    cls = registry.get_quantizer(name)
+    options = validate_options(cls, options, f"quantizer {name!r}", SUPPLIED["quantizer"])
+    return cls(dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, **options)
+
+
+def build_quantizer(
+    option: str | dict[str, Any], *, dim: int, num_tokens: int, codebook_size: int
+) -> Quantizer:
+    """Build the quantizer that a tokenizer's ``quantizer`` argument names.
+
+    Args:
+        option: A name, or a mapping with ``name`` and options.
+        dim: Length D of each vector.
+        num_tokens: Number N of vectors per image.
+        codebook_size: Codes per codebook.
+    """
+    options = {"name": option} if isinstance(option, str) else dict(option)
+    if "name" not in options:
+        raise ConfigError(f"quantizer: needs a name, or a mapping with the key 'name': {option!r}")
+    return create_quantizer(
+        dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, **options
+    )
+
+
+def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
+    from huggingface_hub import hf_hub_download
+
+    keys = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    chosen = {k: overrides[k] for k in keys if k in overrides}
+    try:
+        path = hf_hub_download(repo_id, "config.json", **chosen)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise CheckpointError(
+            f"cannot fetch {repo_id!r}: {type(error).__name__}: {reason}. It is neither a "
+            f"registered key ({', '.join(registry.list_tokenizers())}) nor a local directory"
+        ) from error
+    cls = class_of(read_config(Path(path).parent), repo_id)
+    return cls.from_pretrained(repo_id, **overrides)

@@ -1,0 +1,141 @@
+"""Saving and loading with the checks that diffusers leaves out.
+
+``from_pretrained`` of diffusers only warns when weights are missing or belong to another class,
+and falls back to pickles. Everything spectok saves goes through :class:`SpectokModel` instead:
+safetensors only, the class recorded in the config must match, every weight must be there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+from spectok.errors import CheckpointError, ConfigError
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+class SpectokModel(ModelMixin, ConfigMixin):
+    """A diffusers model whose loading fails loudly and whose saving is all or nothing."""
+
+    config_name = CONFIG_NAME
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a saved model, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: A directory or a hub id.
+            **kwargs: What diffusers accepts (``torch_dtype``, ``subfolder``, ``revision``, …).
+
+        Raises:
+            CheckpointError: If the directory, class, weights or shapes are not those of this class.
+        """
+        place = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if folder.is_dir():
+            check_class(read_config(folder), cls.__name__, place)
+        elif _looks_like_path(pretrained_model_name_or_path):
+            raise CheckpointError(f"{place} is not a directory; give a saved model or a hub id")
+        want_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ConfigError, CheckpointError):
+            raise
+        except Exception as error:
+            raise CheckpointError(f"cannot load {place}: {_first_line(error)}") from error
+        check_class(dict(model.config), cls.__name__, place)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            if names := info.get(problem):
+                shown = ", ".join(map(str, list(names)[:3])) + (" …" if len(names) > 3 else "")
+                raise CheckpointError(
+                    f"{place} does not fit {cls.__name__}: {problem.replace('_', ' ')} "
+                    f"({len(names)}): {shown}"
+                )
+        return (model, info) if want_info else model
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save config and safetensors weights: all of it, or nothing.
+
+        Written beside the target and renamed, so that a full disk leaves an earlier model there
+        untouched.
+
+        Raises:
+            CheckpointError: If writing fails.
+        """
+        target = Path(save_directory)
+        if target.is_file():
+            raise CheckpointError(f"{target} is a file; give a directory to save into")
+        push = kwargs.pop("push_to_hub", False)
+        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            super().save_pretrained(temporary, **kwargs, safe_serialization=True)
+            install(temporary, target)
+        except Exception as error:
+            raise CheckpointError(f"cannot save to {target}: {_first_line(error)}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if push:
+            raise CheckpointError("save first, then call push_to_hub(repo_id)")
+
+
+def install(temporary: Path, target: Path) -> None:
+    """Move finished files into a directory, one atomic rename each; weights before config."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".json"):
+        os.replace(path, target / path.name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a model's ``config.json``.
+
+    Raises:
+        CheckpointError: If it is missing or is not JSON.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_NAME}; is it a saved model?")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return config
+
+
+def check_class(config: dict[str, Any], expected: str, place: str) -> None:
+    """Refuse a config that was saved by another class.
+
+    Raises:
+        CheckpointError: Names both classes.
+    """
+    found = config.get("_class_name")
+    if found != expected:
+        raise CheckpointError(f"{place} holds a {found or 'model of no known class'}, not {expected}")
+
+
+def _describe(path: Any, subfolder: str | None) -> str:
+    return f"{path}/{subfolder}" if subfolder else str(path)
+
+
+def _looks_like_path(name: Any) -> bool:
+    text = os.fspath(name)
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or os.sep != "/"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+__all__ = ["SAFETENSORS_WEIGHTS_NAME", "SpectokModel", "check_class", "install", "read_config"]

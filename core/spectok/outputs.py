@@ -1,0 +1,42 @@
+"""The results that tokenizers and quantizers return: dataclasses with named fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass
+class QuantizerOutput:
+    """What a quantizer makes of a batch of vectors.
+
+    Args:
+        z_q: Quantised vectors. In training their gradient passes straight through to ``z``.
+        indices: int64, one index per vector and level.
+        losses: Weighted scalar terms; the training objective is their sum.
+        metrics: Scalar tensors worth logging, without gradient.
+    """
+
+    z_q: Float[Tensor, "b n d"]
+    indices: Int[Tensor, "b n l"]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class TokenizerOutput:
+    """What a tokenizer makes of a batch of images.
+
+    Args:
+        reconstruction: Decoded images in [-1, 1] (not clamped).
+        indices: int64, one row of T tokens per image, laid out as the ``TokenSpec`` says.
+        losses: Weighted scalar terms; the training objective is their sum.
+        metrics: Scalar tensors worth logging, without gradient.
+    """
+
+    reconstruction: Float[Tensor, "b c h w"]
+    indices: Int[Tensor, "b t"]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)

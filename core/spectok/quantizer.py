@@ -1,0 +1,158 @@
+"""The quantizer contract: vectors ``(B, N, D)`` in, indices ``(B, N, L)`` and vectors out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spectok.errors import InputError
+from spectok.outputs import QuantizerOutput
+from spectok.token_spec import CodebookKind, Level
+
+
+@dataclass(frozen=True)
+class QuantizerLevel:
+    """What one level of a quantizer contributes to the ``TokenSpec``.
+
+    Args:
+        vocab_size: Values an index of this level can take.
+        codebook: ``"shared"``, ``"position"`` or ``"path"``; see :class:`~spectok.Level`.
+        num_codebooks: Codebooks of a ``"position"`` level.
+    """
+
+    vocab_size: int
+    codebook: CodebookKind = "shared"
+    num_codebooks: int = 1
+
+    def at(self, shape: Sequence[int]) -> Level:
+        """Return this level laid out on a token shape."""
+        return Level(tuple(shape), self.vocab_size, self.codebook, self.num_codebooks)
+
+
+class Quantizer(nn.Module, ABC):
+    """Maps each of N vectors to its nearest code, at one or more levels.
+
+    A subclass's constructor takes ``dim``, ``num_tokens`` and ``codebook_size`` by keyword, then
+    its own options; that signature is the schema of the recipe section ``quantizer:``. A subclass
+    defines :attr:`levels`, :meth:`quantize` and :meth:`lookup`. Distances, updates and losses run
+    in float32: :meth:`forward` leaves autocast before it calls :meth:`quantize`.
+
+    Codes that are edited outside autograd are edited in :meth:`after_step`, once per optimiser
+    step, with the functions of :mod:`spectok.distributed`; never in eval mode.
+
+    Args:
+        dim: Length D of each vector.
+        num_tokens: Number N of vectors per image.
+        codebook_size: Number of codes in each codebook.
+    """
+
+    def __init__(self, *, dim: int, num_tokens: int, codebook_size: int):
+        super().__init__()
+        for name, value in [("dim", dim), ("num_tokens", num_tokens)]:
+            if value < 1:
+                raise InputError(f"{name} {value} must be at least 1")
+        if codebook_size < 1:
+            raise InputError(f"codebook_size {codebook_size} must be at least 1")
+        self.dim, self.num_tokens, self.codebook_size = dim, num_tokens, codebook_size
+
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[QuantizerLevel, ...]:
+        """The levels this quantizer contributes to the ``TokenSpec``, coarse to fine."""
+
+    @abstractmethod
+    def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
+        """Quantise float32 vectors outside autocast; see :meth:`forward`."""
+
+    @abstractmethod
+    def lookup(self, indices: Int[Tensor, "b n l"]) -> Float[Tensor, "b n d"]:
+        """Return the vectors that indices stand for: the ``z_q`` of :meth:`forward`."""
+
+    def forward(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
+        """Quantise a batch of vectors.
+
+        Args:
+            z: Vectors of the declared ``num_tokens`` and ``dim``.
+
+        Returns:
+            ``z_q`` float32 with a straight-through gradient, int64 indices, weighted losses.
+
+        Raises:
+            InputError: If the shape differs from ``(B, num_tokens, dim)``.
+        """
+        if z.ndim != 3 or z.shape[1:] != (self.num_tokens, self.dim):
+            raise InputError(
+                f"vectors of shape {tuple(z.shape)} are not (B, {self.num_tokens}, {self.dim})"
+            )
+        with torch.autocast(z.device.type, enabled=False):
+            return self.quantize(z.float())
+
+    @torch.no_grad()
+    def encode(self, z: Float[Tensor, "b n d"]) -> Int[Tensor, "b n l"]:
+        """Return the indices of vectors as in eval mode, leaving training statistics untouched."""
+        training = self.training
+        self.eval()
+        try:
+            return self(z).indices
+        finally:
+            self.train(training)
+
+    def before_step(self) -> None:  # noqa: B027 - most quantizers have nothing to do here
+        """Read gradients: called once per optimiser step, synchronised and unscaled, unclipped."""
+
+    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:  # noqa: B027
+        """Edit codes: called once after each optimiser step, on every rank."""
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the codes bit for bit; send their gradient to the encoder."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, z_q: Tensor) -> Tensor:
+        return z_q.clone()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
+    """Return exactly ``z_q``, with the gradient of ``z`` (van den Oord et al. 2017, section 3.2).
+
+    The usual ``z + (z_q - z).detach()`` rounds, so that training would decode slightly other
+    vectors than ``decode(indices)`` does.
+    """
+    return _StraightThrough.apply(z, z_q)  # type: ignore[return-value]
+
+
+def codebook_losses(
+    z: Tensor, z_q: Tensor, *, codebook_weight: float, commitment_weight: float
+) -> dict[str, Tensor]:
+    """Return the weighted codebook and commitment terms (van den Oord et al. 2017, Eq. 3).
+
+    Args:
+        z: Encoder vectors.
+        z_q: Their codes, with gradient to the codebook.
+        codebook_weight: Weight of ``|sg[z] - z_q|^2``, which moves the codes; 0 leaves it out.
+        commitment_weight: Weight of ``|z - sg[z_q]|^2``, which moves the encoder.
+    """
+    losses = {"commitment": commitment_weight * (z - z_q.detach()).square().mean()}
+    if codebook_weight:
+        losses["codebook"] = codebook_weight * (z.detach() - z_q).square().mean()
+    return losses
+
+
+@torch.no_grad()
+def perplexity(counts: Float[Tensor, "*g k"]) -> Float[Tensor, "*g"]:
+    """Return ``exp(entropy)`` of the code frequencies: how many codes are in effective use.
+
+    Args:
+        counts: How often each code was chosen; any leading dimensions are separate codebooks.
+    """
+    p = counts / counts.sum(-1, keepdim=True).clamp_min(1)
+    return torch.exp(-(p * torch.log(p.clamp_min(1e-12))).sum(-1))

@@ -1,0 +1,92 @@
+"""Look up what plugins register: tokenizers, quantizers, priors, data sets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spectok import plugins
+from spectok.errors import PluginError, UnknownNameError
+
+if TYPE_CHECKING:
+    from spectok.data.sources import DatasetSource
+    from spectok.quantizer import Quantizer
+    from spectok.tokenizer import ImageTokenizer
+
+HOOKS = {
+    "tokenizer": "spectok_tokenizers",
+    "quantizer": "spectok_quantizers",
+    "prior": "spectok_priors",
+    "dataset": "spectok_datasets",
+}
+
+
+def list_registered(kind: str) -> dict[str, Any]:
+    """Return every registered object of one kind by name, sorted.
+
+    Args:
+        kind: One of ``"tokenizer"``, ``"quantizer"``, ``"prior"``, ``"dataset"``.
+    """
+    found = plugins.installed().collect(HOOKS[kind])
+    return {name: found[name][0] for name in sorted(found)}
+
+
+def provider(kind: str, name: str) -> str:
+    """Return the distribution (``"package version"``) that registers a name."""
+    return plugins.installed().collect(HOOKS[kind])[name][1].distribution
+
+
+def get_registered(kind: str, name: str) -> Any:
+    """Return one registered object.
+
+    Raises:
+        UnknownNameError: If nothing registers the name; lists what is installed.
+        PluginError: If the plugin of that name is installed but does not load.
+    """
+    found = list_registered(kind)
+    if name in found:
+        return found[name]
+    broken = plugins.installed().broken
+    if name in broken:
+        raise PluginError(f"{kind} {name!r} belongs to a plugin that fails to load: {broken[name]}")
+    note = f"Plugins that failed to load: {', '.join(sorted(broken))}" if broken else ""
+    raise UnknownNameError(kind, name, found, note)
+
+
+def list_tokenizers() -> list[str]:
+    """Return the keys of all registered tokenizers."""
+    return list(list_registered("tokenizer"))
+
+
+def list_quantizers() -> list[str]:
+    """Return the names of all registered quantizers."""
+    return list(list_registered("quantizer"))
+
+
+def list_priors() -> list[str]:
+    """Return the names of all registered priors."""
+    return list(list_registered("prior"))
+
+
+def list_datasets() -> list[str]:
+    """Return the names of all registered data sets."""
+    return list(list_registered("dataset"))
+
+
+def get_tokenizer(name: str) -> type[ImageTokenizer]:
+    """Return a registered tokenizer class."""
+    return get_registered("tokenizer", name)
+
+
+def get_quantizer(name: str) -> type[Quantizer]:
+    """Return a registered quantizer class."""
+    return get_registered("quantizer", name)
+
+
+def get_prior(name: str) -> type[Any]:
+    """Return a registered prior class."""
+    return get_registered("prior", name)
+
+
+def get_dataset(name: str) -> DatasetSource:
+    """Return a registered data set definition."""
+    return get_registered("dataset", name)

@@ -1,0 +1,164 @@
+"""The constructor signature is the schema.
+
+A plugin author writes an annotated constructor once; recipes, overrides and ``load_tokenizer``
+are validated against it, with one line per problem: the dotted path, the rule, the closest match.
+
+Ranges are written as ``Annotated[int, Field(ge=1)]``; an argument that names another registered
+object is written as ``Annotated[str | dict[str, Any], Registered("quantizer")]``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from spectok import registry
+from spectok.errors import ConfigError, UnknownNameError, did_you_mean
+
+SUPPLIED = {"quantizer": ("dim", "num_tokens", "codebook_size"), "prior": ("token_spec",)}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Marks an argument whose value is the name, or ``{name: …, option: …}``, of a registered kind.
+
+    Args:
+        kind: ``"quantizer"``, ``"tokenizer"``, ``"prior"`` or ``"dataset"``.
+    """
+
+    kind: str
+
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+QuantizerOption = Annotated[str | dict[str, Any], Registered("quantizer")]
+
+
+class Section(BaseModel):
+    """Base of the typed sections of a recipe: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+
+@functools.lru_cache(maxsize=256)
+def section_model(function: Callable[..., Any], supplied: tuple[str, ...] = ()) -> type[BaseModel]:
+    """Derive a pydantic model from a constructor's signature.
+
+    Args:
+        function: A class or function with annotated arguments.
+        supplied: Arguments that the caller provides and a recipe may not.
+    """
+    init = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(inspect.unwrap(init), include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in supplied or parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (_lenient_sequences(hints.get(name, Any)), default)
+    return create_model(getattr(function, "__name__", "Options"), __base__=Section, **fields)
+
+
+def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
+    """Validate ``"name"`` or ``{name: …, option: …}`` of a registered kind; fill in defaults.
+
+    Args:
+        kind: ``"quantizer"``, ``"tokenizer"``, ``"prior"``.
+        value: What the recipe or caller gave.
+        path: Dotted path of the section, for messages; by default the kind.
+
+    Returns:
+        A plain dict with ``name`` and every option.
+
+    Raises:
+        ConfigError: One line per problem.
+        UnknownNameError: If nothing registers the name.
+    """
+    path = path or kind
+    options = {"name": value} if isinstance(value, str) else value
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        raise ConfigError(f"{path}: needs a name, or a mapping with the key 'name' (got {value!r})")
+    name, rest = options["name"], {k: v for k, v in options.items() if k != "name"}
+    try:
+        target = registry.get_registered(kind, name)
+    except UnknownNameError as error:
+        raise ConfigError(f"{path}.name: {error}") from error
+    return {"name": name} | validate_options(target, rest, path, SUPPLIED.get(kind, ()))
+
+
+def validate_options(
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    path: str,
+    supplied: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Validate keyword options against a constructor's signature; fill in defaults.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+    """
+    model = section_model(function, supplied)
+    resolved = validate_section(model, options, path)
+    dumped = resolved.model_dump(mode="json")
+    for name, field in model.model_fields.items():
+        for marker in field.metadata:
+            if isinstance(marker, Registered) and dumped[name] is not None:
+                dumped[name] = validate_named(marker.kind, dumped[name], _join(path, name))
+    return dumped
+
+
+def validate_section(model: type[SectionT], data: Any, path: str) -> SectionT:
+    """Validate one section; turn pydantic's report into one line per problem.
+
+    Raises:
+        ConfigError: With the dotted path, the value and, for a key, the closest known one.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(problem, model, path) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def unknown_key(path: str, key: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a key that a section does not have."""
+    known = list(known)
+    listing = ", ".join(known) or "none"
+    return ConfigError(
+        f"{_join(path, key)}: unknown key{did_you_mean(key, known)}; known: {listing}"
+    )
+
+
+def _explain(problem: Any, model: type[BaseModel], path: str) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return str(unknown_key(path, where, _known_at(model, problem["loc"][:-1])))
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+    return f"{_join(path, where)}: {message}{shown}"
+
+
+def _known_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        model = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+            return []
+    return list(model.model_fields)
+
+
+def _lenient_sequences(hint: Any) -> Any:
+    """Accept a YAML list where a signature says tuple; everything else stays strict."""
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    options = typing.get_args(base) if typing.get_origin(base) not in (tuple, list) else (base,)
+    if any(typing.get_origin(option) is tuple for option in options or (base,)):
+        return Annotated[hint, Field(strict=False)]
+    return hint
+
+
+def _join(path: str, key: str) -> str:
+    return ".".join(part for part in (path, key) if part)

@@ -1,0 +1,233 @@
+"""The tokenizer contract, and the one pipeline of five boxes that every tokenizer is.
+
+    images (B,C,H,W) in [-1,1]
+      | encoder                 network
+    latents (B,c,h,w)           continuous and image-shaped
+      | token_space.to_vectors
+    z (B,N,D)                   the N units that are quantised
+      | quantizer               nearest code(s)
+    indices (B,N,L), z_q (B,N,D)
+      | token_space.to_latents
+    latents (B,c,h,w)
+      | decoder                 network
+    images (B,C,H,W)
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spectok.errors import InputError
+from spectok.modeling import SpectokModel
+from spectok.outputs import TokenizerOutput
+from spectok.quantizer import Quantizer
+from spectok.token_spec import Prefix, TokenSpec
+
+
+class TokenSpace(nn.Module, ABC):
+    """How latents become the N vectors that are quantised, and back.
+
+    Args:
+        shape: Layout of the N tokens: ``(T,)`` or ``(h, w)``.
+        dim: Length D of each vector.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dim: int):
+        super().__init__()
+        self.shape, self.dim = tuple(shape), dim
+
+    @property
+    def num_tokens(self) -> int:
+        """Number N of vectors per image."""
+        return int(torch.Size(self.shape).numel())
+
+    @abstractmethod
+    def to_vectors(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Turn latents into the vectors that are quantised."""
+
+    @abstractmethod
+    def to_latents(
+        self, z_q: Float[Tensor, "b n d"], keep: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Turn quantised vectors back into latents.
+
+        Args:
+            z_q: Quantised vectors; nothing else may reach the decoder.
+            keep: Number of leading tokens to use per image, where a prefix decodes; None for all.
+        """
+
+
+class ImageTokenizer(SpectokModel, ABC):
+    """An autoencoder that turns an image into a short list of integers and back.
+
+    A subclass's constructor, decorated with ``register_to_config``, builds the four boxes
+    ``encoder``, ``token_space``, ``quantizer`` and ``decoder``, and sets ``image_shape`` and
+    ``latent_shape``. Its annotated signature is the schema of the recipe section ``tokenizer:``.
+
+    Attributes:
+        image_shape: ``(C, H, W)`` of the images.
+        latent_shape: ``(c, h, w)`` of the latents.
+    """
+
+    encoder: nn.Module
+    token_space: TokenSpace
+    quantizer: Quantizer
+    decoder: nn.Module
+    image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    prefix: Prefix = "none"
+
+    _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
+
+    @functools.cached_property
+    def token_spec(self) -> TokenSpec:
+        """Layout of this tokenizer's tokens; everything downstream reads only this."""
+        shape = self.token_space.shape
+        levels = tuple(level.at(shape) for level in self.quantizer.levels)
+        return TokenSpec(levels, order="level", prefix=self.prefix)
+
+    # -- the pipeline ----------------------------------------------------------------------------
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> TokenizerOutput:
+        """Encode, quantise and decode; return everything training needs.
+
+        Args:
+            images: In [-1, 1], of ``image_shape``.
+        """
+        z = self.token_space.to_vectors(self.encode_latents(images))
+        quantized = self.quantizer(z)
+        keep = self.draw_prefix(images.shape[0]) if self.training else None
+        if keep is not None:
+            keep = keep.to(images.device)
+        latents = self.token_space.to_latents(quantized.z_q.to(z.dtype), keep)
+        reconstruction = self.decoder(latents)
+        losses = self.reconstruction_losses(images, reconstruction) | quantized.losses
+        indices = self._to_sequence(quantized.indices)
+        return TokenizerOutput(reconstruction, indices, losses, quantized.metrics)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
+        """Turn images in [-1, 1] into int64 tokens laid out as :attr:`token_spec` says."""
+        z = self.token_space.to_vectors(self.encode_latents(images))
+        return self._to_sequence(self.quantizer.encode(z))
+
+    def decode(
+        self, indices: Int[Tensor, "b t"], num_tokens: int | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Turn tokens into images, about [-1, 1] (not clamped).
+
+        Args:
+            indices: int64 tokens, always T per image.
+            num_tokens: Use only the first k tokens, where :attr:`token_spec` says a prefix decodes.
+
+        Raises:
+            TokenError: If indices are outside the spec.
+            InputError: If no prefix of that length decodes.
+        """
+        spec = self.token_spec
+        spec.validate(indices)
+        if num_tokens is not None and num_tokens not in spec.decodable_prefixes:
+            raise InputError(
+                f"num_tokens {num_tokens} does not decode on its own; this tokenizer decodes "
+                f"{_describe_prefixes(spec)}"
+            )
+        vectors_indices, keep = self._from_sequence(indices), None
+        if num_tokens is not None and spec.prefix == "levels":
+            level = spec.decodable_prefixes.index(num_tokens) + 1
+            vectors_indices = vectors_indices[..., :level]
+        elif num_tokens is not None and spec.prefix == "tokens":
+            keep = torch.full(indices.shape[:1], num_tokens, device=indices.device)
+        z_q = self.quantizer.lookup(vectors_indices).to(self.dtype)
+        return self.decoder(self.token_space.to_latents(z_q, keep))
+
+    def embed(self, indices: Int[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
+        """Return the quantised vectors that tokens stand for."""
+        self.token_spec.validate(indices)
+        return self.quantizer.lookup(self._from_sequence(indices))
+
+    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the continuous latents before quantisation, of ``latent_shape``.
+
+        Raises:
+            InputError: If the images are not of ``image_shape``.
+        """
+        self.check_images(images)
+        return self.encoder(images)
+
+    def decode_latents(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Quantise continuous latents and decode them: what latent diffusion calls."""
+        z = self.token_space.to_vectors(latents)
+        return self.decode(self._to_sequence(self.quantizer.encode(z)))
+
+    # -- what a subclass may change --------------------------------------------------------------
+
+    @abstractmethod
+    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Return the weighted terms that compare reconstruction and images."""
+
+    def draw_prefix(self, batch_size: int) -> Int[Tensor, "b"] | None:
+        """Draw how many leading tokens each training image keeps; None to keep all."""
+        return None
+
+    def before_step(self) -> None:
+        """Call once per optimiser step, when gradients are synchronised and not yet clipped."""
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.before_step()
+
+    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        """Call once after each optimiser step, on every rank: codebooks are edited here."""
+        optimizers = list(optimizers)
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.after_step(optimizers)
+
+    # -- shapes ----------------------------------------------------------------------------------
+
+    def check_images(self, images: Tensor) -> None:
+        """Check the shape of a batch.
+
+        Raises:
+            InputError: Says what was given and what this tokenizer takes.
+        """
+        if images.ndim != 4 or tuple(images.shape[1:]) != tuple(self.image_shape):
+            raise InputError(
+                f"images of shape {tuple(images.shape)} do not fit this {type(self).__name__}: it "
+                f"takes (B, {', '.join(map(str, self.image_shape))}); resize or crop them"
+            )
+
+    def _to_sequence(self, indices: Int[Tensor, "b n l"]) -> Int[Tensor, "b t"]:
+        shape = self.token_space.shape
+        return self.token_spec.flatten([part.reshape(-1, *shape) for part in indices.unbind(-1)])
+
+    def _from_sequence(self, indices: Int[Tensor, "b t"]) -> Int[Tensor, "b n l"]:
+        levels = self.token_spec.unflatten(indices)
+        return torch.stack([level.flatten(1) for level in levels], dim=-1)
+
+
+def check_divisible(image_size: int, factor: int) -> None:
+    """Check that a downsample factor divides the image size.
+
+    Raises:
+        InputError: With the nearest larger size that works.
+    """
+    if image_size % factor:
+        fit = (image_size // factor + 1) * factor
+        raise InputError(
+            f"image_size {image_size} is not divisible by downsample_factor {factor}; resize or "
+            f"crop to a multiple, e.g. {fit}"
+        )
+
+
+def _describe_prefixes(spec: TokenSpec) -> str:
+    if spec.prefix == "tokens":
+        return f"any number of tokens from 0 to {spec.num_tokens}"
+    lengths: Any = ", ".join(map(str, spec.decodable_prefixes))
+    return f"only {lengths} tokens"
