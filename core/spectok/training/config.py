@@ -1,0 +1,62 @@
+"""The ``train:`` section of every recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from spectok.schema import Section
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+FREE_TO_CHANGE = ("steps", "log_every", "save_every", "sample_every", "keep_last", "tracker")
+"""Settings that a resumed run may change; every other one would make it another run."""
+
+
+class TrainConfig(Section):
+    """How long, how fast and how exactly to train.
+
+    Args:
+        steps: Optimiser steps.
+        batch_size: Samples per process and micro-batch. The global batch is ``batch_size`` times
+            the number of processes times ``gradient_accumulation``.
+        gradient_accumulation: Micro-batches per optimiser step. The last step of an epoch takes
+            the micro-batches that are left.
+        optimizer: ``adam``, or ``adamw`` with decoupled weight decay.
+        learning_rate: Peak learning rate.
+        betas: Decay of the optimiser's first and second moments.
+        weight_decay: Weight decay, on parameters of two or more dimensions only.
+        lr_schedule: After the warm-up: ``constant``, or down to zero at ``steps`` as ``linear`` or
+            ``cosine``.
+        warmup_steps: Steps over which the learning rate rises linearly from zero.
+        max_grad_norm: Clip the gradient to this norm. None: no clipping.
+        mixed_precision: Autocast type. Quantizers run in float32 whatever this says.
+        ema_decay: Keep an exponential moving average of the weights, and save that as the final
+            model. None: save the weights themselves.
+        log_every: Steps between lines of the log; each line holds the means since the last.
+        save_every: Steps between checkpoints. One is always written at the end.
+        sample_every: Steps between sample images. None: none.
+        keep_last: Checkpoints to keep.
+        num_workers: Worker processes that load data. 0: load in the training process.
+        tracker: Where curves go besides ``log.jsonl``. None: nowhere else.
+    """
+
+    steps: int = Field(10_000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    learning_rate: float = Field(3e-4, gt=0)
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), strict=False)
+    weight_decay: float = Field(0.0, ge=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float | None = Field(None, gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    ema_decay: Fraction | None = None
+    log_every: int = Field(50, ge=1)
+    save_every: int = Field(1_000, ge=1)
+    sample_every: int | None = Field(1_000, ge=1)
+    keep_last: int = Field(2, ge=1)
+    num_workers: int = Field(0, ge=0)
+    tracker: Literal["tensorboard", "wandb"] | None = None
