@@ -1,0 +1,69 @@
+"""Settings for every test: offline, one thread, seeded, no state left behind by accelerate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any library is imported: look-ups on a hub would otherwise retry for half a minute, and
+# two threads on a busy two-core machine are many times slower than one.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jaxtyping
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _modules_with_shapes() -> list[str]:
+    """Return the modules of this repository whose signatures carry shapes."""
+    found = []
+    for source in ("core", "plugins", "generation"):
+        for path in sorted((ROOT / source).glob("spectok*/**/*.py")):
+            if "from jaxtyping import" in path.read_text(encoding="utf-8"):
+                parts = path.relative_to(ROOT / source).with_suffix("").parts
+                found.append(".".join(parts).removesuffix(".__init__"))
+    return found
+
+
+# Shapes in signatures are compiled into checks here and switched on by `checked_shapes`; off, they
+# cost one comparison per call. They stay off elsewhere, because they fire before our own messages.
+jaxtyping.config.update("jaxtyping_disable", True)
+jaxtyping.install_import_hook(_modules_with_shapes(), "beartype.beartype")
+
+import random  # noqa: E402
+import sys  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def checked_shapes():
+    """Check the shapes written in spectok's signatures at every call."""
+    jaxtyping.config.update("jaxtyping_disable", False)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Start every test from the same random state."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries draw from the global state
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Forget the Accelerator of a test: a second one with other settings would be refused."""
+    yield
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
