@@ -15,7 +15,8 @@ from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils.constants import CONFIG_NAME
+from torch import nn
 
 from spectok.errors import CheckpointError, ConfigError
 
@@ -26,6 +27,10 @@ class SpectokModel(ModelMixin, ConfigMixin):
     """A diffusers model whose loading fails loudly and whose saving is all or nothing."""
 
     config_name = CONFIG_NAME
+
+    def __getattr__(self, name: str) -> Any:
+        """Find modules before config keys: a config key may share a submodule's name."""
+        return nn.Module.__getattr__(self, name)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -130,12 +135,10 @@ def _describe(path: Any, subfolder: str | None) -> str:
 
 def _looks_like_path(name: Any) -> bool:
     text = os.fspath(name)
-    return text.startswith((".", "/", "~")) or text.count("/") > 1 or os.sep != "/"
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
-
-__all__ = ["SAFETENSORS_WEIGHTS_NAME", "SpectokModel", "check_class", "install", "read_config"]

@@ -1,0 +1,1 @@
+"""QG-VAE: global tokens with a codebook each (Elsner et al. 2024)."""

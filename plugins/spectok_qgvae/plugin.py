@@ -1,0 +1,23 @@
+"""Registers the tokenizer ``qgvae`` and the quantizer ``voronoi``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spectok import hookimpl
+
+
+@hookimpl
+def spectok_tokenizers() -> dict[str, Any]:
+    """Register ``qgvae``."""
+    from spectok_qgvae.model import QGVAE
+
+    return {"qgvae": QGVAE}
+
+
+@hookimpl
+def spectok_quantizers() -> dict[str, Any]:
+    """Register ``voronoi``."""
+    from spectok_qgvae.quantizer import VoronoiQuantizer
+
+    return {"voronoi": VoronoiQuantizer}

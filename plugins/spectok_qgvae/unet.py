@@ -1,0 +1,182 @@
+"""The U-Net of QG-VAE: residual blocks that see the input again at every level.
+
+There are no skip connections between the way down and the way up. Instead, each residual block
+adds a projection of the network's input and of a positional code, resized to its level.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from spectok.tokenizer import check_divisible
+from torch import Tensor, nn
+
+NUM_FREQUENCIES = 16
+MAX_GROUPS = 16
+SMALLEST_MAP = 8
+
+
+def positional_code(size: int) -> Float[Tensor, "1 c size size"]:
+    """Return sines and cosines of both coordinates at frequencies 2^0 … 2^15, 64 channels."""
+    coordinate = torch.arange(size) / size
+    angles = 2.0 ** torch.arange(NUM_FREQUENCIES)[:, None] * coordinate  # (16, size)
+    waves = torch.cat([angles.sin(), angles.cos()])  # (32, size)
+    across = waves[:, None, :].expand(-1, size, -1)
+    down = waves[:, :, None].expand(-1, -1, size)
+    return torch.cat([across, down]).unsqueeze(0)
+
+
+class ConditionedBlock(nn.Module):
+    """Norm, SiLU, 3x3 convolution, twice, on an input to which the condition is added.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        condition_channels: Channels of the condition.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, condition_channels: int):
+        super().__init__()
+        self.condition = nn.Conv2d(condition_channels, in_channels, 1, bias=False)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.body = nn.Sequential(
+            nn.GroupNorm(_groups(in_channels), in_channels),
+            nn.SiLU(),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(_groups(out_channels), out_channels),
+            nn.SiLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Apply the block; ``condition`` has the height and width of ``x``."""
+        x = x + self.condition(condition)
+        return self.shortcut(x) + self.body(x)
+
+
+class Stage(nn.Module):
+    """Conditioned blocks at one resolution, with a 3x3 convolution before or after them.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        condition_channels: Channels of the condition.
+        num_blocks: Conditioned blocks; the first changes the width.
+        convolution_first: Whether the 3x3 convolution comes before the blocks or after.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        condition_channels: int,
+        num_blocks: int,
+        convolution_first: bool,
+    ):
+        super().__init__()
+        channels = in_channels if convolution_first else out_channels
+        self.convolution_first = convolution_first
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ConditionedBlock(in_channels if i == 0 else out_channels, out_channels, condition_channels)
+            for i in range(num_blocks)
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Apply the stage."""
+        if self.convolution_first:
+            x = self.convolution(x)
+        for block in self.blocks:
+            x = block(x, condition)
+        return x if self.convolution_first else self.convolution(x)
+
+
+class ConditionedUNet(nn.Module):
+    """A U-Net between two resolutions, conditioned on its own input at every level.
+
+    Level i works at ``size / 2^i``, the last at 8 pixels or just below. The way down starts at
+    level ``start``, the way up ends at level ``end``.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        size: Resolution of level 0, in pixels.
+        start: Level of the input: 0 for an encoder, f for a decoder.
+        end: Level of the output: f for an encoder, 0 for a decoder.
+        widths: Channels at the top of each level and, last, at the bottom: one more than levels.
+        num_blocks: Residual blocks per level, each way.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        size: int,
+        start: int,
+        end: int,
+        widths: list[int],
+        num_blocks: int,
+    ):
+        super().__init__()
+        condition = in_channels + 4 * NUM_FREQUENCIES
+        self.start, self.end, self.num_levels = start, end, len(widths) - 1
+        self.register_buffer("position", positional_code(size >> start), persistent=False)
+        self.stem = nn.Conv2d(in_channels, widths[start], 3, padding=1)
+        self.down = nn.ModuleDict()
+        for i in range(start, self.num_levels):
+            self.down[str(i)] = Stage(widths[i], widths[i + 1], condition, num_blocks, True)
+        self.up = nn.ModuleDict()
+        for i in reversed(range(end, self.num_levels)):
+            width = out_channels if i == end else widths[i]
+            self.up[str(i)] = Stage(widths[i + 1], width, condition, num_blocks, False)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.head = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+
+    position: Tensor
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
+        """Map ``size / 2^start`` pixels to ``size / 2^end`` pixels."""
+        inputs = torch.cat([x, self.position.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
+        features = self.stem(x)
+        for i in range(self.start, self.num_levels):
+            features = self.down[str(i)](features, self._at_level(inputs, i))
+            if i + 1 < self.num_levels:
+                features = _resize(features, 0.5)
+        for i in reversed(range(self.end, self.num_levels)):
+            features = self.up[str(i)](features, self._at_level(inputs, i))
+            if i > self.end:
+                features = _resize(features, 2)
+        return self.head(features + _resize(self.shortcut(x), 2.0 ** (self.start - self.end)))
+
+    def _at_level(self, inputs: Tensor, level: int) -> Tensor:
+        """Resize the condition to the resolution of a level, by the nearest pixel."""
+        if level < self.start:
+            return F.interpolate(inputs, scale_factor=2.0 ** (self.start - level), mode="nearest")
+        stride = 2 ** (level - self.start)
+        return inputs[:, :, ::stride, ::stride]
+
+
+def num_levels(size: int, factor_levels: int) -> int:
+    """Return the number of levels: down to 8 pixels or below, and at least one more than f.
+
+    Raises:
+        InputError: If the size cannot be halved that often.
+    """
+    levels = 1
+    while size >> (levels - 1) > SMALLEST_MAP:
+        levels += 1
+    levels = max(levels, factor_levels + 1)
+    check_divisible(size, 2 ** (levels - 1))
+    return levels
+
+
+def _groups(channels: int) -> int:
+    return max(g for g in range(1, MAX_GROUPS + 1) if channels % g == 0)
+
+
+def _resize(x: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return x
+    return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)

@@ -1,0 +1,1 @@
+"""VQ-VAE and the two classic ways to learn its codebook."""
