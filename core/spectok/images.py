@@ -1,7 +1,8 @@
-"""Images in and out: files, grids and uint8."""
+"""Images in and out: between uint8 and [-1, 1], files, and grids of images."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,3 +15,110 @@ from spectok.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+    """Return uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
+    """Return images in [-1, 1] as uint8, clamped and rounded; the inverse of :func:`to_float`.
+
+    Args:
+        images: Values outside [-1, 1] are clamped. uint8 images are returned as they are.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    scaled = (images.detach().to(torch.float32) + 1) * 127.5
+    return scaled.clamp(0, 255).round().to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image:
+    """Return one image (C, H, W), in [-1, 1] or uint8, as a PIL image.
+
+    Raises:
+        InputError: If it is not one image of 1 or 3 channels.
+    """
+    from PIL import Image
+
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise InputError(
+            f"image of shape {tuple(image.shape)} is not (1, H, W) or (3, H, W); give one image"
+        )
+    pixels = to_uint8(image).cpu().permute(1, 2, 0).numpy()  # (h, w, c)
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8[Tensor, "c h w"]:
+    """Lay images out row by row on white.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1] or uint8.
+        columns: Images per row. None: as square as possible.
+        gap: Pixels between images.
+
+    Raises:
+        InputError: If there is no image.
+    """
+    if images.ndim != 4 or not len(images):
+        raise InputError(f"images of shape {tuple(images.shape)} are not (B, C, H, W), B ≥ 1")
+    count, channels, height, width = images.shape
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    rows = -(-count // columns)
+    step_y, step_x = height + gap, width + gap
+    shape = (channels, rows * step_y - gap, columns * step_x - gap)
+    grid = torch.full(shape, 255, dtype=torch.uint8)
+    for place, image in enumerate(to_uint8(images).cpu()):
+        top, left = place // columns * step_y, place % columns * step_x
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def save_grid(
+    images: Tensor, path: str | os.PathLike[str], columns: int | None = None, gap: int = 2
+) -> Path:
+    """Save images as one picture, and return its path; missing directories are made.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1] or uint8.
+        path: Its suffix says the format, such as ``.png``.
+        columns: Images per row. None: as square as possible.
+        gap: Pixels between images.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil(make_grid(images, columns, gap)).save(path)
+    return path
+
+
+def load_image(
+    path: str | os.PathLike[str], image_shape: tuple[int, int, int]
+) -> Float[Tensor, "c h w"]:
+    """Load an image file at the size a tokenizer takes.
+
+    The shorter side is resized (bicubic, antialiased) and the centre cropped, as for one's own
+    training data.
+
+    Args:
+        path: An image file.
+        image_shape: (C, H, W) with H = W, such as ``tokenizer.image_shape``.
+
+    Returns:
+        The image in [-1, 1].
+
+    Raises:
+        DataError: If the file is missing or damaged.
+        InputError: If ``image_shape`` is not square.
+    """
+    from spectok.data.decode import UnreadableImage, open_image
+    from spectok.data.preprocessing import Preprocessing
+
+    channels, height, width = image_shape
+    if height != width:
+        raise InputError(f"image_shape {image_shape} is not square; give (C, H, W) with H = W")
+    try:
+        pixels = Preprocessing.resize_and_crop(height, channels)(open_image(path))
+    except UnreadableImage as error:
+        raise DataError(f"image {path} cannot be read ({error}); give another file") from error
+    return to_float(torch.from_numpy(pixels))

@@ -15,8 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spectok.data.build import build_dataset
     from spectok.data.config import DataConfig, config_for_path
-    from spectok.data.dataset import ImageDataset, build_dataset
+    from spectok.data.dataset import ImageDataset
     from spectok.data.preprocessing import Preprocessing
     from spectok.data.report import DataReport
     from spectok.data.rows import Rows
@@ -30,7 +31,7 @@ _HOME = {
     "ImageDataset": "dataset",
     "Preprocessing": "preprocessing",
     "Rows": "rows",
-    "build_dataset": "dataset",
+    "build_dataset": "build",
     "config_for_path": "config",
 }
 

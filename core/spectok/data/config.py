@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-PathString = Annotated[str, BeforeValidator(lambda p: os.fspath(p) if hasattr(p, "__fspath__") else p)]
+PathString = Annotated[
+    str, BeforeValidator(lambda p: os.fspath(p) if hasattr(p, "__fspath__") else p)
+]
 
 
 class DataConfig(BaseModel):
@@ -18,8 +20,8 @@ class DataConfig(BaseModel):
         name: A registered data set (``spectok list datasets``), or for one's own data one of
             ``folder``, ``parquet``, ``webdataset``, ``hub``.
         path: A directory of images, a parquet file or a directory with ``train.parquet`` and
-            ``test.parquet``, a tar shard or a pattern such as ``shards/*.tar``, or for ``hub`` an id
-            such as ``owner/name``. A preset accepts any local form in place of its hub id.
+            ``test.parquet``, a tar shard or a pattern such as ``shards/*.tar``, or for ``hub`` an
+            id such as ``owner/name``. A preset accepts any of them in place of its hub id.
         split: ``train``, ``test`` or ``validation``; some data sets have more. Presets map these
             to the real names of their splits.
         image_size: Side of the square images, in pixels. None: the preset's own size, and 256 for
@@ -29,7 +31,7 @@ class DataConfig(BaseModel):
             ``prompt``, whichever exists.
         label_column: Column with class labels. None: the column of type ``ClassLabel``, or
             ``label``, ``labels``, ``cls`` or ``class``.
-        image_column: Column with images. None: the column of type ``Image``, or ``image`` or ``img``.
+        image_column: Column with images. None: the column of type ``Image``, or ``image``, ``img``.
         limit: Use only the first rows, in the data set's own fixed order.
         horizontal_flip: Training augmentation: mirror every second image at random.
         max_shift: Training augmentation: move images by up to so many pixels each way; the border
@@ -65,14 +67,14 @@ def config_for_path(path: str | os.PathLike[str], **options: Any) -> DataConfig:
     """Return the configuration for one's own data, with ``name`` chosen by looking at the path.
 
     Args:
-        path: What a person would give to ``--data``: a directory, parquet file, tar shard or hub id.
+        path: What a person gives to ``--data``: a directory, parquet file, tar shard or hub id.
         options: Further fields of :class:`DataConfig`.
     """
     return DataConfig(name=kind_of_path(path), path=os.fspath(path), **options)
 
 
 def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "webdataset", "hub"]:
-    """Return which reader a path needs; what does not exist but looks like ``owner/name`` is a hub id."""
+    """Return which reader a path needs; ``owner/name`` that does not exist here is a hub id."""
     text = os.fspath(path)
     local = Path(text).expanduser()
     if text.endswith(".tar"):
@@ -83,5 +85,7 @@ def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "
         if any(local.glob("*.parquet")) or any(local.glob("data/*.parquet")):
             return "parquet"
         return "webdataset" if any(local.glob("*.tar")) else "folder"
-    looks_like_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and "\\" not in text
+    looks_like_id = (
+        text.count("/") == 1 and not text.startswith((".", "/", "~")) and "\\" not in text
+    )
     return "hub" if looks_like_id and not local.exists() else "folder"

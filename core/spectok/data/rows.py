@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,3 +60,34 @@ class Rows:
     def name(self, index: int) -> str:
         """Return how messages call an image."""
         return self.names[index] if self.names is not None else f"row {index}"
+
+    def count_classes(self) -> int | None:
+        """Return the number of classes; None without labels."""
+        if self.labels is None:
+            return None
+        known = self.num_classes or len(self.class_names or [])
+        return known or int(self.labels.max(initial=-1)) + 1
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Rows:
+        """Return some of the rows, in the order given; images stay undecoded."""
+        chosen = [int(i) for i in indices]
+        return replace(
+            self,
+            images=_Selection(self.images, chosen),
+            names=[self.name(i) for i in chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            captions=None if self.captions is None else [self.captions[i] for i in chosen],
+        )
+
+
+class _Selection(Sequence[Any]):
+    """Some of the items of a sequence, fetched when asked for."""
+
+    def __init__(self, items: Sequence[Any], indices: list[int]):
+        self.items, self.indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[self.indices[index]]

@@ -1,0 +1,77 @@
+"""One's own images: a folder, parquet files, tar shards or a hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spectok.data.config import kind_of_path
+from spectok.data.sources import DatasetCard, DatasetSource
+from spectok.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from spectok.data.config import DataConfig
+    from spectok.data.rows import Rows
+
+_SUMMARIES = {
+    "folder": "a directory of images, with class sub-directories, metadata.jsonl or text files",
+    "parquet": "a parquet file, or a directory with train.parquet and test.parquet",
+    "webdataset": "WebDataset tar shards, such as shards/*.tar, read in place",
+    "hub": "a data set on the Hugging Face Hub, such as owner/name",
+}
+
+
+@dataclass(frozen=True)
+class OwnData(DatasetSource):
+    """Images at ``data.path``, whatever they show.
+
+    Args:
+        kind: ``folder``, ``parquet``, ``webdataset`` or ``hub``.
+    """
+
+    kind: str
+
+    def describe(self) -> DatasetCard:
+        """Return a card; sizes and classes are known only once the images are."""
+        return DatasetCard(_SUMMARIES[self.kind], citation="one's own data; set data.path")
+
+    def load(self, config: DataConfig) -> Rows:
+        """Return the images at ``config.path``."""
+        if config.path is None:
+            raise ConfigError(f"data.name {self.kind!r} needs data.path: {_SUMMARIES[self.kind]}")
+        return load_path(config.path, self.kind, config)
+
+
+def own_data() -> dict[str, DatasetSource]:
+    """Return one source per kind of one's own data."""
+    return {kind: OwnData(kind) for kind in _SUMMARIES}
+
+
+def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:
+    """Return the images at a path.
+
+    Args:
+        path: Local path, pattern, or hub id.
+        kind: How to read it. None: decided by looking at it.
+        config: Split and columns.
+    """
+    kind = kind or kind_of_path(path)
+    if kind == "hub":
+        from spectok.data.tables import read_hub
+
+        return read_hub(path, config)
+    if kind == "webdataset":
+        from spectok.data.shards import read_shards
+
+        return read_shards(path, config)
+    local = Path(path).expanduser()
+    if not local.exists():
+        raise DataError(f"{path} does not exist; give an existing {_SUMMARIES[kind]}")
+    if kind == "parquet":
+        from spectok.data.tables import read_parquet
+
+        return read_parquet(local, config)
+    from spectok.data.folder import read_folder
+
+    return read_folder(local, config)

@@ -1,0 +1,159 @@
+"""Bring images of any size and mode to one shape, in a way that can be written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from spectok.data.decode import UnreadableImage, to_channels
+from spectok.errors import ConfigError
+
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Op = Literal["resize_shorter", "center_crop", "stretch", "fit", "pad"]
+Step = tuple[Op, int]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A fixed sequence of geometric steps, then 8-bit channels-first pixels.
+
+    Args:
+        steps: ``(name, size)`` pairs, applied in order:
+
+            - ``resize_shorter``: the shorter side becomes ``size``, the aspect is kept;
+            - ``center_crop``: the central ``size`` × ``size`` pixels;
+            - ``stretch``: ``size`` × ``size``, the aspect is not kept;
+            - ``fit``: shrunk (never enlarged) into ``size`` × ``size``, centred on black;
+            - ``pad``: centred on black, ``size`` × ``size``, not resized.
+        channels: 1 (grey) or 3 (RGB).
+        filter: Pillow's resampling filter; all but ``nearest`` are antialiased when shrinking.
+        interior: (top, left, height, width) of the part that shows the image where a border was
+            added; losses and metrics are taken inside it. None: the whole image.
+        expected_size: (width, height) that all source images must have for ``interior`` to hold.
+    """
+
+    steps: tuple[Step, ...]
+    channels: int = 3
+    filter: Filter = "bicubic"
+    interior: Box | None = None
+    expected_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if not self.steps or self.steps[-1][0] == "resize_shorter":
+            raise ConfigError(
+                f"preprocessing steps {self.steps} do not end in a square; add a center_crop"
+            )
+
+    @classmethod
+    def resize_and_crop(
+        cls, image_size: int, channels: int = 3, filter: Filter = "bicubic"
+    ) -> Preprocessing:
+        """Return the default: resize the shorter side, then crop the centre."""
+        steps: tuple[Step, ...] = (("resize_shorter", image_size), ("center_crop", image_size))
+        return cls(steps, channels, filter)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square result, in pixels."""
+        return self.steps[-1][1]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the result."""
+        return self.channels, self.image_size, self.image_size
+
+    def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
+        """Return the image as (C, H, W) uint8.
+
+        Raises:
+            UnreadableImage: If a step does not apply to an image of its size.
+        """
+        if self.expected_size and image.size != self.expected_size:
+            raise UnreadableImage(
+                f"{_size(image)}, where {_times(*self.expected_size)} is expected"
+            )
+        image = to_channels(image, self.channels)
+        for name, size in self.steps:
+            image = _STEPS[name](image, size, Image.Resampling[self.filter.upper()])
+        pixels = np.asarray(image)
+        return np.ascontiguousarray(
+            pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that decides the pixels, ready for JSON."""
+        return {
+            "steps": [list(step) for step in self.steps],
+            "channels": self.channels,
+            "filter": self.filter,
+            "antialias": self.filter != "nearest",
+            "transparency": "composited on white",
+            "orientation": "applied",
+            "range": [-1, 1],
+            "interior": list(self.interior) if self.interior else None,
+        }
+
+
+def fit_box(width: int, height: int, size: int) -> Box:
+    """Return (top, left, height, width) of an image of that size after the step ``fit``."""
+    scale = min(1.0, size / max(width, height))
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    return (size - height) // 2, (size - width) // 2, height, width
+
+
+def _resize_shorter(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    width, height = image.size
+    if min(width, height) == size:
+        return image
+    scaled = (size, size * height // width) if width <= height else (size * width // height, size)
+    return image.resize(scaled, filter)
+
+
+def _center_crop(image: Image.Image, size: int, _: Image.Resampling) -> Image.Image:
+    if min(image.size) < size:
+        raise UnreadableImage(f"{_size(image)}, smaller than the crop of {_times(size, size)}")
+    # Half a pixel is rounded to even, as torchvision's CenterCrop does.
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _stretch(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    return image if image.size == (size, size) else image.resize((size, size), filter)
+
+
+def _fit(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    top, left, height, width = fit_box(*image.size, size)
+    if image.size != (width, height):
+        image = image.resize((width, height), filter)
+    canvas = Image.new(image.mode, (size, size))
+    canvas.paste(image, (left, top))
+    return canvas
+
+
+def _pad(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    if max(image.size) > size:
+        raise UnreadableImage(f"{_size(image)}, larger than the canvas of {_times(size, size)}")
+    return _fit(image, size, filter)
+
+
+def _size(image: Image.Image) -> str:
+    return _times(*image.size)
+
+
+def _times(width: int, height: int) -> str:
+    return f"{width}×{height}"
+
+
+_STEPS: dict[str, Callable[[Image.Image, int, Image.Resampling], Image.Image]] = {
+    "resize_shorter": _resize_shorter,
+    "center_crop": _center_crop,
+    "stretch": _stretch,
+    "fit": _fit,
+    "pad": _pad,
+}
