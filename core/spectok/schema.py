@@ -21,7 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from spectok import registry
 from spectok.errors import ConfigError, UnknownNameError, did_you_mean
 
-SUPPLIED = {"quantizer": ("dim", "num_tokens", "codebook_size"), "prior": ("token_spec",)}
+SUPPLIED = {
+    "quantizer": ("dim", "num_tokens", "codebook_size"),
+    "prior": ("token_spec", "num_classes", "tokenizer"),
+}
 
 
 @dataclass(frozen=True)

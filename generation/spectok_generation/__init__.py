@@ -1,0 +1,47 @@
+"""Models of tokens: the token cache, priors of any ``TokenSpec``, and one sampler for them.
+
+The names below load on first use, so ``import spectok_generation`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spectok_generation.extraction import extract_tokens
+    from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
+    from spectok_generation.sampling import SamplingOptions, sample_tokens
+    from spectok_generation.tokens import TokenCache
+
+_HOME = {
+    "AutoregressivePrior": "priors",
+    "Prior": "priors",
+    "SamplingOptions": "sampling",
+    "TokenCache": "tokens",
+    "create_prior": "priors",
+    "extract_tokens": "extraction",
+    "load_prior": "priors",
+    "sample_tokens": "sampling",
+}
+
+__all__ = [
+    "AutoregressivePrior",
+    "Prior",
+    "SamplingOptions",
+    "TokenCache",
+    "create_prior",
+    "extract_tokens",
+    "load_prior",
+    "sample_tokens",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'spectok_generation' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"spectok_generation.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

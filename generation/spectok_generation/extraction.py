@@ -1,0 +1,209 @@
+"""Turn a data set into a token cache, shared out among the processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from spectok import ImageTokenizer
+from spectok.distributed import world
+from spectok.errors import CheckpointError, DataError
+from spectok_generation.records import describe_record, tokenizer_record
+from spectok_generation.tokens import (
+    CAPTIONS,
+    HEADER,
+    LABELS,
+    TOKENS,
+    CacheHeader,
+    TokenCache,
+    index_width,
+    pack,
+    read_header,
+)
+
+OnImages = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How a data set is read when its tokens are extracted.
+
+    Args:
+        copies: Passes over the data, each an epoch with augmentation of its own.
+        augmentation: What is random about the images, in words; part of the cache's fingerprint.
+        batch_size: Images encoded at once.
+        num_workers: Worker processes that load images.
+    """
+
+    copies: int = 1
+    augmentation: str = "none"
+    batch_size: int = 64
+    num_workers: int = 0
+
+
+def extract_tokens(
+    tokenizer: ImageTokenizer,
+    dataset: Any,
+    directory: str | os.PathLike[str],
+    how: Extraction | None = None,
+    *,
+    path: str | None = None,
+    on_images: OnImages | None = None,
+) -> TokenCache:
+    """Turn every image of a data set into tokens on disk; each process does its share.
+
+    A finished cache of the same weights and data is opened as it is.
+
+    Args:
+        tokenizer: A trained tokenizer, on the device to run on; it is put into eval mode.
+        dataset: A :class:`spectok.data.ImageDataset`.
+        directory: Where the cache goes.
+        how: Batch size, copies and the like.
+        path: Where the tokenizer was loaded from, to be remembered.
+        on_images: Called with the number of images this process has done since the last call.
+
+    Raises:
+        CheckpointError: If the directory holds something else, or writing fails.
+        DataError: If the data is empty or its images do not fit the tokenizer.
+    """
+    how, target = how or Extraction(), Path(directory)
+    tokenizer.eval()
+    header = _plan_header(tokenizer, dataset, path, how)
+    if _is_finished(target, header):
+        return TokenCache(target)
+    temporary = target.with_name(target.name + ".partial")
+    try:
+        _write_cache(tokenizer, dataset, temporary, header, how, on_images)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot write tokens to {temporary}: {error}") from error
+    if world()[0] == 0:
+        os.replace(temporary, target)
+    _barrier()
+    return TokenCache(target)
+
+
+def _plan_header(
+    tokenizer: ImageTokenizer, dataset: Any, path: str | None, how: Extraction
+) -> CacheHeader:
+    if len(dataset) == 0 or how.copies < 1:
+        raise DataError(
+            f"nothing to extract from {len(dataset)} images and {how.copies} copies of each"
+        )
+    if tuple(dataset.image_shape) != tuple(tokenizer.image_shape):
+        raise DataError(
+            f"images of shape {tuple(dataset.image_shape)} do not fit the tokenizer, which takes "
+            f"{tuple(tokenizer.image_shape)}; set data.image_size and data.channels"
+        )
+    return CacheHeader(
+        token_spec=tokenizer.token_spec.to_dict(),
+        count=len(dataset) * how.copies,
+        tokenizer=tokenizer_record(tokenizer, path),
+        data=f"{dataset.fingerprint} x{how.copies}, augmentation: {how.augmentation}",
+        num_classes=dataset.num_classes or 0,
+        class_names=dataset.class_names,
+        has_captions=dataset.has_captions,
+    )
+
+
+def _is_finished(target: Path, header: CacheHeader) -> bool:
+    """Return whether the target already is the planned cache.
+
+    Raises:
+        CheckpointError: If it holds anything else.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    found = read_header(target)
+    if found.fingerprint != header.fingerprint:
+        other = "other images" if found.data != header.data else "the same images"
+        raise CheckpointError(
+            f"{target} already holds tokens that {describe_record(found.tokenizer)} made from "
+            f"{other}; choose another directory or delete it"
+        )
+    return True
+
+
+def _write_cache(
+    tokenizer: ImageTokenizer,
+    dataset: Any,
+    directory: Path,
+    header: CacheHeader,
+    how: Extraction,
+    on_images: OnImages | None,
+) -> None:
+    """Write each process's share, in order, then join the shares and add the header."""
+    rank, size = world()
+    if rank == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+    _barrier()
+    share = range(rank * header.count // size, (rank + 1) * header.count // size)
+    width = index_width(tokenizer.token_spec)
+    with contextlib.ExitStack() as stack:
+        files = {
+            name: stack.enter_context((directory / f"{name}.{rank}").open("wb"))
+            for name in _file_names(header)
+        }
+        for batch in _batches(dataset, share, how):
+            images: Tensor = batch["images"].to(tokenizer.device, tokenizer.dtype)
+            indices = tokenizer.encode(images).cpu().numpy()
+            files[TOKENS].write(pack(indices, width).tobytes())
+            if LABELS in files:
+                files[LABELS].write(batch["label"].numpy().astype("<i8").tobytes())
+            if CAPTIONS in files:
+                lines = "".join(json.dumps(caption) + "\n" for caption in batch["caption"])
+                files[CAPTIONS].write(lines.encode())
+            if on_images is not None:
+                on_images(len(images))
+    _barrier()
+    if rank == 0:
+        _join_shares(directory, header, size)
+        text = json.dumps(asdict(header), indent=2) + "\n"
+        (directory / HEADER).write_text(text, encoding="utf-8")
+
+
+def _file_names(header: CacheHeader) -> list[str]:
+    optional = [(LABELS, header.num_classes > 0), (CAPTIONS, header.has_captions)]
+    return [TOKENS, *(name for name, present in optional if present)]
+
+
+def _batches(dataset: Any, share: range, how: Extraction) -> Iterator[dict[str, Any]]:
+    """Read a run of rows, where row ``c * len(dataset) + i`` is image i as it is in epoch c."""
+    for copy in range(how.copies):
+        first = copy * len(dataset)
+        rows = range(max(share.start, first), min(share.stop, first + len(dataset)))
+        if not rows:
+            continue
+        dataset.set_epoch(copy)
+        part = Subset(dataset, [row - first for row in rows])
+        # A generator of its own: an iterator that drew from the global one would shift training.
+        yield from DataLoader(
+            part, how.batch_size, num_workers=how.num_workers, generator=torch.Generator()
+        )
+
+
+def _join_shares(directory: Path, header: CacheHeader, size: int) -> None:
+    for name in _file_names(header):
+        parts = [directory / f"{name}.{rank}" for rank in range(size)]
+        with (directory / name).open("wb") as joined:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, joined, 1 << 20)
+                part.unlink()
+
+
+def _barrier() -> None:
+    if world()[1] > 1:
+        dist.barrier()

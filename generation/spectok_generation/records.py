@@ -1,0 +1,48 @@
+"""What caches and priors remember of the tokenizer whose tokens they hold or model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from spectok import ImageTokenizer
+
+
+def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict[str, Any]:
+    """Return what a cache or a prior remembers of its tokenizer.
+
+    Args:
+        tokenizer: The tokenizer.
+        path: Where it was loaded from.
+    """
+    return {
+        "fingerprint": tokenizer_fingerprint(tokenizer),
+        "class": type(tokenizer).__name__,
+        "path": path,
+        "image_shape": list(tokenizer.image_shape),
+    }
+
+
+def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
+    """Return a hash of a tokenizer's class, configuration and every weight."""
+    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_")}
+    digest = hashlib.sha256(type(tokenizer).__name__.encode())
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def describe_record(record: dict[str, Any]) -> str:
+    """Return a tokenizer's record in a few words, for messages."""
+    where = f" in {record['path']}" if record.get("path") else ""
+    return f"the {record.get('class', 'tokenizer')}{where} (weights {record['fingerprint'][:12]})"
+
+
+def same_tokenizer(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two records are of the same class, configuration and weights."""
+    return first["fingerprint"] == second["fingerprint"]

@@ -1,0 +1,193 @@
+"""The token cache: a data set's tokens on disk, a few bits per index.
+
+A cache is a directory::
+
+    header.json       token layout, counts, and fingerprints of tokenizer and data
+    tokens.bin        one row of ceil(T * width / 8) bytes per image; index t is bits
+                      [t * width, (t + 1) * width) of its row, least significant bit first
+    labels.bin        int64 class of each image, where there are classes
+    captions.jsonl    one JSON string per image, where there are captions
+
+``width`` is the number of bits that the largest vocabulary needs. Rows are whole bytes, so any row
+is one seek away. A cache is written under another name and renamed, so a torn one is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch.utils.data import Dataset
+
+from spectok import TokenSpec
+from spectok.errors import CheckpointError
+from spectok_generation.records import describe_record, same_tokenizer
+
+FORMAT = 1
+HEADER, TOKENS, LABELS, CAPTIONS = "header.json", "tokens.bin", "labels.bin", "captions.jsonl"
+
+
+@dataclass(frozen=True)
+class CacheHeader:
+    """What ``header.json`` says.
+
+    Args:
+        token_spec: Layout of the tokens.
+        count: Number of rows.
+        tokenizer: Record of the tokenizer; see :func:`spectok_generation.records.tokenizer_record`.
+        data: Fingerprint of the data: its pixels, preprocessing, augmentation and copies.
+        num_classes: Number of classes; 0 without labels.
+        class_names: Name of each class, where classes have names.
+        has_captions: Whether rows have captions.
+        format: Version of the files' layout.
+    """
+
+    token_spec: dict[str, Any]
+    count: int
+    tokenizer: dict[str, Any]
+    data: str
+    num_classes: int = 0
+    class_names: list[str] | None = None
+    has_captions: bool = False
+    format: int = FORMAT
+
+    @property
+    def fingerprint(self) -> tuple[str, str]:
+        """Which tokenizer weights made these tokens, from which data."""
+        return self.tokenizer["fingerprint"], self.data
+
+
+class TokenCache(Dataset[dict[str, Any]]):
+    """A data set's tokens, read from disk by memory map.
+
+    An item is ``{"indices": int64 (T,), "index": int}`` with ``"label": int`` and
+    ``"caption": str`` where the data has them.
+
+    Args:
+        directory: A finished cache.
+
+    Raises:
+        CheckpointError: If there is none or it is damaged.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory)
+        self.header = read_header(self.directory)
+        self.token_spec = TokenSpec.from_dict(self.header.token_spec)
+        self._width = index_width(self.token_spec)
+        row_bytes = -(-self.token_spec.num_tokens * self._width // 8)
+        self._rows = self._map(TOKENS, np.uint8, (self.header.count, row_bytes))
+        self.labels = None
+        if self.header.num_classes:
+            self.labels = self._map(LABELS, np.dtype("<i8"), (self.header.count,))
+        self.captions: list[str] | None = None
+        if self.header.has_captions:
+            lines = (self.directory / CAPTIONS).read_text(encoding="utf-8").splitlines()
+            self.captions = [json.loads(line) for line in lines]
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> TokenCache:
+        """Open a finished cache."""
+        return cls(directory)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return self.header.num_classes
+
+    def check_tokenizer(self, record: dict[str, Any]) -> None:
+        """Refuse tokens that other weights made.
+
+        Args:
+            record: Of the tokenizer that the tokens should come from.
+
+        Raises:
+            CheckpointError: Names both tokenizers.
+        """
+        made_by = self.header.tokenizer
+        if not same_tokenizer(made_by, record):
+            raise CheckpointError(
+                f"the tokens in {self.directory} were made by {describe_record(made_by)}, not by "
+                f"{describe_record(record)}; extract them again into another directory"
+            )
+
+    def indices(self, rows: slice | Int[np.ndarray, "n"]) -> Int[np.ndarray, "n t"]:
+        """Return the int64 tokens of several rows at once."""
+        return unpack(self._rows[rows], self.token_spec.num_tokens, self._width)
+
+    def __len__(self) -> int:
+        return self.header.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        """Return several items, unpacked together: what a ``DataLoader`` calls for a batch."""
+        rows = torch.from_numpy(self.indices(np.asarray(numbers)))
+        items: list[dict[str, Any]] = []
+        for row, number in zip(rows, numbers):
+            item: dict[str, Any] = {"indices": row, "index": number}
+            if self.labels is not None:
+                item["label"] = int(self.labels[number])
+            if self.captions is not None:
+                item["caption"] = self.captions[number]
+            items.append(item)
+        return items
+
+    def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+        path = self.directory / name
+        expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.is_file() else -1
+        if found != expected:
+            raise CheckpointError(
+                f"{path} is damaged: {max(found, 0)} bytes instead of {expected}; delete "
+                f"{self.directory} and extract the tokens again"
+            )
+        return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+
+
+def read_header(directory: Path) -> CacheHeader:
+    """Read a cache's header.
+
+    Raises:
+        CheckpointError: If the directory holds no finished cache of this format.
+    """
+    path = directory / HEADER
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no token cache (no {HEADER}); extract one first")
+    try:
+        header = CacheHeader(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not the header of a token cache: {error}") from error
+    if header.format != FORMAT:
+        raise CheckpointError(f"{path} has format {header.format}; this version reads {FORMAT}")
+    return header
+
+
+def index_width(spec: TokenSpec) -> int:
+    """Return how many bits an index takes: enough for the largest vocabulary, at least 1."""
+    return max(1, (spec.max_vocab_size - 1).bit_length())
+
+
+def pack(indices: Int[np.ndarray, "n t"], width: int) -> UInt8[np.ndarray, "n r"]:
+    """Pack indices into rows of bytes, ``width`` bits each, least significant bit first."""
+    bits = (indices[:, :, None] >> np.arange(width)) & 1  # (n, t, width)
+    return np.packbits(bits.astype(np.uint8).reshape(len(indices), -1), axis=1, bitorder="little")
+
+
+def unpack(rows: UInt8[np.ndarray, "n r"], count: int, width: int) -> Int[np.ndarray, "n t"]:
+    """Undo :func:`pack`.
+
+    Args:
+        rows: Packed rows.
+        count: Indices T in each row.
+        width: Bits of an index.
+    """
+    bits = np.unpackbits(rows, axis=1, bitorder="little", count=count * width)
+    return bits.reshape(len(rows), count, width) @ (1 << np.arange(width, dtype=np.int64))
