@@ -106,7 +106,7 @@ def validate_options(
         ConfigError: One line per problem, each with its dotted path.
     """
     model = section_model(function, supplied)
-    resolved = validate_section(model, options, path)
+    resolved = validate_section(model, _with_default_names(model, options), path)
     dumped = resolved.model_dump(mode="json")
     for name, field in model.model_fields.items():
         for marker in field.metadata:
@@ -137,10 +137,23 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> ConfigError:
     )
 
 
+def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Let options without a name, such as ``quantizer: {decay: 0.9}``, be those of the default."""
+    named = dict(options)
+    for name, field in model.model_fields.items():
+        if any(isinstance(marker, Registered) for marker in field.metadata):
+            default = {"name": field.default} if isinstance(field.default, str) else field.default
+            given = named.get(name)
+            if isinstance(given, Mapping) and isinstance(default, Mapping) and "name" in default:
+                named[name] = {"name": default["name"]} | dict(given)
+    return named
+
+
 def _explain(problem: Any, model: type[BaseModel], path: str) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return str(unknown_key(path, where, _known_at(model, problem["loc"][:-1])))
+        section, _, key = _join(path, where).rpartition(".")
+        return str(unknown_key(section, key, _known_at(model, problem["loc"][:-1])))
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
     return f"{_join(path, where)}: {message}{shown}"

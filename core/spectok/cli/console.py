@@ -1,0 +1,199 @@
+"""What the commands share: printing, the next command, models and images given by path."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from spectok.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spectok.tokenizer import ImageTokenizer
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+BATCH_SIZE = 32
+
+
+def is_main_process() -> bool:
+    """Return whether this process speaks for all those of a distributed launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str) -> None:
+    """Print one line, from the main process."""
+    if is_main_process():
+        typer.echo(message)
+
+
+def note(message: str) -> None:
+    """Print one remark to stderr, from the main process."""
+    if is_main_process():
+        typer.echo(f"note: {message}", err=True)
+
+
+def say_next(*commands: list[str]) -> None:
+    """Print the exact commands that come next, quoted for a shell.
+
+    Args:
+        commands: Each as a list of words; words in capitals are for the reader to fill in.
+    """
+    for i, command in enumerate(commands):
+        say(f"{'next:' if i == 0 else '  or:'} {shlex.join(command)}")
+
+
+def load_trained(model: str) -> ImageTokenizer:
+    """Load a trained tokenizer, in eval mode, on the GPU if there is one.
+
+    Args:
+        model: Folder of a model or of a run, or a hub id.
+
+    Raises:
+        ConfigError: If it is a registered key, which has no weights.
+        CheckpointError: If it does not load.
+    """
+    import torch
+
+    from spectok.loading import load_tokenizer
+    from spectok.registry import list_tokenizers
+
+    if model in list_tokenizers():
+        raise ConfigError(
+            f"{model!r} names an untrained tokenizer; give a trained one, such as the folder that "
+            f"'spectok train {model}' ends with"
+        )
+    tokenizer = load_tokenizer(model_folder(model)).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return tokenizer.to(device)  # pyright: ignore - diffusers wraps the signature away
+
+
+def model_folder(path: str) -> str:
+    """Return the folder of the model itself where the folder of a run was given."""
+    inside = Path(path, "model")
+    return str(inside) if (inside / "config.json").is_file() else path
+
+
+def find_images(paths: Iterable[str]) -> list[Path]:
+    """Return image files, from files and directories (searched in depth, sorted by name).
+
+    Raises:
+        DataError: If a path does not exist, or a directory holds no images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            images = sorted(p for p in inside if not p.name.startswith("."))
+            if not images:
+                raise DataError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            found += images
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path} does not exist; give image files or directories of images")
+    return found
+
+
+def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
+    """Say how many images do not have the size that a tokenizer takes."""
+    from PIL import Image, UnidentifiedImageError
+
+    channels, height, width = image_shape
+    resized = 0
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                resized += image.size != (width, height)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            continue  # loading it is about to fail with the reason
+    if resized:
+        kind = "grey" if channels == 1 else "colour"
+        note(f"{resized} of {len(files)} images resized and cropped to {width}×{height} {kind}")
+
+
+def batches(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator[Tensor]:
+    """Load images in the size and channels of a tokenizer, showing progress.
+
+    Args:
+        files: Image files.
+        tokenizer: Decides shape and device.
+        what: What is being done, for the progress bar.
+
+    Yields:
+        ``(B, C, H, W)`` in [-1, 1].
+    """
+    import torch
+
+    from spectok.images import load_image
+
+    with progress(what, len(files)) as advance:
+        for start in range(0, len(files), BATCH_SIZE):
+            part = files[start : start + BATCH_SIZE]
+            images = torch.stack([load_image(file, tokenizer.image_shape) for file in part])
+            yield images.to(tokenizer.device)
+            advance(len(part))
+
+
+class progress:
+    """A progress bar with images/s and time left on a terminal; silent elsewhere.
+
+    Args:
+        what: What is being done.
+        total: Number of images.
+    """
+
+    def __init__(self, what: str, total: int):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not is_main_process(),
+        )
+        self._task = self._bar.add_task(what, total=total, rate="")
+
+    def __enter__(self) -> Any:
+        self._bar.start()
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _advance(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+        speed = self._bar.tasks[0].speed
+        self._bar.update(self._task, rate=f"{speed:.0f} images/s" if speed else "")
+
+
+def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print an aligned table; on a pipe, lines are never wrapped."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[escape(str(cell)) for cell in row])
+    console = Console() if sys.stdout.isatty() else Console(width=1000)
+    console.print(table)

@@ -1,0 +1,121 @@
+"""``spectok list``: what is installed."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+
+from spectok.cli.console import print_table, say, say_next
+
+
+class Kind(enum.StrEnum):
+    """What can be listed."""
+
+    tokenizers = "tokenizers"
+    quantizers = "quantizers"
+    priors = "priors"
+    datasets = "datasets"
+    recipes = "recipes"
+    plugins = "plugins"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``spectok list``."""
+    app.command("list")(list_installed)
+
+
+def list_installed(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+) -> None:
+    """List installed tokenizers, quantizers, priors, data sets, recipes or plugins."""
+    rows = _ROWS[kind]()
+    if as_json:
+        say(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not rows:
+        say(f"no {kind.value} installed")
+        return
+    print_table(list(rows[0]), [row.values() for row in rows])
+    say_next(_next_command(kind, rows))
+
+
+def _classes(kind: str) -> list[dict[str, Any]]:
+    from spectok.registry import list_registered, provider
+
+    return [
+        {"name": name, "summary": _first_line(cls), "package": provider(kind, name)}
+        for name, cls in list_registered(kind).items()
+    ]
+
+
+def _datasets() -> list[dict[str, Any]]:
+    from spectok.registry import list_registered, provider
+
+    rows = []
+    for name, source in list_registered("dataset").items():
+        card = source.describe()
+        classes = "" if card.num_classes is None else card.num_classes
+        size = f"{card.image_size}×{card.image_size}×{card.channels}"
+        row = {"name": name, "size": size, "classes": classes, "summary": card.summary}
+        rows.append(row | {"package": provider("dataset", name)})
+    return rows
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from spectok.recipes import list_recipes
+
+    rows = []
+    for name, path in list_recipes().items():
+        first = path.read_text(encoding="utf-8").splitlines()[:1]
+        summary = first[0].lstrip("# ").strip() if first and first[0].startswith("#") else ""
+        rows.append({"name": name, "summary": summary, "path": str(path)})
+    return rows
+
+
+def _plugins() -> list[dict[str, Any]]:
+    from spectok.plugins import installed
+
+    plugins = installed()
+    for hook in ("tokenizers", "quantizers", "priors", "datasets"):
+        plugins.call(f"spectok_{hook}")  # a plugin may import, and then fail to register
+    rows = [
+        {"name": p.name, "package": p.distribution, "status": "ok", "module": p.module.__name__}
+        for p in plugins.loaded
+    ]
+    return rows + [
+        {"name": name, "package": "", "status": f"broken: {reason}", "module": ""}
+        for name, reason in plugins.broken.items()
+    ]
+
+
+_ROWS = {
+    Kind.tokenizers: lambda: _classes("tokenizer"),
+    Kind.quantizers: lambda: _classes("quantizer"),
+    Kind.priors: lambda: _classes("prior"),
+    Kind.datasets: _datasets,
+    Kind.recipes: _recipes,
+    Kind.plugins: _plugins,
+}
+
+
+def _next_command(kind: Kind, rows: list[dict[str, Any]]) -> list[str]:
+    names = [row["name"] for row in rows]
+    first = next((name for name in names if name.startswith("tokenizers/")), names[0])
+    commands = {
+        Kind.tokenizers: ["spectok", "train", first],
+        Kind.quantizers: ["spectok", "train", "TOKENIZER", f"tokenizer.quantizer.name={first}"],
+        Kind.priors: ["spectok", "train", "prior", "--help"],
+        Kind.datasets: ["spectok", "train", "TOKENIZER", "--data", first],
+        Kind.recipes: ["spectok", "train", first],
+        Kind.plugins: ["spectok", "list", "tokenizers"],
+    }
+    return commands[kind]
+
+
+def _first_line(cls: Any) -> str:
+    return (inspect.getdoc(cls) or "").partition("\n")[0]

@@ -1,0 +1,178 @@
+"""``spectok info`` and ``spectok reconstruct``: look at a tokenizer and at what it keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spectok.cli.console import (
+    IMAGE_SUFFIXES,
+    batches,
+    find_images,
+    load_trained,
+    model_folder,
+    note,
+    note_resizing,
+    say,
+    say_next,
+)
+from spectok.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from spectok.tokenizer import ImageTokenizer
+
+COLUMNS = 8
+SMALLEST_SHOWN = 64  # pixels
+
+Model = Annotated[str, typer.Argument(help="Folder of a trained model or of its run, or a hub id.")]
+Images = Annotated[list[str], typer.Argument(help="Image files, or directories of images.")]
+NumTokens = Annotated[
+    int | None, typer.Option(min=0, help="Decode only the first tokens of each image.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``spectok info`` and ``spectok reconstruct``."""
+    app.command("info")(info)
+    app.command("reconstruct")(reconstruct)
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="A trained model, or the key of an untrained one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a tokenizer's tokens, bits per image and size."""
+    from spectok.loading import load_tokenizer
+    from spectok.registry import list_tokenizers
+
+    is_key = model in list_tokenizers()
+    facts = describe(load_tokenizer(model if is_key else model_folder(model)))
+    if as_json:
+        say(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        for i, line in enumerate(value if name == "levels" else [value]):
+            say(f"{name if i == 0 else '':{width}}  {_show(line)}")
+    if is_key:
+        say_next(["spectok", "train", model])
+    else:
+        say_next(["spectok", "reconstruct", model, "IMAGE", "--out", "grid.png"])
+
+
+def describe(tokenizer: ImageTokenizer) -> dict[str, Any]:
+    """Return what ``spectok info`` shows, as plain JSON types."""
+    spec, pixels = tokenizer.token_spec, math.prod(tokenizer.image_shape[1:])
+    count = sum(parameter.numel() for parameter in tokenizer.parameters())
+    return {
+        "class": type(tokenizer).__name__,
+        "quantizer": type(tokenizer.quantizer).__name__,
+        "image_shape": list(tokenizer.image_shape),
+        "latent_shape": list(tokenizer.latent_shape),
+        "tokens": spec.num_tokens,
+        "levels": spec.to_dict()["levels"],
+        "order": spec.order,
+        "prefix": spec.prefix,
+        "bits_per_image": spec.bits_per_image,
+        "bits_per_pixel": spec.bits_per_image / pixels,
+        "parameters": count,
+    }
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        shape = "×".join(map(str, value["shape"]))
+        many = f", {value['num_codebooks']} codebooks" if value["num_codebooks"] > 1 else ""
+        return f"{shape} tokens of {value['vocab_size']} values ({value['codebook']}{many})"
+    if isinstance(value, list):
+        return "×".join(map(str, value))
+    return str(value) if isinstance(value, str) else f"{value:,}"
+
+
+def reconstruct(
+    model: Model,
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Picture to write.")],
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many images.")] = 32,
+    num_tokens: NumTokens = None,
+) -> None:
+    """Show images above what a tokenizer keeps of them."""
+    import torch
+
+    from spectok.images import save_grid
+
+    check_picture(out)
+    files = find_images(images)
+    if len(files) > limit:
+        note(f"showing the first {limit} of {len(files)} images; --limit shows more")
+        files = files[:limit]
+    tokenizer = load_trained(model)
+    note_resizing(files, tokenizer.image_shape)
+    pairs = []
+    with torch.no_grad():
+        for batch in batches(files, tokenizer, "reconstructing"):
+            decoded = tokenizer.decode(tokenizer.encode(batch), num_tokens=num_tokens)
+            pairs.append(torch.stack([batch, decoded]).float().cpu())
+    originals, reconstructions = torch.cat(pairs, dim=1)  # (2, N, C, H, W)
+    columns = min(len(files), COLUMNS)
+    save_grid(enlarge(pair_rows(originals, reconstructions, columns)), out, columns)
+    say(
+        f"{len(files)} images, {tokenizer.token_spec.bits_per_image:,.0f} bits each, "
+        f"PSNR {psnr(originals, reconstructions):.2f} dB: {out}"
+    )
+    say_next(["spectok", "encode", model, *images, "--out", "tokens.npz"])
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a file name that says no picture format, before any work is done.
+
+    Raises:
+        ConfigError: If the suffix is not one of a picture.
+    """
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ConfigError(f"--out {path} does not end in a picture format, such as grid.png")
+
+
+def pair_rows(
+    originals: Float[Tensor, "n c h w"], reconstructions: Float[Tensor, "n c h w"], columns: int
+) -> Float[Tensor, "m c h w"]:
+    """Order images as grid rows: a row of originals, a row of reconstructions, and so on.
+
+    Args:
+        originals: Images.
+        reconstructions: The same number of images.
+        columns: Images per row; the last rows are filled up with white.
+    """
+    import torch
+
+    parts = []
+    for first, second in zip(originals.split(columns), reconstructions.split(columns)):
+        blank = first.new_ones(columns - len(first), *first.shape[1:])
+        parts += [first, blank, second, blank]
+    return torch.cat(parts)
+
+
+def enlarge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+    """Repeat the pixels of small images so that a person can see them."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(images, scale_factor=max(1, SMALLEST_SHOWN // images.shape[-1]))
+
+
+def psnr(originals: Float[Tensor, "n c h w"], reconstructions: Float[Tensor, "n c h w"]) -> float:
+    """Return the mean over images of the PSNR between 8-bit pixels, in dB."""
+    import torch
+
+    from spectok.images import to_uint8
+
+    error = to_uint8(originals).double() - to_uint8(reconstructions).double()
+    mse = error.square().flatten(1).mean(dim=1).clamp_min(1e-10)
+    return float((10 * torch.log10(255**2 / mse)).mean())

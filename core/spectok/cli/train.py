@@ -1,0 +1,127 @@
+"""``spectok train``: train a tokenizer from a key, a recipe or a file.
+
+``train`` is a group of commands: plugins add their own (``spectok train prior``), and any other
+first word is what ``spectok train tokenizer`` takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from spectok.cli.console import say, say_next
+from spectok.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spectok.config import TokenizerRecipe
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings, such as train.steps=2000 data.limit=500."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Directory of images, parquet file, tar shards, hub id, or a data set."),
+]
+Output = Annotated[
+    str | None, typer.Option(help="Folder of the run; by default runs/NAME-DATASET.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
+
+DEFAULT = "tokenizer"
+RUN_RECIPE = "recipe.yaml"
+OWN_DATA = ("folder", "parquet", "webdataset", "hub")
+
+
+class FallThroughGroup(TyperGroup):
+    """A group in which an unknown first word goes to the command ``tokenizer``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command that the words leave out."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+def new_group() -> typer.Typer:
+    """Return the group ``spectok train`` with the command for tokenizers."""
+    group = typer.Typer(
+        cls=FallThroughGroup,
+        help="Train a tokenizer, by key, recipe or file. 'spectok train tokenizer --help' shows "
+        "what can be set.",
+        subcommand_metavar="KEY|RECIPE|FILE.yaml|COMMAND [ARGS]...",
+        no_args_is_help=True,
+    )
+    group.command(DEFAULT)(train_tokenizer)
+    return group
+
+
+def train_tokenizer(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="KEY|RECIPE|FILE.yaml",
+            help="A key of 'spectok list tokenizers', a name of 'spectok list recipes', or a file.",
+        ),
+    ],
+    overrides: Overrides = None,
+    data: Data = None,
+    output: Output = None,
+    resume: Resume = False,
+) -> None:
+    """Train a tokenizer."""
+    from spectok.config import data_override, load_recipe
+
+    own_data = [data_override(data)] if data else []
+    resolved = load_recipe(recipe, [*own_data, *(overrides or [])])
+    folder = Path(output or resolved.output or default_output(recipe, resolved))
+    check_output(folder, resume)
+
+    from spectok.training import train_tokenizer
+
+    result = train_tokenizer(
+        resolved.tokenizer, resolved.data, resolved.train, folder, seed=resolved.seed, resume=resume
+    )
+    say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
+    model = str(folder / "model")
+    say_next(
+        ["spectok", "reconstruct", model, "IMAGE", "--out", "grid.png"],
+        ["spectok", "train", "prior", "--tokenizer", model],
+    )
+
+
+def default_output(name: str, recipe: TokenizerRecipe) -> Path:
+    """Return ``runs/<recipe or key>-<data set>``.
+
+    Args:
+        name: What was given on the command line.
+        recipe: What it resolved to.
+    """
+    path, data = Path(name), recipe.data
+    if path.name == RUN_RECIPE:
+        return path.parent  # the recipe that a run wrote stands for that run
+    is_file = path.suffix in (".yaml", ".yml")
+    words = (
+        [path.stem] if is_file else [w for w in path.parts if w not in (recipe.folder, "default")]
+    )
+    own = data.path is not None and data.name in OWN_DATA
+    dataset = Path(data.path or "").stem if own else data.name
+    return Path("runs", "-".join(words if dataset in words else [*words, dataset]))
+
+
+def check_output(folder: Path, resume: bool) -> None:
+    """Refuse to overwrite a finished run.
+
+    Raises:
+        ConfigError: If the folder holds a trained model and ``--resume`` was not given.
+    """
+    if (folder / "model" / "config.json").is_file() and not resume:
+        raise ConfigError(
+            f"{folder} holds a finished run; give another --output, or --resume to train it "
+            "further (with more train.steps)"
+        )

@@ -1,0 +1,312 @@
+"""Recipes: YAML plus dotted overrides, validated into typed sections.
+
+    name or file ── read ──> dict ── overrides a.b=c ──> dict ── resolve ──> recipe object
+
+``load_recipe`` serves every kind of recipe: a trainer subclasses :class:`Recipe`, says which
+section names a registered object, and gets names, files, overrides and messages from here.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from spectok import registry
+from spectok.data.config import DataConfig, kind_of_path
+from spectok.data.own import OwnData
+from spectok.errors import ConfigError, UnknownNameError
+from spectok.recipes import list_recipes
+from spectok.schema import (
+    Registered,
+    Section,
+    section_model,
+    unknown_key,
+    validate_named,
+    validate_section,
+)
+from spectok.training.config import TrainConfig
+from spectok.yaml12 import dump_yaml, parse_yaml
+
+Override = str | tuple[str, Any]
+RecipeT = TypeVar("RecipeT", bound="Recipe")
+
+
+class Recipe(Section):
+    """Base of all recipes.
+
+    A field marked ``Registered(kind)`` has a ``name`` that a plugin registers: a ``dict`` field is
+    validated against that object's constructor, any other field only has its name looked up.
+
+    Args:
+        seed: Seed of everything that is drawn.
+        output: Folder of the run. None: chosen from the names.
+
+    Attributes:
+        main: The section a bare registered key stands for, such as ``"tokenizer"``.
+        folder: Where recipes of this kind live, such as ``"tokenizers"``.
+    """
+
+    main: ClassVar[str]
+    folder: ClassVar[str]
+
+    seed: int = Field(0, ge=0)
+    output: str | None = None
+
+    @classmethod
+    def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Fill in what one section implies about another, before validation."""
+        return raw
+
+
+class TokenizerRecipe(Recipe):
+    """What ``spectok train`` reads.
+
+    Args:
+        tokenizer: ``name`` and constructor options of a registered tokenizer.
+        data: Images to train on.
+        train: How to train.
+    """
+
+    main: ClassVar[str] = "tokenizer"
+    folder: ClassVar[str] = "tokenizers"
+
+    tokenizer: Annotated[dict[str, Any], Registered("tokenizer")]
+    data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
+    train: TrainConfig = TrainConfig.model_validate({})
+
+    @classmethod
+    def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Make tokenizer and data agree on the images: what one side leaves out, the other sets.
+
+        Where neither says, the data set's own size counts; for one's own images, which have any
+        size, the constructor's default.
+
+        Raises:
+            ConfigError: If both say, and differ.
+        """
+        tokenizer, data = dict(raw["tokenizer"]), dict(raw["data"])
+        known = section_model(registry.get_tokenizer(tokenizer["name"])).model_fields
+        source = registry.get_dataset(data["name"])
+        card = None if isinstance(source, OwnData) else source.describe()
+        for ours, theirs in {"image_size": "image_size", "channels": "in_channels"}.items():
+            if theirs not in known:
+                continue
+            wanted, given = tokenizer.get(theirs), data.get(ours)
+            if wanted is not None and given is not None and wanted != given:
+                raise ConfigError(
+                    f"tokenizer.{theirs}: {wanted} differs from data.{ours} {given}; they must be "
+                    "equal: set both, or leave one out and it follows the other"
+                )
+            choices = (wanted, given, getattr(card, ours, None), known[theirs].default)
+            value = next(choice for choice in choices if choice is not None)
+            tokenizer[theirs] = data[ours] = value
+        return raw | {"tokenizer": tokenizer, "data": data}
+
+
+def load_recipe(
+    name_or_path: str | os.PathLike[str],
+    overrides: Iterable[Override] = (),
+    model: type[RecipeT] = TokenizerRecipe,
+) -> RecipeT:
+    """Read, override and validate a recipe.
+
+    Args:
+        name_or_path: A YAML file, the name of a recipe (``tokenizers/qgvae/digits``, or without its
+            first folder), or a registered key, which means that key's recipe ``default``, or
+            defaults throughout if it has none.
+        overrides: ``"a.b=c"`` with ``c`` in YAML, or pairs of dotted path and value. Changing
+            ``<section>.name`` drops the section's other settings.
+        model: The kind of recipe.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+        UnknownNameError: If nothing has that name.
+    """
+    raw = read_recipe(os.fspath(name_or_path), model)
+    return resolve_recipe(apply_overrides(raw, overrides), model)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return YAML that loads to an equal recipe."""
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def data_override(choice: str) -> Override:
+    """Return the override that ``--data`` stands for: a registered data set, or one's own data."""
+    if choice in registry.list_registered("dataset") and not Path(choice).exists():
+        return "data", {"name": choice}
+    if "/" not in choice and not Path(choice).expanduser().exists():
+        note = "A directory of images, a parquet file, tar shards or a hub id also work"
+        raise UnknownNameError("dataset", choice, registry.list_registered("dataset"), note)
+    return "data", {"name": kind_of_path(choice), "path": choice}
+
+
+def read_recipe(name: str, model: type[Recipe] = TokenizerRecipe) -> dict[str, Any]:
+    """Return a recipe as written, not yet validated.
+
+    Raises:
+        ConfigError: If a file is missing or is not a YAML mapping.
+        UnknownNameError: If no recipe and no registered key has that name.
+    """
+    path = Path(name).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        found = _find(name, model)
+        if found is None:
+            return {model.main: {"name": name}}
+        path = found
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        stem, recipes = path.with_suffix("").as_posix(), list_recipes()
+        raise ConfigError(
+            f"no recipe file {name}{_near(stem, recipes)}; 'spectok list recipes' shows all"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the recipe {name}: {error}") from error
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, such as '{model.main}: …'")
+    return raw
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
+    """Return a copy of a recipe with dotted overrides applied, sections before their contents.
+
+    Raises:
+        ConfigError: If an override is not ``key=value`` or goes into something not a section.
+    """
+    raw = copy.deepcopy(dict(raw))
+    pairs = [_parse(override) for override in overrides]
+    pairs.sort(key=lambda pair: len(pair[0]) - (pair[0][-1] == "name"))
+    for path, value in pairs:
+        section = raw
+        for depth, part in enumerate(path[:-1]):
+            section[part] = _as_section(section.get(part), ".".join(path[: depth + 1]))
+            section = section[part]
+        if path[-1] == "name" and section.get("name") != value:
+            section.clear()  # the options of one class mean nothing to another
+        section[path[-1]] = value
+    return raw
+
+
+def resolve_recipe(raw: Mapping[str, Any], model: type[RecipeT]) -> RecipeT:
+    """Validate a recipe: the registered names, then what sections imply, then every key.
+
+    Raises:
+        ConfigError: One line per problem.
+    """
+    named = _named_sections(model)
+    unknown = [_unknown_section(key, model) for key in raw if key not in model.model_fields]
+    raw, problems = {key: raw[key] for key in raw if key in model.model_fields}, []
+    for name, kind in named.items():
+        raw[name] = _default_name(model, name) | _as_section(raw.get(name), name)
+        problems += _problems(_check_name, kind, raw[name], name)
+    if problems:
+        _raise_all(unknown + problems)
+    raw, problems = model.complete(raw), unknown
+    for name, kind in named.items():
+        if typing.get_origin(model.model_fields[name].annotation) is dict:
+            problems += _problems(_validate_into, raw, name, kind)
+    problems += _problems(validate_section, model, raw, "")
+    _raise_all(problems)
+    return validate_section(model, raw, "")
+
+
+def _find(name: str, model: type[Recipe]) -> Path | None:
+    """Return the file of a recipe, or None for a key that has no recipe called ``default``."""
+    recipes, keys = list_recipes(), registry.list_registered(model.main)
+    if name in keys:
+        return recipes.get(f"{model.folder}/{name}/default")
+    for candidate in (name, f"{model.folder}/{name}"):
+        if candidate in recipes:
+            return recipes[candidate]
+    if "/" in name:
+        raise ConfigError(f"no recipe {name}{_near(name, recipes)}; see 'spectok list recipes'")
+    note = "The name of a recipe ('spectok list recipes') or a YAML file also works"
+    raise UnknownNameError(model.main, name, keys, note)
+
+
+def _near(name: str, recipes: Iterable[str]) -> str:
+    """Suggest the recipe that is closest by its whole name, or whose last parts are."""
+    known = {recipe: recipe for recipe in recipes}
+    known |= {recipe.partition("/")[2]: recipe for recipe in recipes}
+    close = difflib.get_close_matches(name.removeprefix("configs/"), known, n=1, cutoff=0.5)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
+
+
+def _parse(override: Override) -> tuple[list[str], Any]:
+    if not isinstance(override, str):
+        return override[0].split("."), override[1]
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"override {override!r} is not key=value, such as train.steps=2000")
+    return path, parse_yaml(text, f"override {key}")
+
+
+def _as_section(value: Any, path: str) -> dict[str, Any]:
+    """Return a section as a dict; a bare string is its name."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}: {value!r} is a value, not a section with keys")
+    return dict(value)
+
+
+def _named_sections(model: type[Recipe]) -> dict[str, str]:
+    markers = {
+        name: [m.kind for m in field.metadata if isinstance(m, Registered)]
+        for name, field in model.model_fields.items()
+    }
+    return {name: kinds[0] for name, kinds in markers.items() if kinds}
+
+
+def _default_name(model: type[Recipe], section: str) -> dict[str, str]:
+    name = getattr(model.model_fields[section].get_default(), "name", None)
+    return {} if name is None else {"name": name}
+
+
+def _check_name(kind: str, section: dict[str, Any], path: str) -> None:
+    if not isinstance(section.get("name"), str):
+        raise ConfigError(
+            f"{path}.name: missing; one of {', '.join(registry.list_registered(kind))}"
+        )
+    try:
+        registry.get_registered(kind, section["name"])
+    except UnknownNameError as error:
+        raise ConfigError(f"{path}.name: {error}") from error
+
+
+def _validate_into(raw: dict[str, Any], name: str, kind: str) -> None:
+    raw[name] = validate_named(kind, raw[name], name)
+
+
+def _unknown_section(key: str, model: type[Recipe]) -> str:
+    for section, field in model.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", {})
+        if key in keys:
+            return f"{key}: unknown key (did you mean '{section}.{key}'?)"
+    return str(unknown_key("", key, model.model_fields))
+
+
+def _problems(check: Callable[..., Any], *args: Any) -> list[str]:
+    """Run one check; return its lines of complaint."""
+    try:
+        check(*args)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,65 @@
+"""Find recipes by name: YAML files that travel with spectok and with plugins.
+
+A recipe's name is its path below a recipe folder without the suffix, such as
+``tokenizers/qgvae/digits``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spectok import plugins
+from spectok.errors import PluginError, UnknownNameError
+
+NOT_RECIPES = ("accelerate",)
+"""Folders of ``configs/`` that hold settings of other programs."""
+
+
+def builtin_folder() -> Path:
+    """Return ``configs/`` of the checkout, or its copy inside an installed package."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent.parent
+    in_checkout = package.parent.name == "core" and (checkout / "pyproject.toml").is_file()
+    return checkout / "configs" if in_checkout else package / "configs"
+
+
+def recipe_folders() -> dict[str, Path]:
+    """Return every folder of recipes by the plugin it belongs to; ours is ``"spectok"``."""
+    found = {"spectok": builtin_folder()}
+    for plugin, folder in plugins.installed().call("spectok_recipes"):
+        found[f"plugin {plugin.name!r} of {plugin.distribution}"] = Path(folder)
+    return found
+
+
+def list_recipes() -> dict[str, Path]:
+    """Return every recipe by name, sorted.
+
+    Raises:
+        PluginError: If two folders hold a recipe of one name.
+    """
+    found: dict[str, Path] = {}
+    owner: dict[str, str] = {}
+    for provider, folder in recipe_folders().items():
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name.split("/")[0] in NOT_RECIPES:
+                continue
+            if name in found:
+                raise PluginError(
+                    f"recipe {name!r} exists twice: in {owner[name]} and in {provider}; "
+                    "rename one of them"
+                )
+            found[name], owner[name] = path, provider
+    return dict(sorted(found.items()))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe.
+
+    Raises:
+        UnknownNameError: Lists what exists and the closest match.
+    """
+    recipes = list_recipes()
+    if name not in recipes:
+        raise UnknownNameError("recipe", name, recipes)
+    return recipes[name]
