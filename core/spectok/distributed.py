@@ -8,7 +8,8 @@ one process each function is the identity or a plain draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -50,8 +51,9 @@ def gather_candidates(
 ) -> Float[Tensor, "count d"]:
     """Draw replacement candidates from the vectors of all ranks, the same on every rank.
 
-    Drawn with replacement, for there may be fewer vectors than codes. Each rank contributes as
-    many rows as it must, so the traffic is ``count`` vectors and not the batch.
+    Drawn with replacement, for there may be fewer vectors than codes. The draw is over the ranks'
+    vectors one after another, so two processes draw what one process with the whole batch would,
+    and the traffic is ``count`` vectors and not the batch.
 
     Args:
         vectors: This rank's vectors; every rank must hold at least one.
@@ -59,15 +61,32 @@ def gather_candidates(
         generator: CPU generator in the same state on every rank.
     """
     rank, size = world()
-    share = -(-count // size)
-    draws = torch.rand(size, share, generator=generator)
-    rows = (draws[rank].to(vectors.device) * vectors.shape[0]).long()
-    mine = vectors[rows.clamp_(max=vectors.shape[0] - 1)].contiguous()
-    if size == 1:
-        return mine
-    parts = [torch.empty_like(mine) for _ in range(size)]
-    dist.all_gather(parts, mine)
-    return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+    draws = torch.rand(count, generator=generator).to(vectors.device)
+    held = torch.zeros(size, dtype=torch.int64, device=vectors.device)
+    held[rank] = len(vectors)
+    ends = sum_over_ranks(held)[0].cumsum(0)
+    rows = torch.minimum((draws * ends[-1]).long(), ends[-1] - 1) - (ends[rank] - len(vectors))
+    is_mine = ((rows >= 0) & (rows < len(vectors))).unsqueeze(-1)
+    mine = vectors[rows.clamp(0, len(vectors) - 1)]
+    return sum_over_ranks(torch.where(is_mine, mine, 0))[0]
+
+
+_shared: torch.Generator | None = None
+
+
+@contextmanager
+def shared_draws(seed: int) -> Iterator[None]:
+    """Let :func:`draw_per_sample` draw from a generator that every rank seeds alike.
+
+    The training loop opens this around each micro-batch, so that the default generators are free to
+    differ between ranks, as dropout wants.
+    """
+    global _shared
+    previous, _shared = _shared, torch.Generator().manual_seed(seed)
+    try:
+        yield
+    finally:
+        _shared = previous
 
 
 def draw_per_sample(batch_size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -78,13 +97,14 @@ def draw_per_sample(batch_size: int, generator: torch.Generator | None = None) -
 
     Args:
         batch_size: Images on this rank, equal on all ranks.
-        generator: CPU generator; the default one must be seeded alike on all ranks.
+        generator: CPU generator in the same state on every rank. None: the one of
+            :func:`shared_draws`, and outside of it the default one.
 
     Returns:
         CPU tensor of shape ``(batch_size,)`` in [0, 1).
     """
     rank, size = world()
-    draws = torch.rand(size * batch_size, generator=generator)
+    draws = torch.rand(size * batch_size, generator=generator or _shared)
     return draws[rank * batch_size : (rank + 1) * batch_size]
 
 

@@ -10,10 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spectok.training.config import TrainConfig
+    from spectok.training.contracts import FitResult, Hooks, Phase, Run, StepOutput
+    from spectok.training.loop import fit
+    from spectok.training.tokenizer import train_tokenizer
 
-_HOME = {"TrainConfig": "config"}
+_HOME = {
+    "FitResult": "contracts",
+    "Hooks": "contracts",
+    "Phase": "contracts",
+    "Run": "contracts",
+    "StepOutput": "contracts",
+    "TrainConfig": "config",
+    "fit": "loop",
+    "train_tokenizer": "tokenizer",
+}
 
-__all__ = ["TrainConfig"]
+__all__ = [
+    "FitResult",
+    "Hooks",
+    "Phase",
+    "Run",
+    "StepOutput",
+    "TrainConfig",
+    "fit",
+    "train_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:

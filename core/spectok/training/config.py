@@ -10,8 +10,19 @@ from spectok.schema import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
-FREE_TO_CHANGE = ("steps", "log_every", "save_every", "sample_every", "keep_last", "tracker")
-"""Settings that a resumed run may change; every other one would make it another run."""
+FREE_TO_CHANGE = (
+    "steps",
+    "batch_size",
+    "gradient_accumulation",
+    "log_every",
+    "save_every",
+    "sample_every",
+    "keep_last",
+    "num_workers",
+    "tracker",
+)
+"""Settings that a resumed run may change; every other one would make it another run. The product
+of batch size, accumulation and processes must stay the same all the same."""
 
 
 class TrainConfig(Section):

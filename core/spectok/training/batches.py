@@ -1,0 +1,131 @@
+"""What every process sees at every micro-batch: its samples and its random numbers.
+
+Both are functions of (seed, micro-batch number, rank) alone. Nothing has to be remembered to
+resume, and two processes see together exactly what one with the same global batch sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from spectok.distributed import shared_draws
+
+Key = tuple[int, int]
+"""Epoch and index of one sample."""
+
+
+@dataclass(frozen=True)
+class Stream(Sampler[list[Key]]):
+    """One rank's share of an endless sequence of shuffled epochs, cut into micro-batches.
+
+    Epochs follow one another without a gap: a batch that starts in one may end in the next. So all
+    batches have the same size, no image is dropped or repeated within an epoch, and a data set
+    smaller than a batch works.
+
+    Args:
+        num_samples: Length of the data set.
+        batch_size: Samples per rank and micro-batch.
+        seed: Seed of the order; each epoch has its own.
+        first: First micro-batch to deal.
+        last: Micro-batch to stop before.
+        rank: This process.
+        num_ranks: Number of processes.
+    """
+
+    num_samples: int
+    batch_size: int
+    seed: int
+    first: int
+    last: int
+    rank: int = 0
+    num_ranks: int = 1
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        orders: dict[int, np.ndarray] = {}
+        for number in range(self.first, self.last):
+            start = (number * self.num_ranks + self.rank) * self.batch_size
+            keys = []
+            for position in range(start, start + self.batch_size):
+                epoch, place = divmod(position, self.num_samples)
+                if epoch not in orders:
+                    orders = {e: order for e, order in orders.items() if e == epoch - 1}
+                    orders[epoch] = self._order(epoch)
+                keys.append((epoch, int(orders[epoch][place])))
+            yield keys
+
+    def _order(self, epoch: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, epoch))
+        return torch.randperm(self.num_samples, generator=generator).numpy()
+
+
+class EpochDataset(Dataset[Any]):
+    """A data set asked for samples by epoch and index.
+
+    The epoch travels with the key because a worker process cannot be told of it later; augmentation
+    that depends on it, and on nothing ambient, is then the same with any number of workers.
+
+    Args:
+        dataset: Map-style data set; its ``set_epoch``, if it has one, is called before a sample of
+            another epoch is read.
+    """
+
+    def __init__(self, dataset: Dataset[Any]):
+        self.dataset, self._epoch = dataset, -1
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        if epoch != self._epoch:
+            self._epoch = epoch
+            if hasattr(self.dataset, "set_epoch"):
+                self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        return self.dataset[index]
+
+
+def make_loader(dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_workers: int) -> Any:
+    """Return a loader of the stream's micro-batches, collated on the CPU.
+
+    Args:
+        dataset: Map-style data set; its ``collate``, if it has one, replaces torch's default.
+        stream: Which samples, in which order.
+        num_workers: Worker processes; 0 loads in this one.
+    """
+    return DataLoader(
+        EpochDataset(dataset),  # type: ignore[arg-type]
+        batch_sampler=stream,
+        num_workers=num_workers,
+        collate_fn=getattr(dataset, "collate", None),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(stream.seed),  # leaves the global one alone
+    )
+
+
+@contextmanager
+def seeded(seed: int, number: int, rank: int) -> Iterator[None]:
+    """Seed the random numbers of one micro-batch.
+
+    torch's global generators (dropout, noise) get a seed of their own on each rank;
+    :func:`spectok.distributed.draw_per_sample` draws alike on all ranks.
+
+    Args:
+        seed: Seed of the run.
+        number: Number of the micro-batch since the start of the run.
+        rank: This process.
+    """
+    torch.manual_seed(derive_seed(seed, 1, number, rank))
+    with shared_draws(derive_seed(seed, 2, number)):
+        yield
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix non-negative integers into one 63-bit seed."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1

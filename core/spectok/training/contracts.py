@@ -1,0 +1,104 @@
+"""What goes into the training loop and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Record = dict[str, Any]
+
+
+@dataclass
+class StepOutput:
+    """What one micro-batch comes to.
+
+    Args:
+        losses: Weighted scalar terms; the objective is their sum. The same terms on every rank.
+        metrics: Scalar tensors worth logging.
+        shared: What a later phase of the same micro-batch takes up, such as the reconstruction.
+    """
+
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    shared: Any = None
+
+
+@dataclass
+class Phase:
+    """A second objective with a module and an optimiser of its own, such as a discriminator's.
+
+    In each micro-batch the model's own objective comes first, then the phases in order; each has
+    its backward pass and optimiser step before the next begins. While one is trained, the
+    parameters of the others take no gradient.
+
+    Args:
+        name: Names its terms in the log and its file in a checkpoint.
+        module: What it trains.
+        compute_losses: ``(module, batch, shared) -> StepOutput``, with the ``shared`` of the model.
+        first_step: Optimiser steps to wait before it begins.
+    """
+
+    name: str
+    module: nn.Module
+    compute_losses: Callable[[nn.Module, Any, Any], StepOutput]
+    first_step: int = 0
+
+
+@dataclass
+class Hooks:
+    """What a kind of model adds to the loop. Each takes the model itself, unwrapped.
+
+    Args:
+        before_step: Called when gradients are synchronised and unscaled, and not yet clipped.
+        after_step: Called after the optimiser step, with the optimisers.
+        sample: Called on the main process, in eval mode and with averaged weights: write samples
+            of a step into a directory.
+        save_final: Called on the main process with the final weights: write them to a directory.
+    """
+
+    before_step: Callable[[nn.Module], None] | None = None
+    after_step: Callable[[nn.Module, list[torch.optim.Optimizer]], None] | None = None
+    sample: Callable[[nn.Module, int, Path], None] | None = None
+    save_final: Callable[[nn.Module, Path], None] | None = None
+
+
+@dataclass
+class Run:
+    """Where a run lives and what it is.
+
+    Args:
+        output: Folder of the run.
+        seed: Decides everything random.
+        resume: Go on from the newest checkpoint in the folder, if there is one.
+        recipe: The resolved recipe, in plain JSON types. Saved with the run and compared on
+            resume.
+    """
+
+    output: Path
+    seed: int = 0
+    resume: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class FitResult:
+    """What training came to.
+
+    Args:
+        step: Optimiser steps taken.
+        seconds: Time they took, over all resumptions.
+        history: The lines of the log.
+        checkpoint: The last checkpoint.
+        model: The trained model, unwrapped, with the weights that were saved as final.
+    """
+
+    step: int
+    seconds: float
+    history: list[Record]
+    checkpoint: Path
+    model: nn.Module

@@ -1,0 +1,115 @@
+"""How a run begins: afresh, or from the newest checkpoint in its folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.training.checkpoint import (
+    PARTIAL,
+    Parts,
+    check_same_run,
+    list_checkpoints,
+    load_checkpoint,
+    read_manifest,
+)
+from spectok.training.config import TrainConfig
+from spectok.training.contracts import Run
+from spectok.training.launch import on_main
+from spectok.yaml12 import dump_yaml
+
+PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
+
+
+def make_manifest(
+    accelerator: Accelerator, config: TrainConfig, run: Run, dataset: Any
+) -> dict[str, Any]:
+    """Return what identifies a run and its data, for its checkpoints.
+
+    Raises:
+        DataError: If the data set is empty.
+    """
+    if len(dataset) == 0:
+        raise DataError("the data set is empty; training needs at least one sample")
+    return {
+        "samples_per_step": config.batch_size
+        * config.gradient_accumulation
+        * accelerator.num_processes,
+        "num_processes": accelerator.num_processes,
+        "num_samples": len(dataset),
+        "data": str(getattr(dataset, "fingerprint", "")),
+        "seed": run.seed,
+        "recipe": dict(run.recipe),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def begin(
+    accelerator: Accelerator, run: Run, manifest: dict[str, Any], parts: Parts
+) -> tuple[int, float]:
+    """Prepare the folder of a run, and load the newest checkpoint if it is resumed.
+
+    Returns:
+        The step to go on from, and the seconds of training behind it.
+
+    Raises:
+        CheckpointError: If the folder holds a run and ``run.resume`` is off, or its newest
+            checkpoint cannot be read.
+        ConfigError: If the run to resume was another one.
+    """
+    folder = run.output / "checkpoints"
+    found = list_checkpoints(folder)
+    if found and not run.resume:
+        raise CheckpointError(
+            f"{run.output} already holds a run, at {found[-1].name}; resume it (--resume), or give "
+            f"another output folder"
+        )
+    on_main(accelerator, lambda: _tidy(run, folder))
+    if not found:
+        return 0, 0.0
+    recorded = read_manifest(found[-1])
+    _check_same_data(recorded, manifest)
+    check_same_run(recorded["recipe"], manifest["recipe"])
+    load_checkpoint(found[-1], parts)
+    return recorded["step"], recorded["seconds"]
+
+
+def checkpoint_folder(output: Path, step: int) -> Path:
+    """Return where the checkpoint of a step goes."""
+    return output / "checkpoints" / f"step-{step:08d}"
+
+
+def _tidy(run: Run, folder: Path) -> None:
+    """Remove what a killed run left half-written, and write down the recipe."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if run.recipe:
+            text = dump_yaml(dict(run.recipe))
+            (run.output / "recipe.yaml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {run.output}: {error.strerror}") from error
+
+
+def _check_same_data(recorded: dict[str, Any], current: dict[str, Any]) -> None:
+    if recorded["samples_per_step"] != current["samples_per_step"]:
+        raise ConfigError(
+            f"the run to resume took {recorded['samples_per_step']} samples per step, this one "
+            f"takes {current['samples_per_step']}; train.batch_size x train.gradient_accumulation "
+            f"x processes must stay the same (it had {recorded['num_processes']} processes)"
+        )
+    if any(recorded[key] != current[key] for key in ("num_samples", "data")):
+        raise ConfigError(
+            f"the data differ from those of the run to resume: it had {recorded['num_samples']} "
+            f"samples, now there are {current['num_samples']}, or they are prepared differently"
+        )
+    if recorded["seed"] != current["seed"]:
+        raise ConfigError(
+            f"seed: the run to resume has {recorded['seed']}, not {current['seed']}; set it back"
+        )

@@ -1,0 +1,135 @@
+"""Training a tokenizer: what it adds to the loop."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from spectok import registry
+from spectok.data import DataConfig, build_dataset
+from spectok.errors import CheckpointError
+from spectok.images import save_grid
+from spectok.loading import load_tokenizer
+from spectok.tokenizer import ImageTokenizer
+from spectok.training.batches import derive_seed
+from spectok.training.config import TrainConfig
+from spectok.training.contracts import FitResult, Hooks, Run, StepOutput
+from spectok.training.loop import fit
+
+NUM_SAMPLES = 8
+
+
+def train_tokenizer(
+    tokenizer: Mapping[str, Any] | ImageTokenizer,
+    data: DataConfig,
+    config: TrainConfig,
+    output: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    init_from: Path | str | None = None,
+) -> FitResult:
+    """Train a tokenizer on images.
+
+    The folder gets the trained model in ``model/``, and beside it ``recipe.yaml``,
+    ``data_report.json``, ``log.jsonl``, ``samples/`` (originals over reconstructions) and
+    ``checkpoints/``.
+
+    Args:
+        tokenizer: ``name`` and options of a registered tokenizer, or a model.
+        data: The images.
+        config: How to train.
+        output: Folder of the run.
+        seed: Decides initial weights, order of the data, augmentation and all else that is random.
+        resume: Go on from the newest checkpoint in the folder.
+        init_from: A trained tokenizer, of the same options, whose weights to start from.
+
+    Raises:
+        ConfigError: If options are wrong, or the run to resume was another one.
+        InputError: If the images do not have the tokenizer's shape.
+        DataError: If images are missing or damaged.
+        CheckpointError: If weights cannot be read or state cannot be written.
+        TrainingError: If training cannot go on.
+    """
+    model = tokenizer if isinstance(tokenizer, ImageTokenizer) else build(tokenizer, seed)
+    if init_from is not None:
+        copy_weights(model, init_from)
+    dataset = build_dataset(data, seed=seed)
+    images = torch.stack([dataset[i]["images"] for i in range(min(NUM_SAMPLES, len(dataset)))])
+    model.check_images(images)
+    if int(os.environ.get("RANK", 0)) == 0:
+        Console().print(dataset.report)
+    recipe = {
+        "tokenizer": dict(tokenizer) if isinstance(tokenizer, Mapping) else describe(model),
+        "data": data.model_dump(mode="json"),
+        "train": config.model_dump(mode="json"),
+        "seed": seed,
+        "output": str(output),
+    }
+
+    def save_final(_: nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder)
+        report = json.dumps(dataset.report.to_dict(), indent=1)
+        (output / "data_report.json").write_text(report)
+
+    hooks = Hooks(
+        before_step=lambda _: model.before_step(),
+        after_step=lambda _, optimizers: model.after_step(optimizers),
+        sample=lambda _, step, folder: save_samples(model, images, step, folder),
+        save_final=save_final,
+    )
+    return fit(
+        model, dataset, tokenizer_losses, config, Run(output, seed, resume, recipe), hooks=hooks
+    )
+
+
+def tokenizer_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
+    """Return the losses that a tokenizer names itself."""
+    output = model(batch["images"])
+    return StepOutput(output.losses, output.metrics, shared=output)
+
+
+def build(options: Mapping[str, Any], seed: int) -> ImageTokenizer:
+    """Build a registered tokenizer with seeded weights, leaving the global random state alone."""
+    rest = {key: value for key, value in options.items() if key != "name"}
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, 3))
+        return load_tokenizer(options["name"], **rest)
+
+
+def describe(model: ImageTokenizer) -> dict[str, Any]:
+    """Return the recipe section that builds a model."""
+    names = [k for k, cls in registry.list_registered("tokenizer").items() if cls is type(model)]
+    options = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
+    return {"name": names[0] if names else type(model).__name__} | options
+
+
+def copy_weights(model: ImageTokenizer, source: Path | str) -> None:
+    """Start from the weights of a trained tokenizer.
+
+    Raises:
+        CheckpointError: If it has other weights than this one.
+    """
+    try:
+        model.load_state_dict(load_tokenizer(source).state_dict())
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        detail = lines[1].strip() if len(lines) > 1 else lines[0]
+        raise CheckpointError(
+            f"cannot start from {source}: {detail}; it must have been built with the same options"
+        ) from error
+
+
+def save_samples(model: ImageTokenizer, images: Tensor, step: int, folder: Path) -> None:
+    """Save originals over their reconstructions from tokens."""
+    originals = images.to(next(model.parameters()).device)
+    reconstructions = model.decode(model.encode(originals))
+    grid = torch.cat([originals, reconstructions.to(originals.dtype)])
+    save_grid(grid.cpu(), folder / f"step-{step:08d}.png", columns=len(images))
