@@ -152,7 +152,7 @@ class ImageTokenizer(SpectokModel, ABC):
         self.token_spec.validate(indices)
         return self.quantizer.lookup(self._from_sequence(indices))
 
-    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b lc lh lw"]:
         """Return the continuous latents before quantisation, of ``latent_shape``.
 
         Raises:
@@ -161,7 +161,7 @@ class ImageTokenizer(SpectokModel, ABC):
         self.check_images(images)
         return self.encoder(images)
 
-    def decode_latents(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def decode_latents(self, latents: Float[Tensor, "b lc lh lw"]) -> Float[Tensor, "b c h w"]:
         """Quantise continuous latents and decode them: what latent diffusion calls."""
         z = self.token_space.to_vectors(latents)
         return self.decode(self._to_sequence(self.quantizer.encode(z)))

@@ -110,7 +110,7 @@ class QGVAE(ImageTokenizer):
             )
         )
 
-    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n h w"]:
+    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n lh lw"]:
         """Return the feature maps that become tokens, one channel per token."""
         self.check_images(images)
         return self.encoder((images + 1) / 2)

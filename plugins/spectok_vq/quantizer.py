@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from spectok.codebook import CodebookQuantizer
 from spectok.distributed import gather_candidates
@@ -95,7 +95,7 @@ class EMAQuantizer(CodebookQuantizer):
         self.register_buffer("ema_counts", torch.zeros_like(self.frequency))
         self.register_buffer("ema_sums", torch.zeros_like(self.codebook))
         self.register_buffer("pending_sums", torch.zeros_like(self.codebook), persistent=False)
-        self._last_vectors: Tensor | None = None
+        self._vectors: list[Tensor] = []
 
     ema_counts: Tensor
     ema_sums: Tensor
@@ -106,7 +106,8 @@ class EMAQuantizer(CodebookQuantizer):
         """Add one micro-batch to the pending counts and sums."""
         super().observe(z, rows)
         self.pending_sums.view(-1, self.dim).index_add_(0, rows.flatten(), z.flatten(0, 1))
-        self._last_vectors = self.by_codebook(z)
+        if self.revives_at(self.steps + 1):
+            self._vectors.append(self.by_codebook(z))
 
     def pending(self) -> tuple[Tensor, ...]:
         """Sum the vectors over ranks too."""
@@ -121,28 +122,30 @@ class EMAQuantizer(CodebookQuantizer):
         known = (self.ema_counts > 1e-8).unsqueeze(-1)
         means = self.ema_sums / self.ema_counts.clamp_min(1e-8).unsqueeze(-1)
         self.codebook.copy_(torch.where(known, means, self.codebook))
-        if self.steps == 1:
-            self.revive(counts == 0)
-        elif self.revive_below and self.steps % self.revive_every == 0:
-            self.revive(self.frequency * self.codebook_size < self.revive_below)
+        if self.revives_at(self.steps) and self._vectors:
+            rare = self.frequency * self.codebook_size < self.revive_below
+            self.revive(counts == 0 if self.steps == 1 else rare, torch.cat(self._vectors, dim=1))
+        self._vectors = []
 
-    def revive(self, dead: Tensor) -> None:
+    def revives_at(self, step: int) -> bool:
+        """Return whether codes are revived after an optimiser step, counted from 1."""
+        return step == 1 or (self.revive_below > 0 and step % self.revive_every == 0)
+
+    def revive(self, dead: Bool[Tensor, "g k"], vectors: Float[Tensor, "g p d"]) -> None:
         """Set codes to random vectors of this step, with the running state of an average code.
 
         Args:
-            dead: Boolean ``(G, K)``, equal on all ranks.
+            dead: Codes to set, equal on all ranks.
+            vectors: Each codebook's vectors of the whole step.
         """
-        if self._last_vectors is None:
-            return
         generator = self.step_generator()
-        for group, (mask, vectors) in enumerate(zip(dead, self._last_vectors)):
+        for group, (mask, candidates) in enumerate(zip(dead, vectors)):
             rows = mask.nonzero().squeeze(-1)
             if not len(rows):
                 continue
-            chosen = gather_candidates(vectors, len(rows), generator)
+            chosen = gather_candidates(candidates, len(rows), generator)
             count = self.ema_counts[group].sum() / self.codebook_size
             self.codebook[group, rows] = chosen
             self.ema_counts[group, rows] = count
             self.ema_sums[group, rows] = chosen * count
             self.frequency[group, rows] = 1 / self.codebook_size
-        self._last_vectors = None
