@@ -27,18 +27,38 @@ def positional_code(size: int) -> Float[Tensor, "1 c size size"]:
     return torch.cat([across, down]).unsqueeze(0)
 
 
+class Condition(nn.Module):
+    """Projects the network's input and the positional code with one bias-free 1x1 convolution.
+
+    The code is the same for every image, so its part of the product is computed once per batch.
+
+    Args:
+        input_channels: Channels of the network's input.
+        out_channels: Channels out.
+    """
+
+    def __init__(self, input_channels: int, out_channels: int):
+        super().__init__()
+        self.of_input = nn.Conv2d(input_channels, out_channels, 1, bias=False)
+        self.of_position = nn.Conv2d(4 * NUM_FREQUENCIES, out_channels, 1, bias=False)
+
+    def forward(self, inputs: Tensor, position: Tensor) -> Tensor:
+        """Return the projection, to be added to a block's input."""
+        return self.of_input(inputs) + self.of_position(position)
+
+
 class ConditionedBlock(nn.Module):
     """Norm, SiLU, 3x3 convolution, twice, on an input to which the condition is added.
 
     Args:
         in_channels: Channels in.
         out_channels: Channels out.
-        condition_channels: Channels of the condition.
+        input_channels: Channels of the network's input, which the block sees again.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, condition_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, input_channels: int):
         super().__init__()
-        self.condition = nn.Conv2d(condition_channels, in_channels, 1, bias=False)
+        self.condition = Condition(input_channels, in_channels)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.body = nn.Sequential(
             nn.GroupNorm(_groups(in_channels), in_channels),
@@ -49,9 +69,9 @@ class ConditionedBlock(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Apply the block; ``condition`` has the height and width of ``x``."""
-        x = x + self.condition(condition)
+    def forward(self, x: Tensor, inputs: Tensor, position: Tensor) -> Tensor:
+        """Apply the block; all three have one height and width."""
+        x = x + self.condition(inputs, position)
         return self.shortcut(x) + self.body(x)
 
 
@@ -61,7 +81,7 @@ class Stage(nn.Module):
     Args:
         in_channels: Channels in.
         out_channels: Channels out.
-        condition_channels: Channels of the condition.
+        input_channels: Channels of the network's input.
         num_blocks: Conditioned blocks; the first changes the width.
         convolution_first: Whether the 3x3 convolution comes before the blocks or after.
     """
@@ -70,7 +90,7 @@ class Stage(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        condition_channels: int,
+        input_channels: int,
         num_blocks: int,
         convolution_first: bool,
     ):
@@ -79,16 +99,16 @@ class Stage(nn.Module):
         self.convolution_first = convolution_first
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
-            ConditionedBlock(in_channels if i == 0 else out_channels, out_channels, condition_channels)
+            ConditionedBlock(in_channels if i == 0 else out_channels, out_channels, input_channels)
             for i in range(num_blocks)
         )
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inputs: Tensor, position: Tensor) -> Tensor:
         """Apply the stage."""
         if self.convolution_first:
             x = self.convolution(x)
         for block in self.blocks:
-            x = block(x, condition)
+            x = block(x, inputs, position)
         return x if self.convolution_first else self.convolution(x)
 
 
@@ -120,17 +140,16 @@ class ConditionedUNet(nn.Module):
         num_blocks: int,
     ):
         super().__init__()
-        condition = in_channels + 4 * NUM_FREQUENCIES
         self.start, self.end, self.num_levels = start, end, len(widths) - 1
         self.register_buffer("position", positional_code(size >> start), persistent=False)
         self.stem = nn.Conv2d(in_channels, widths[start], 3, padding=1)
         self.down = nn.ModuleDict()
         for i in range(start, self.num_levels):
-            self.down[str(i)] = Stage(widths[i], widths[i + 1], condition, num_blocks, True)
+            self.down[str(i)] = Stage(widths[i], widths[i + 1], in_channels, num_blocks, True)
         self.up = nn.ModuleDict()
         for i in reversed(range(end, self.num_levels)):
             width = out_channels if i == end else widths[i]
-            self.up[str(i)] = Stage(widths[i + 1], width, condition, num_blocks, False)
+            self.up[str(i)] = Stage(widths[i + 1], width, in_channels, num_blocks, False)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.head = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
 
@@ -138,20 +157,23 @@ class ConditionedUNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
         """Map ``size / 2^start`` pixels to ``size / 2^end`` pixels."""
-        inputs = torch.cat([x, self.position.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
+        levels = range(min(self.start, self.end), self.num_levels)
+        seen = {
+            i: (self._at_level(x, i), self._at_level(self.position.to(x.dtype), i)) for i in levels
+        }
         features = self.stem(x)
         for i in range(self.start, self.num_levels):
-            features = self.down[str(i)](features, self._at_level(inputs, i))
+            features = self.down[str(i)](features, *seen[i])
             if i + 1 < self.num_levels:
                 features = _resize(features, 0.5)
         for i in reversed(range(self.end, self.num_levels)):
-            features = self.up[str(i)](features, self._at_level(inputs, i))
+            features = self.up[str(i)](features, *seen[i])
             if i > self.end:
                 features = _resize(features, 2)
         return self.head(features + _resize(self.shortcut(x), 2.0 ** (self.start - self.end)))
 
     def _at_level(self, inputs: Tensor, level: int) -> Tensor:
-        """Resize the condition to the resolution of a level, by the nearest pixel."""
+        """Resize to the resolution of a level, by the nearest pixel."""
         if level < self.start:
             return F.interpolate(inputs, scale_factor=2.0 ** (self.start - level), mode="nearest")
         stride = 2 ** (level - self.start)
