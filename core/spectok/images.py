@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from torch import Tensor
 
 from spectok.errors import DataError, InputError
@@ -22,7 +22,7 @@ def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
     return images.to(torch.float32) / 127.5 - 1
 
 
-def to_uint8(images: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
+def to_uint8(images: Num[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
     """Return images in [-1, 1] as uint8, clamped and rounded; the inverse of :func:`to_float`.
 
     Args:

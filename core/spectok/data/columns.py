@@ -45,13 +45,19 @@ def class_names_of(values: Iterable[Any]) -> list[str] | None:
     return sorted(distinct, key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v))
 
 
-def number_labels(values: Sequence[Any], class_names: list[str] | None, where: str) -> np.ndarray:
+def number_labels(
+    values: Sequence[Any],
+    class_names: list[str] | None,
+    where: str,
+    names: Sequence[str] | None = None,
+) -> np.ndarray:
     """Return label values as int64 of shape (N,).
 
     Args:
         values: Integers from 0, or texts.
         class_names: The class of each number, where the values are texts.
         where: The file, for messages.
+        names: The name of each row, for messages.
 
     Raises:
         DataError: If a value is neither; an image without a label cannot train a labelled model.
@@ -61,8 +67,10 @@ def number_labels(values: Sequence[Any], class_names: list[str] | None, where: s
         if value in numbers and isinstance(value, str):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            row = next(i for i, other in enumerate(values) if other is value or other == value)
             raise DataError(
-                f"{where}: label {value!r} is not a class; use integers from 0, or texts throughout"
+                f"{where}: label {value!r} of {names[row] if names else f'row {row}'} is not a "
+                "class; use integers from 0 throughout, or texts throughout"
             )
         numbers[value] = value
     return np.array([numbers[value] for value in values], dtype=np.int64)

@@ -158,7 +158,7 @@ def _with_metadata(
     if label_column:
         values = {n: group[0].get(label_column) for n, group in everywhere.items()}
         class_names = class_names_of(values.values())
-        labels = number_labels([values[name] for name in kept], class_names, where)
+        labels = number_labels([values[name] for name in kept], class_names, where, kept)
     captions = None
     if caption_column:
         captions = [as_captions(e.get(caption_column) for e in everywhere[n]) for n in kept]

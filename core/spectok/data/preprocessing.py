@@ -81,10 +81,10 @@ class Preprocessing:
         image = to_channels(image, self.channels)
         for name, size in self.steps:
             image = _STEPS[name](image, size, Image.Resampling[self.filter.upper()])
-        pixels = np.asarray(image)
-        return np.ascontiguousarray(
-            pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-        )
+        pixels = np.array(image)  # a copy: Pillow's own memory is read-only
+        if self.channels == 1:
+            return pixels[None]
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides the pixels, ready for JSON."""

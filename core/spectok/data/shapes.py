@@ -26,8 +26,8 @@ COLOURS = {
     "cyan": (50, 200, 215),
     "white": (245, 245, 245),
 }
-SIZES = {"small": (0.15, 0.19), "large": (0.31, 0.36)}
-"""Radius range as a part of the image side: 5 to 6 pixels, and 10 to 11.5, at 32×32."""
+SIZES = {"small": (0.18, 0.22), "large": (0.34, 0.39)}
+"""Radius range as a part of the image side: 6 to 7 pixels, and 11 to 12.5, at 32×32."""
 
 _COUNTS = {"train": 8192, "test": 800, "unseen": 320}
 _SEEDS = {"train": 21, "test": 22, "unseen": 23}
@@ -36,19 +36,19 @@ _Grid = Float[np.ndarray, "n h w"]
 
 
 def _circle(x: _Grid, y: _Grid) -> _Grid:
-    return np.hypot(x, y) - 0.95
+    return np.hypot(x, y) - 0.9
 
 
 def _square(x: _Grid, y: _Grid) -> _Grid:
-    return np.maximum(abs(x), abs(y)) - 0.82
+    return np.maximum(abs(x), abs(y)) - 0.88
 
 
 def _triangle(x: _Grid, y: _Grid) -> _Grid:
-    return np.maximum(abs(x) * 0.866 - (y + 0.3) * 0.5, y + 0.3 - 1.0) - 0.35
+    return np.maximum((1.8 * abs(x) - 0.92 * (y + 1)) / 2.02, y - 0.8)
 
 
 def _diamond(x: _Grid, y: _Grid) -> _Grid:
-    return (abs(x) * 1.5 + abs(y)) / 1.803 - 0.555
+    return (1.5 * abs(x) + abs(y) - 1) / 1.8
 
 
 def _cross(x: _Grid, y: _Grid) -> _Grid:
@@ -128,19 +128,19 @@ class Shapes(DatasetSource):
             list(images),
             [f"shape {index}" for index in range(count)],
             labels,
-            [(caption(label),) for label in labels],
+            [(caption(int(label)),) for label in labels],
             [caption(label).removeprefix("a ") for label in range(len(COMBINATIONS))],
         )
 
 
 def draw_shapes(
-    labels: np.ndarray, draws: Float[np.ndarray, "n 8"], size: int
+    labels: np.ndarray, draws: Float[np.ndarray, "n 7"], size: int
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Draw one shape per label, with outlines smoothed over one pixel.
 
     Args:
         labels: Places in :data:`COMBINATIONS`, shape (N,).
-        draws: Uniform numbers in [0, 1): radius, x, y, ground, three for the colour, one spare.
+        draws: Uniform numbers in [0, 1): radius, x, y, ground, three for the colour.
         size: Side of the images, in pixels.
     """
     sizes, colours, shapes = zip(*(COMBINATIONS[label] for label in labels))
@@ -163,6 +163,6 @@ def draw_shapes(
     return np.rint(image.clip(0, 255)).astype(np.uint8)
 
 
-def _draw(seed: int, index: int) -> Float[np.ndarray, " 8"]:
+def _draw(seed: int, index: int) -> Float[np.ndarray, " 7"]:
     """Return the random numbers of one image."""
-    return np.random.default_rng((seed, index)).random(8)
+    return np.random.default_rng((seed, index)).random(7)

@@ -116,6 +116,7 @@ def _index_shard(path: Path, problems: list[Problem]) -> list[_Row]:
     """
     rows: dict[str, _Row] = {}
     end, size = 0, path.stat().st_size
+    damage = None
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -123,12 +124,15 @@ def _index_shard(path: Path, problems: list[Problem]) -> list[_Row]:
                 if member.isfile() and end <= size:
                     _add_member(rows, path, archive, member)
     except tarfile.TarError as error:
-        reason = f"damaged after {len(rows):,} rows: {error}" if rows else "not a tar file"
-        problems.append(Problem(path.name, reason))
-    else:
-        # A complete archive ends with two empty blocks; a cut may fall between two members, too.
-        if size < end + 2 * tarfile.BLOCKSIZE:
-            problems.append(Problem(path.name, f"cut short after {len(rows):,} rows"))
+        damage = str(error)
+    # A complete archive ends with two empty blocks; a cut may fall between two members, too.
+    if damage is None and size < end + 2 * tarfile.BLOCKSIZE:
+        damage = "its end is missing"
+    if damage is not None:
+        if rows:
+            rows.popitem()  # the last row may lack members
+        what = f"damaged after {len(rows):,} rows" if end else "not a tar file"
+        problems.append(Problem(path.name, f"{what}: {damage}"))
     return list(rows.values())
 
 
@@ -167,12 +171,12 @@ def _parse(suffix: str, content: bytes, name: str) -> dict[str, Any]:
 def _as_rows(rows: list[_Row], where: str, config: DataConfig) -> Rows:
     """Return indexed rows with their label and caption columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row.columns))
+    names = [row.name for row in rows]
     captions, labels, class_names = None, None, None
     if name := choose_column(config.caption_column, CAPTION_COLUMNS, columns, where):
         captions = [as_captions([row.columns.get(name)]) for row in rows]
     if name := choose_column(config.label_column, LABEL_COLUMNS, columns, where):
         values = [row.columns.get(name) for row in rows]
         class_names = class_names_of(values)
-        labels = number_labels(values, class_names, where)
-    names = [row.name for row in rows]
+        labels = number_labels(values, class_names, where, names)
     return Rows([row.image for row in rows], names, labels, captions, class_names)
