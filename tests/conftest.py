@@ -15,6 +15,8 @@ import jaxtyping
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# An int is accepted where a signature says float, as everywhere in Python.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 
 def _modules_with_shapes() -> list[str]:
@@ -31,7 +33,7 @@ def _modules_with_shapes() -> list[str]:
 # Shapes in signatures are compiled into checks here and switched on by `checked_shapes`; off, they
 # cost one comparison per call. They stay off elsewhere, because they fire before our own messages.
 jaxtyping.config.update("jaxtyping_disable", True)
-jaxtyping.install_import_hook(_modules_with_shapes(), "beartype.beartype")
+jaxtyping.install_import_hook(_modules_with_shapes(), CHECKER)
 
 import random  # noqa: E402
 import sys  # noqa: E402

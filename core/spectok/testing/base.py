@@ -1,0 +1,215 @@
+"""What the checks of quantizers and of tokenizers have in common, and how one is left out."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectok.errors import ConfigError, did_you_mean
+from spectok.testing.learners import Learner, state_of, train
+from spectok.testing.ranks import train_on_two_ranks
+
+Build = Callable[[], Any]
+LearnerT = TypeVar("LearnerT", bound=Learner)
+
+
+def expect(condition: bool | Tensor, message: str) -> None:
+    """Fail a check with a message that says what was found and what the contract is.
+
+    Raises:
+        AssertionError: If the condition does not hold. Unlike ``assert`` it is never compiled away.
+    """
+    if not condition:
+        raise AssertionError(message)
+
+
+class Conformance(ABC, Generic[LearnerT]):
+    """Checks that hold for quantizers and tokenizers alike.
+
+    Attributes:
+        skip: Checks to leave out, each with the reason why it cannot hold.
+        without_gradient: Parameters that get no gradient from the losses, each with the reason.
+            DDP stops at any other.
+        tolerance: Largest difference between two ways to compute the same state.
+    """
+
+    skip: ClassVar[dict[str, str]] = {}
+    without_gradient: ClassVar[dict[str, str]] = {}
+    tolerance: ClassVar[float] = 1e-5
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        checks = [name for name in dir(cls) if name.startswith("test_")]
+        for name, reason in cls.skip.items():
+            if name not in checks:
+                raise ConfigError(
+                    f"{cls.__name__}.skip: no check is called {name!r}{did_you_mean(name, checks)}"
+                )
+            _need_reason(f"{cls.__name__}.skip", name, reason)
+            setattr(cls, name, pytest.mark.skip(reason=reason)(_left_out(name)))
+        for name, reason in cls.without_gradient.items():
+            _need_reason(f"{cls.__name__}.without_gradient", name, reason)
+
+    @pytest.fixture
+    def build(self) -> Build:
+        """Return a function that builds a small, fresh model; a subclass must give this fixture."""
+        raise ConfigError(f"{type(self).__name__} needs a fixture 'build': see spectok.testing")
+
+    # -- what the two kinds of model define ---
+
+    @abstractmethod
+    def learner(self, build: Build) -> LearnerT:
+        """Build a model and wrap it for training."""
+
+    @abstractmethod
+    def outputs(self, model: Any, batch: Tensor) -> list[Tensor]:
+        """Return what the model makes of a batch in eval mode, indices first."""
+
+    @abstractmethod
+    def save_and_load(self, model: Any, build: Build, folder: Path) -> Any:
+        """Save a model and return it loaded again."""
+
+    # -- checks ---
+
+    def test_every_parameter_gets_a_gradient(self, build: Build) -> None:
+        """Every trainable parameter gets a gradient from the losses, or is listed with a reason."""
+        learner = self.fresh(build)
+        learner.objective(learner.batch(4)).backward()
+        parameters = dict(learner.model.named_parameters())
+        missing = {n for n, p in parameters.items() if p.requires_grad and p.grad is None}
+        listed = set(self.without_gradient)
+        expect(
+            missing <= listed,
+            f"no gradient reaches {sorted(missing - listed)}; DDP stops at unused parameters: use "
+            f"them, make them buffers, or list them in without_gradient with the reason",
+        )
+        stale = sorted(listed - missing)
+        expect(not stale, f"without_gradient lists {stale}, which get a gradient or do not exist")
+
+    def test_save_and_load_are_identical(self, build: Build, tmp_path: Path) -> None:
+        """A trained model reloads bit for bit, and goes on training as if it had not been saved."""
+        learner = self.fresh(build)
+        train(learner, [[learner.batch(4)] for _ in range(3)])
+        loaded = copy.deepcopy(learner)
+        loaded.model = self.save_and_load(learner.model, build, tmp_path)
+        self.expect_equal(state_of(loaded.model), state_of(learner.model), "saving and loading")
+        batch = learner.batch(2)
+        for before, after in zip(
+            self.outputs(learner.model, batch), self.outputs(loaded.model, batch)
+        ):
+            expect(torch.equal(before, after), "the loaded model gives other outputs")
+        for one in (learner, loaded):
+            train(one, [[batch]], seed=7)
+        self.expect_equal(
+            state_of(loaded), state_of(learner), "one more step after loading: state is missing"
+        )
+
+    def test_batch_of_two_equals_two_of_one(self, build: Build) -> None:
+        """In eval mode an image's result does not depend on the other images of the batch."""
+        learner = self.fresh(build)
+        batch = learner.batch(2)
+        together = self.outputs(learner.model, batch)
+        alone = zip(*(self.outputs(learner.model, one) for one in batch.split(1)))
+        for i, (whole, parts) in enumerate(zip(together, alone)):
+            apart = _difference(whole, torch.cat(parts))
+            limit = 0 if i == 0 else self.tolerance  # indices are exact
+            expect(apart <= limit, f"a batch of two differs from two of one by {apart:.3g}")
+
+    def test_eval_never_edits_state(self, build: Build) -> None:
+        """A forward pass in eval mode changes nothing, now or at the next training step."""
+        self._expect_no_trace(build, lambda model, batch: model.eval()(batch))
+
+    def test_encode_in_training_leaves_no_trace(self, build: Build) -> None:
+        """``encode`` of a model in training mode keeps the mode and changes no statistics."""
+
+        def encode(model: Any, batch: Tensor) -> None:
+            modes = [module.training for module in model.modules()]
+            model.encode(batch)
+            after = [module.training for module in model.modules()]
+            expect(after == modes, "encode() did not restore the training mode of every module")
+
+        self._expect_no_trace(build, encode)
+
+    def test_accumulation_equals_one_big_step(self, build: Build) -> None:
+        """Two micro-batches per step train as one batch twice as large, codebook edits included."""
+        big, small = self.fresh(build), self.fresh(build)
+        for learner in (big, small):
+            self.without_random_draws(learner.model)
+        batches = [big.batch(4) for _ in range(3)]
+        train(big, [[batch] for batch in batches])
+        train(small, [batch.split(2) for batch in batches])
+        self.expect_close(state_of(small), state_of(big), "accumulating two micro-batches")
+
+    def test_two_processes_equal_one(self, build: Build) -> None:
+        """Two processes keep codebooks bit-identical and train as one process does."""
+        learner = self.fresh(build)
+        # The ranks see different data: one that edits what the other does not would hang or differ.
+        halves = [(learner.batch(2), 0.3 * learner.batch(2)) for _ in range(6)]
+        batches = [torch.cat(half) for half in halves]
+        first, second = train_on_two_ranks(learner, batches)
+        self.expect_equal(second, first, "rank 1 compared with rank 0")
+        train(learner, [[batch] for batch in batches])
+        self.expect_close(first, state_of(learner), "two processes compared with one")
+
+    # -- tools for checks ---
+
+    def fresh(self, build: Build) -> LearnerT:
+        """Build a learner from seed 0, in training mode, on the CPU."""
+        torch.manual_seed(0)
+        learner = self.learner(build)
+        torch.manual_seed(1)
+        return learner.train()
+
+    def without_random_draws(self, model: Any) -> None:
+        """Switch off what a model draws per batch; by default there is nothing to switch off."""
+
+    def expect_equal(self, found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
+        """Expect two states to be equal bit for bit."""
+        expect(found.keys() == wanted.keys(), f"{what}: {found.keys() ^ wanted.keys()} on one side")
+        for name, value in wanted.items():
+            same = found[name].dtype == value.dtype and torch.equal(found[name], value)
+            expect(same, f"{what}: {name} is not bit-identical")
+
+    def expect_close(self, found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
+        """Expect two states to agree within :attr:`tolerance`."""
+        for name, value in wanted.items():
+            apart = _difference(found[name], value)
+            expect(apart <= self.tolerance, f"{what}: {name} differs by {apart:.3g}")
+
+    def _expect_no_trace(self, build: Build, look: Callable[[Any, Tensor], Any]) -> None:
+        touched, untouched = self.fresh(build), self.fresh(build)
+        steps = [[touched.batch(4)] for _ in range(2)]
+        for learner in (touched, untouched):
+            train(learner, steps)
+        before = state_of(touched)
+        look(touched.model, touched.batch(4))
+        self.expect_equal(state_of(touched), before, "looking at a batch")
+        for learner in (touched, untouched):
+            train(learner, steps, seed=3)
+        self.expect_equal(state_of(touched), state_of(untouched), "the step after looking")
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return float("inf")
+    return (found.double() - wanted.double()).abs().max().item() if found.numel() else 0.0
+
+
+def _need_reason(place: str, name: str, reason: str) -> None:
+    if not isinstance(reason, str) or not reason.strip():
+        raise ConfigError(f"{place}[{name!r}] needs a reason in words")
+
+
+def _left_out(name: str) -> Callable[[Any], None]:
+    def check(self: Any) -> None:
+        """Left out by the subclass."""
+
+    check.__name__ = name
+    return check

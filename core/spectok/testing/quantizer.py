@@ -1,0 +1,283 @@
+"""Checks for quantizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from spectok.errors import InputError
+from spectok.quantizer import Quantizer
+from spectok.registry import list_tokenizers
+from spectok.testing.base import Build, Conformance, expect
+from spectok.testing.learners import ImageLearner, Learner, VectorLearner, fit, take_step
+from spectok.testing.small import small_tokenizer
+from spectok.token_spec import TokenSpec
+
+
+class QuantizerConformance(Conformance[VectorLearner]):
+    """Every check a quantizer must pass; subclass it and give the fixture ``build``.
+
+    Attributes:
+        revival_steps: Steps within which a quantizer that revives dead codes should have done so.
+        fit_steps: Steps in which the error on eight images must fall inside each tokenizer.
+    """
+
+    revival_steps: ClassVar[int] = 100
+    fit_steps: ClassVar[int] = 30
+
+    def learner(self, build: Build) -> VectorLearner:
+        """Put the quantizer behind one linear layer."""
+        return VectorLearner(build())
+
+    def outputs(self, model: Quantizer, batch: Tensor) -> list[Tensor]:
+        """Return indices and quantised vectors."""
+        with torch.no_grad():
+            output = model.eval()(batch)
+        return [output.indices, output.z_q]
+
+    def save_and_load(self, model: Quantizer, build: Build, folder: Path) -> Quantizer:
+        """Go through a safetensors file, as tokenizers do."""
+        save_file(model.state_dict(), folder / "quantizer.safetensors")
+        loaded = build()
+        loaded.load_state_dict(load_file(folder / "quantizer.safetensors"))
+        return loaded
+
+    @pytest.fixture
+    def option(self) -> str | dict[str, Any] | None:
+        """Return what a recipe writes under ``quantizer:``; None while it is not registered."""
+        return None
+
+    # -- the contract of forward and lookup ---
+
+    def test_indices_fit_the_levels(self, build: Build) -> None:
+        """Indices are int64 ``(B, N, L)`` inside the vocabularies that :attr:`levels` declares."""
+        learner = self.fresh(build)
+        quantizer, vectors = learner.model, 10 * learner.batch(8)
+        spec = TokenSpec(tuple(v.at((quantizer.num_tokens,)) for v in quantizer.levels))
+        for training in (True, False):
+            indices = quantizer.train(training)(vectors).indices
+            expect(indices.dtype == torch.int64, f"indices are {indices.dtype}, not int64")
+            shape = (8, quantizer.num_tokens, spec.num_levels)
+            expect(
+                indices.shape == shape, f"indices have shape {tuple(indices.shape)}, not {shape}"
+            )
+            spec.validate(spec.flatten(list(indices.unbind(-1))))
+        expect(TokenSpec.from_dict(spec.to_dict()) == spec, "the levels do not survive JSON")
+
+    def test_lookup_returns_z_q(self, build: Build) -> None:
+        """In eval mode ``lookup(indices)`` is ``z_q`` bit for bit: indices say everything."""
+        learner = self.fresh(build)
+        _train_a_little(learner)
+        output = learner.model.eval()(learner.batch(4))
+        z_q = learner.model.lookup(output.indices)
+        expect(z_q.dtype == torch.float32, f"lookup returns {z_q.dtype}, not float32")
+        expect(torch.equal(z_q, output.z_q), "lookup(indices) differs from the z_q of forward")
+
+    def test_losses_are_finite_scalars(self, build: Build) -> None:
+        """Losses and metrics are finite scalars by name, and metrics carry no gradient."""
+        learner = self.fresh(build)
+        output = learner.model(learner.batch(4))
+        for name, value in {**output.losses, **output.metrics}.items():
+            expect(value.ndim == 0, f"{name} has shape {tuple(value.shape)}; it must be a scalar")
+            expect(bool(value.isfinite()), f"{name} is {value.item()}")
+        for name, value in output.metrics.items():
+            expect(not value.requires_grad, f"metric {name} carries a gradient; detach it")
+
+    def test_wrong_shapes_are_rejected(self, build: Build) -> None:
+        """Vectors of another number or length are refused, naming what was given and expected."""
+        quantizer = self.fresh(build).model
+        n, d = quantizer.num_tokens, quantizer.dim
+        for shape in ((2, n + 1, d), (2, n, d + 1), (n, d)):
+            with pytest.raises(InputError) as caught:
+                quantizer(torch.zeros(shape))
+            message = str(caught.value)
+            expect(str(shape) in message and str(d) in message, f"unclear message: {message}")
+
+    # -- gradients and precision ---
+
+    def test_gradient_reaches_the_encoder(self, build: Build) -> None:
+        """The gradient of ``z_q`` passes straight through to every vector."""
+        learner = self.fresh(build)
+        vectors = learner.batch(4).requires_grad_()
+        weights = torch.randn(vectors.shape)
+        (learner.model(vectors).z_q * weights).sum().backward()
+        expect(vectors.grad is not None, "z_q has no gradient to z; see straight_through()")
+        reached = vectors.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
+        expect(
+            reached.all(),
+            f"the gradient of z_q reaches {int(reached.sum())} of {reached.numel()} vectors",
+        )
+        expect(bool(vectors.grad.isfinite().all()), "the gradient is not finite")  # type: ignore[union-attr]
+
+    def test_bf16_indices_equal_fp32_indices(self, build: Build) -> None:
+        """Autocast changes nothing: bfloat16 vectors get the indices of their float32 copies."""
+        learner = self.fresh(build)
+        _train_a_little(learner)
+        quantizer, vectors = learner.model.eval(), learner.batch(16).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            low = quantizer(vectors)
+        high = quantizer(vectors.float())
+        same = (low.indices == high.indices).float().mean().item()
+        expect(same == 1, f"only {same:.1%} of the indices under bfloat16 autocast equal float32's")
+        expect(
+            low.z_q.dtype == torch.float32, f"z_q is {low.z_q.dtype} under autocast, not float32"
+        )
+
+    def test_training_under_autocast_is_finite(self, build: Build) -> None:
+        """A training step under bfloat16 autocast has finite losses and gradients."""
+        learner = self.fresh(build)
+        with torch.autocast("cpu", torch.bfloat16):
+            objective = learner.objective(learner.batch(8))
+        objective.backward()
+        expect(bool(objective.isfinite()), f"the objective is {objective.item()}")
+        for name, parameter in learner.model.named_parameters():
+            finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
+            expect(finite, f"the gradient of {name} is not finite")
+
+    def test_trains_inside_every_tokenizer(self, option: str | dict[str, Any] | None) -> None:
+        """Inside each installed tokenizer the error on eight images falls within a few steps."""
+        if option is None:
+            pytest.skip("give the fixture 'option': the name, or name and options, in a recipe")
+        for key in list_tokenizers():
+            torch.manual_seed(0)
+            learner = ImageLearner(small_tokenizer(key, quantizer=option))
+            before, after = fit(learner, learner.batch(8), self.fit_steps, learning_rate=5e-3)
+            expect(
+                after < 0.95 * before,
+                f"in {key} the squared error went from {before:.4f} to {after:.4f} in "
+                f"{self.fit_steps} steps",
+            )
+
+    # -- codebooks ---
+
+    def test_revived_codes_survive(self, build: Build) -> None:
+        """A code moved to where the data is stays there for ten updates.
+
+        Vectors gather around one point, then around its opposite, so that every code in use dies.
+        A quantizer that moves a dead code but not its running sums or optimiser moments is undone
+        by its next updates. Skipped for a quantizer that revives nothing.
+        """
+        learner = self.fresh(build)
+        quantizer, optimizer = learner.model, _optimizer_of_codes(learner)
+        there = 6 * torch.nn.functional.normalize(torch.randn(quantizer.dim), dim=0)
+        first, second = (sign * there + 0.3 * learner.batch(4) for sign in (1, -1))
+        for step in range(5):
+            take_step(learner, [first], optimizer, step)
+        for step in range(self.revival_steps):
+            place = quantizer.encode(second)[:1]
+            old, used = _codes(quantizer, place), _used(quantizer, second)
+            take_step(learner, [second], optimizer, step)
+            new = _codes(quantizer, place)
+            revived = _jumped(old, new) & ~used
+            if revived.any():
+                break
+        else:
+            pytest.skip(f"no dead code was revived in {self.revival_steps} steps")
+        undone = torch.zeros_like(revived)
+        for step in range(10):
+            take_step(learner, [second], optimizer, step)
+            undone |= revived & _went_back(_codes(quantizer, place), old, new)
+        expect(
+            not undone.any(),
+            f"{int(undone.sum())} of {int(revived.sum())} revived codes went back to where they "
+            f"were; clear their running sums and optimiser moments with them",
+        )
+
+    def test_memory_is_bounded(self, build: Build) -> None:
+        """No operation makes a tensor as large as vectors x codes, in eval mode or in training.
+
+        Counts the bytes behind each result that an operation returns, not the scratch space inside
+        a kernel.
+        """
+        learner = self.fresh(build)
+        quantizer = learner.model
+        codes = max(level.vocab_size for level in quantizer.levels)
+        if codes < 4 * quantizer.dim:
+            pytest.skip(
+                f"{codes} codes of length {quantizer.dim}: too few to tell; build more codes"
+            )
+        vectors = learner.batch((16 << 20) // (4 * codes * quantizer.num_tokens))
+        limit = vectors.shape[0] * quantizer.num_tokens * codes * 4 // 2
+        optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
+        with _LargestResult() as watch:
+            take_step(learner, [vectors], optimizer, seed=0)
+            with torch.no_grad():
+                quantizer.eval()(vectors)
+        expect(
+            watch.bytes < limit,
+            f"{watch.operation} made {watch.bytes >> 20} MiB for {vectors.shape[0]} x "
+            f"{quantizer.num_tokens} vectors and {codes} codes: search with nearest_codes(), count "
+            f"with bincount or index_add",
+        )
+
+
+class _LargestResult(TorchDispatchMode):
+    """Remembers the largest result of any operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.operation = 0, ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > self.bytes:
+                self.bytes, self.operation = leaf.untyped_storage().nbytes(), str(func)
+        return result
+
+
+def _train_a_little(learner: Learner) -> None:
+    """Move codes off their initial values, so that checks see a codebook in use."""
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
+    for step in range(3):
+        take_step(learner, [learner.batch(8)], optimizer, step)
+
+
+def _optimizer_of_codes(learner: VectorLearner) -> torch.optim.Optimizer:
+    """Return an Adam that trains the codes, if they are parameters, and nothing else."""
+    groups = [{"params": learner.encoder.parameters(), "lr": 0.0}]
+    return torch.optim.Adam([*groups, {"params": learner.model.parameters(), "lr": 1e-2}])
+
+
+@torch.no_grad()
+def _codes(quantizer: Quantizer, place: Int[Tensor, "1 n l"]) -> Float[Tensor, "k n d"]:
+    """Return what each index of level 0 stands for at each place, the other levels held fixed."""
+    count = quantizer.levels[0].vocab_size
+    indices = place.repeat(count, 1, 1)
+    indices[..., 0] = torch.arange(count).unsqueeze(1)
+    return quantizer.lookup(indices).clone()
+
+
+def _used(quantizer: Quantizer, vectors: Float[Tensor, "b n d"]) -> Bool[Tensor, "k n"]:
+    """Return which codes of level 0 some vector of the same codebook selects."""
+    level, n = quantizer.levels[0], quantizer.num_tokens
+    chosen: Int[Tensor, "b n"] = quantizer.encode(vectors)[..., 0]
+    owner = torch.arange(n) // (n // level.num_codebooks)
+    used = torch.zeros(level.vocab_size, level.num_codebooks, dtype=torch.bool)
+    used[chosen, owner.expand_as(chosen)] = True
+    return used[:, owner]
+
+
+def _jumped(old: Float[Tensor, "k n d"], new: Float[Tensor, "k n d"]) -> Bool[Tensor, "k n"]:
+    """Return which codes moved by a fair part of the codebook's spread in one step."""
+    spread = (old - old.mean(0)).norm(dim=-1).amax(0)  # per place
+    return (new - old).norm(dim=-1) > 0.1 * spread
+
+
+def _went_back(now: Tensor, old: Tensor, new: Tensor) -> Bool[Tensor, "k n"]:
+    """Return which codes are nearer to where they were than to where they were moved.
+
+    A code that has meanwhile been moved onto another code has been revived again.
+    """
+    back = (now - old).norm(dim=-1) < (now - new).norm(dim=-1)
+    apart = torch.cdist(now.transpose(0, 1), now.transpose(0, 1))  # (N, K, K)
+    alone = apart.diagonal_scatter(torch.full(apart.shape[:2], torch.inf), dim1=1, dim2=2).amin(-1)
+    return back & (0.05 * (new - old).norm(dim=-1) < alone.T)

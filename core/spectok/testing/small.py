@@ -1,0 +1,56 @@
+"""Small models of anything registered: seconds of training on one core."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from spectok import registry
+from spectok.loading import create_quantizer, load_tokenizer
+from spectok.quantizer import Quantizer
+from spectok.tokenizer import ImageTokenizer
+
+SMALL: dict[str, Any] = {
+    # sizes
+    "image_size": 16,
+    "in_channels": 1,
+    "num_tokens": 8,
+    "codebook_size": 32,
+    "codebook_dim": 8,
+    "channels": 16,
+    "residual_channels": 8,
+    "max_channels": 16,
+    "num_blocks": 1,
+    "num_heads": 2,
+    # what a model does only now and then, it does within a few steps
+    "prefix_probability": 0.5,
+    "reset_every": 2,
+    "revive_every": 2,
+}
+
+
+def small_options(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return small values for those arguments of a constructor that go by the field's names."""
+    return {k: v for k, v in SMALL.items() if k in inspect.signature(function).parameters}
+
+
+def small_tokenizer(name: str, **options: Any) -> ImageTokenizer:
+    """Build a small model of a registered tokenizer, 16 pixels wide and grey.
+
+    Args:
+        name: A registered key.
+        **options: Constructor options that override the small ones.
+    """
+    return load_tokenizer(name, **small_options(registry.get_tokenizer(name)) | options)
+
+
+def small_quantizer(name: str, **options: Any) -> Quantizer:
+    """Build a small model of a registered quantizer: 16 vectors of length 8, 32 codes.
+
+    Args:
+        name: A registered name.
+        **options: Constructor options that override the small ones.
+    """
+    sizes = {"dim": 8, "num_tokens": 16, "codebook_size": 32}
+    return create_quantizer(name, **small_options(registry.get_quantizer(name)) | sizes | options)

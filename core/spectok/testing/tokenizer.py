@@ -1,0 +1,207 @@
+"""Checks for tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectok.errors import InputError, TokenError
+from spectok.quantizer import Quantizer
+from spectok.schema import validate_options
+from spectok.testing.base import Build, Conformance, expect
+from spectok.testing.learners import ImageLearner, fit, train
+from spectok.token_spec import TokenSpec
+from spectok.tokenizer import ImageTokenizer
+
+
+class TokenizerConformance(Conformance[ImageLearner]):
+    """Every check a tokenizer must pass; subclass it and give the fixture ``build``.
+
+    Attributes:
+        fit_steps: Steps in which the error on eight images must fall by a fifth.
+        fit_learning_rate: Adam's learning rate in those steps.
+    """
+
+    fit_steps: ClassVar[int] = 50
+    fit_learning_rate: ClassVar[float] = 5e-3
+
+    def learner(self, build: Build) -> ImageLearner:
+        """Train the tokenizer on its own losses."""
+        return ImageLearner(build())
+
+    def outputs(self, model: ImageTokenizer, batch: Tensor) -> list[Tensor]:
+        """Return tokens and reconstruction."""
+        with torch.no_grad():
+            output = model.eval()(batch)
+        return [output.indices, output.reconstruction]
+
+    def save_and_load(self, model: ImageTokenizer, build: Build, folder: Path) -> ImageTokenizer:
+        """Go through ``save_pretrained`` and ``from_pretrained``."""
+        model.save_pretrained(folder)
+        return type(model).from_pretrained(folder)
+
+    def without_random_draws(self, model: ImageTokenizer) -> None:
+        """Train on whole sequences: random prefixes are drawn once per micro-batch."""
+        model.draw_prefix = _whole_sequences  # type: ignore[method-assign]
+
+    # -- the contract of encode and decode ---
+
+    def test_tokens_fit_the_spec(self, build: Build) -> None:
+        """``encode`` gives int64 ``(B, T)`` inside the TokenSpec; ``decode`` gives images again."""
+        learner = self.fresh(build)
+        model, images = learner.model.eval(), learner.batch(3)
+        indices = model.encode(images)
+        model.token_spec.validate(indices)
+        expect(TokenSpec.from_dict(model.token_spec.to_dict()) == model.token_spec, "spec and JSON")
+        decoded = model.decode(indices).shape
+        expect(decoded == images.shape, f"decode gives {tuple(decoded)}, not {tuple(images.shape)}")
+        latents = model.encode_latents(images).shape[1:]
+        expect(
+            tuple(latents) == tuple(model.latent_shape),
+            f"latents are {tuple(latents)}, but latent_shape says {tuple(model.latent_shape)}",
+        )
+
+    def test_tokens_say_everything(self, build: Build) -> None:
+        """In eval mode ``decode(encode(x))`` is the reconstruction: nothing else feeds the decoder.
+
+        Other images are encoded in between, and then the encoder's weights are overwritten, so that
+        features kept from the last encoding, or weights shared with the encoder, would show.
+        """
+        learner = self.fresh(build)
+        train(learner, [[learner.batch(4)] for _ in range(2)])
+        model, images = learner.model.eval(), learner.batch(2)
+        with torch.no_grad():
+            reconstruction = model(images).reconstruction
+            indices = model.encode(images)
+            model.encode(learner.batch(2))
+            decoded = model.decode(indices)
+            self._expect_images(decoded, reconstruction, "decode(encode(x)) and the reconstruction")
+            for parameter in model.encoder.parameters():
+                parameter.normal_()
+            again = model.decode(indices)
+        expect(torch.equal(again, decoded), "decode(indices) depends on the encoder's weights")
+
+    def test_latents_say_everything(self, build: Build) -> None:
+        """In eval mode ``decode_latents(encode_latents(x))`` is the reconstruction."""
+        learner = self.fresh(build)
+        model, images = learner.model.eval(), learner.batch(2)
+        with torch.no_grad():
+            decoded = model.decode_latents(model.encode_latents(images))
+            self._expect_images(decoded, model(images).reconstruction, "decode_latents")
+
+    def test_embed_is_z_q(self, build: Build) -> None:
+        """``embed(indices)`` returns the vectors that the quantizer made of the image."""
+        learner = self.fresh(build)
+        model, images, made = learner.model.eval(), learner.batch(2), []
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.register_forward_hook(lambda _module, _args, output: made.append(output.z_q))
+        with torch.no_grad():
+            indices = model(images).indices
+            expect(
+                torch.equal(model.embed(indices), torch.cat(made, dim=1)), "embed differs from z_q"
+            )
+
+    def test_prefixes_decode_as_the_spec_says(self, build: Build) -> None:
+        """A decodable prefix decodes without the tokens after it; another length is refused."""
+        learner = self.fresh(build)
+        model, spec = learner.model.eval(), learner.model.token_spec
+        indices = model.encode(learner.batch(2))
+        others = (indices + 1) % torch.tensor(spec.vocab_sizes)
+        with torch.no_grad():
+            for k in {
+                spec.decodable_prefixes[i] for i in (0, len(spec.decodable_prefixes) // 2, -1)
+            }:
+                changed = torch.cat([indices[:, :k], others[:, k:]], dim=1)
+                same = torch.equal(model.decode(indices, k), model.decode(changed, k))
+                expect(same, f"decoding {k} tokens depends on the tokens after them")
+            whole = model.decode(indices, spec.num_tokens)
+            self._expect_images(whole, model.decode(indices), "decoding T tokens and all tokens")
+        for k in {-1, 1, spec.num_tokens - 1, spec.num_tokens + 1} - set(spec.decodable_prefixes):
+            with pytest.raises(InputError):
+                model.decode(indices, k)
+
+    def test_wrong_images_are_rejected(self, build: Build) -> None:
+        """Images of another size or number of channels are refused, naming given and expected."""
+        learner = self.fresh(build)
+        channels, height, width = learner.model.image_shape
+        for shape in ((1, channels, height + 1, width), (1, channels + 1, height, width)):
+            for function in (learner.model, learner.model.encode):
+                with pytest.raises(InputError) as caught:
+                    function(torch.zeros(shape))
+                message = str(caught.value)
+                clear = str(shape) in message and str(width) in message
+                expect(clear, f"the message does not name {shape} and what fits: {message}")
+
+    def test_wrong_tokens_are_rejected(self, build: Build) -> None:
+        """Tokens out of range, of another length or of another type are refused."""
+        model = self.fresh(build).model.eval()
+        spec = model.token_spec
+        good = torch.zeros(1, spec.num_tokens, dtype=torch.int64)
+        limits = torch.tensor([spec.vocab_sizes])
+        for bad in (good + limits, good - 1, good[:, 1:], good.int()):
+            with pytest.raises(TokenError):
+                model.decode(bad)
+
+    # -- training ---
+
+    def test_gradient_reaches_the_encoder(self, build: Build) -> None:
+        """The reconstruction alone sends a gradient through the quantizer to the encoder."""
+        learner = self.fresh(build)
+        reconstruction = learner.model(learner.batch(4)).reconstruction
+        (reconstruction * torch.randn(reconstruction.shape)).sum().backward()
+        for name, parameter in learner.model.encoder.named_parameters():
+            reached = parameter.grad is not None and bool((parameter.grad != 0).any())
+            expect(reached, f"no gradient of the reconstruction reaches encoder.{name}")
+
+    def test_loss_falls_on_eight_images(self, build: Build) -> None:
+        """The reconstruction error on eight images falls by a fifth."""
+        learner = self.fresh(build)
+        images = learner.batch(8)
+        before, after = fit(learner, images, self.fit_steps, self.fit_learning_rate)
+        expect(
+            after < 0.8 * before,
+            f"the squared error went from {before:.4f} to {after:.4f} in {self.fit_steps} steps",
+        )
+
+    def test_training_under_autocast_is_finite(self, build: Build) -> None:
+        """A training step under bfloat16 autocast has finite losses and gradients."""
+        learner = self.fresh(build)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = learner(learner.batch(4)).losses
+        for name, value in losses.items():
+            expect(value.ndim == 0 and bool(value.isfinite()), f"loss {name} is {value}")
+        torch.stack([value.float() for value in losses.values()]).sum().backward()
+        for name, parameter in learner.model.named_parameters():
+            finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
+            expect(finite, f"the gradient of {name} is not finite")
+
+    def test_config_survives_json(self, build: Build) -> None:
+        """The config is plain JSON, valid by the constructor's own schema, and builds its equal."""
+        model = self.fresh(build).model
+        config = {k: v for k, v in model.config.items() if not k.startswith("_")}
+        again = json.loads(json.dumps(config))
+        rebuilt = type(model)(**validate_options(type(model), again, "config"))
+        expect(
+            json.dumps(dict(rebuilt.config)) == json.dumps(dict(model.config)),
+            "a model built from its own config has another config",
+        )
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        rebuilt_shapes = {name: value.shape for name, value in rebuilt.state_dict().items()}
+        expect(shapes == rebuilt_shapes, "a model built from its own config has other weights")
+
+    def _expect_images(self, found: Tensor, wanted: Tensor, what: str) -> None:
+        apart = (found - wanted).abs().max().item()
+        limit = 1e-6 * max(1.0, wanted.abs().max().item())
+        expect(
+            apart <= limit, f"{what} differ by {apart:.3g}: more than tokens reaches the decoder"
+        )
+
+
+def _whole_sequences(batch_size: int) -> Any:
+    return None
