@@ -63,6 +63,7 @@ def sample_tokens(
     seed: int = 0,
     options: SamplingOptions | None = None,
     batch_size: int = 64,
+    on_images: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "n t"]:
     """Draw the tokens of many images, shared out among the processes.
 
@@ -73,6 +74,7 @@ def sample_tokens(
         seed: With the image's number, the only source of randomness.
         options: Temperature and the like.
         batch_size: Images drawn at once on each process.
+        on_images: Called with the number of images drawn over all processes since the last call.
 
     Returns:
         int64 tokens on the CPU, the same on every process.
@@ -89,6 +91,8 @@ def sample_tokens(
         chosen = labels[numbers] if labels is not None else None
         drawn = sample_batch(prior, numbers, chosen, seed=seed, options=options)
         tokens[numbers] = drawn.cpu()
+        if on_images is not None:
+            on_images(min(len(numbers) * size, num_images - start * size))
     if size > 1:  # every row is zero on all ranks but its own
         shared = tokens.to(prior.device)
         dist.all_reduce(shared)

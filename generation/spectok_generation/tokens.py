@@ -58,9 +58,9 @@ class CacheHeader:
     format: int = FORMAT
 
     @property
-    def fingerprint(self) -> tuple[str, str]:
+    def fingerprint(self) -> str:
         """Which tokenizer weights made these tokens, from which data."""
-        return self.tokenizer["fingerprint"], self.data
+        return f"{self.tokenizer['fingerprint']} {self.data}"
 
 
 class TokenCache(Dataset[dict[str, Any]]):
@@ -100,6 +100,11 @@ class TokenCache(Dataset[dict[str, Any]]):
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return self.header.num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        """Which tokenizer weights made these tokens, from which data."""
+        return self.header.fingerprint
 
     def check_tokenizer(self, record: dict[str, Any]) -> None:
         """Refuse tokens that other weights made.

@@ -1,0 +1,167 @@
+"""``spectok train prior``, ``spectok extract`` and ``spectok sample``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectok.cli.console import progress, say, say_next
+from spectok.errors import ConfigError
+
+PRIOR = "gpt"
+TOKENIZER_HELP = "Trained tokenizer: its folder or that of its run; or the name of a recipe."
+DATA_HELP = (
+    "Directory of images, parquet file, tar shards, hub id or name of a data set. "
+    "(default: what the tokenizer was trained on)"
+)
+
+
+def add_commands(app: typer.Typer, train: typer.Typer) -> None:
+    """Add the commands of this module."""
+    train.command("prior")(train_prior)
+    app.command("extract")(extract)
+    app.command("sample")(sample)
+
+
+def train_prior(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE|FILE.yaml] [key=value]...",
+            help=f"A recipe ('spectok list recipes'), a file or a prior (default: {PRIOR}), then "
+            "settings such as train.steps=2000 prior.size=gpt-nano.",
+        ),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Folder of tokens written by 'spectok extract'.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of the run. (default: runs/PRIOR-TOKENIZER)")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint.")
+    ] = False,
+) -> None:
+    """Train a prior on the tokens of a trained tokenizer."""
+    from spectok_generation.recipe import default_output, load_prior_recipe
+
+    words = words or []
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
+    name = named[0] if named else PRIOR
+    given = [("tokenizer", tokenizer), ("tokens", tokens)]
+    overrides = [*[pair for pair in given if pair[1]], *[word for word in words if "=" in word]]
+    recipe = load_prior_recipe(name, overrides, data)
+    folder = Path(output or recipe.output or default_output(name, recipe))
+
+    from spectok_generation.training import train_prior as run
+
+    result = run(recipe, folder, resume=resume)
+    say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
+    say_next(["spectok", "sample", "--prior", str(folder), "--out", "samples.png"])
+
+
+def extract(
+    tokenizer: Annotated[
+        str, typer.Argument(help="Trained tokenizer: its folder or that of its run.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write the tokens to.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value]...", help="Settings of the data, such as limit=500."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    copies: Annotated[
+        int, typer.Option(min=1, help="Passes over the data; more than one: augmented images.")
+    ] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the augmentation.")] = 0,
+) -> None:
+    """Write the tokens of a whole data set to disk, a few bits per index."""
+    from spectok_generation.extraction import Extraction
+    from spectok_generation.recipe import load_data
+    from spectok_generation.training import extract_data, load_trained
+
+    config = load_data(tokenizer, data, overrides or [])
+    how = Extraction(copies, batch_size=batch_size, num_workers=num_workers)
+    with _device() as device:
+        model = load_trained(tokenizer).to(device)
+        cache = extract_data(model, config, out, how, path=tokenizer, seed=seed)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    say(f"{len(cache):,} images, {cache.token_spec.num_tokens} tokens each, {size:,} bytes: {out}")
+    say_next(["spectok", "train", "prior", "--tokens", str(out)])
+
+
+def sample(
+    prior: Annotated[str, typer.Option(help="Trained prior: its folder or that of its run.")],
+    out: Annotated[Path, typer.Option(help="Picture to write: a grid of all images.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Its tokenizer (default: the one it was trained with).")
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
+    label: Annotated[
+        int | None, typer.Option("--class", help="Class to draw (default: all in turn).")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Image i depends on the seed and on i alone.")
+    ] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1: likelier and less varied images.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep only the k likeliest codes of each token.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest codes up to this probability.")
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="Above 1: pulled towards the class.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 64,
+    columns: Annotated[
+        int | None, typer.Option(min=1, help="Images per row (default: a square grid).")
+    ] = None,
+) -> None:
+    """Draw new images from a trained prior."""
+    from spectok.cli.models import check_picture, enlarge
+    from spectok.images import save_grid
+    from spectok_generation.generate import choose_labels, decode_tokens, load_pair
+    from spectok_generation.sampling import SamplingOptions, sample_tokens
+
+    check_picture(out)
+    options = SamplingOptions(temperature, top_k, top_p, guidance)
+    with _device() as device:
+        model, decoder = load_pair(prior, tokenizer)
+        labels = choose_labels(model, num_images, label)
+        model.to(device)
+        with progress("sampling", num_images) as advance:
+            indices = sample_tokens(
+                model,
+                num_images,
+                labels,
+                seed=seed,
+                options=options,
+                batch_size=batch_size,
+                on_images=advance,
+            )
+        images = decode_tokens(decoder.to(device), indices, batch_size)
+    save_grid(enlarge(images), out, columns)
+    say(f"{num_images} images: {out}")
+    again = ["spectok", "sample", "--prior", prior, "--out", str(out), "--seed", str(seed + 1)]
+    say_next(again)
+
+
+@contextlib.contextmanager
+def _device() -> Iterator[Any]:
+    """Give this process its device, and join the group it was launched in."""
+    from spectok.training.config import TrainConfig
+    from spectok.training.launch import accelerated
+
+    with accelerated(TrainConfig.model_validate({}), Path()) as accelerator:
+        yield accelerator.device

@@ -1,0 +1,156 @@
+"""The recipe of a prior: which tokenizer, which images, which model, how trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from spectok import registry
+from spectok.config import (
+    Override,
+    Recipe,
+    TokenizerRecipe,
+    apply_overrides,
+    data_override,
+    load_recipe,
+    read_recipe,
+    resolve_recipe,
+)
+from spectok.data.config import DataConfig
+from spectok.errors import ConfigError
+from spectok.recipes import list_recipes
+from spectok.schema import Registered, validate_section
+from spectok.training.config import TrainConfig
+
+RUN_RECIPE = "recipe.yaml"
+
+
+class PriorRecipe(Recipe):
+    """What ``spectok train prior`` reads.
+
+    Args:
+        prior: ``name`` and constructor options of a registered prior.
+        tokenizer: A trained tokenizer's folder or hub id; or a recipe, and then that tokenizer is
+            trained first, inside the run. None: ``tokens`` says it all.
+        tokens: Folder of tokens that ``spectok extract`` wrote. None: extracted from ``data``
+            first, inside the run.
+        data: Images to learn the tokens of; not read where ``tokens`` is given. Size and channels
+            follow the tokenizer.
+        copies: Passes over the images when tokens are extracted, each with augmentation of its
+            own. With 1, images are taken as they are.
+        class_conditional: Condition on the class, where the data has classes.
+        train: How to train.
+    """
+
+    main: ClassVar[str] = "prior"
+    folder: ClassVar[str] = "generation"
+
+    prior: Annotated[dict[str, Any], Registered("prior")]
+    tokenizer: str | None = None
+    tokens: str | None = None
+    data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
+    copies: int = Field(1, ge=1)
+    class_conditional: bool = True
+    train: TrainConfig = TrainConfig.model_validate({})
+
+    @classmethod
+    def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Check that there is something to learn from.
+
+        Raises:
+            ConfigError: If neither tokenizer nor tokens are given.
+        """
+        if raw.get("tokenizer") is None and raw.get("tokens") is None:
+            raise ConfigError(
+                "tokenizer: missing; give a trained tokenizer's folder or a recipe (--tokenizer), "
+                "or extracted tokens (--tokens)"
+            )
+        return raw
+
+
+def load_prior_recipe(
+    name: str, overrides: Iterable[Override] = (), data: str | None = None
+) -> PriorRecipe:
+    """Read, override and validate a prior's recipe.
+
+    Where nothing says which images to use, they are those that the tokenizer was trained on.
+
+    Args:
+        name: A YAML file, the name of a recipe, or a registered prior.
+        overrides: ``"a.b=c"``, or pairs of dotted path and value.
+        data: Directory, file, hub id or name of a data set.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+        UnknownNameError: If nothing has that name.
+    """
+    own_data = [data_override(data)] if data is not None else []
+    overrides = [*own_data, *overrides]
+    raw = apply_overrides(read_recipe(name, PriorRecipe), overrides)
+    section = raw.get("data") or {}
+    if "name" not in section and raw.get("tokenizer") is not None and raw.get("tokens") is None:
+        raw["data"] = tokenizer_data(str(raw["tokenizer"])) | dict(section)
+    return resolve_recipe(raw, PriorRecipe)
+
+
+def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
+    """Return the recipe that a ``tokenizer:`` entry names; None if it is not a recipe's name."""
+    known = {*list_recipes(), *registry.list_tokenizers()}
+    known |= {name.partition("/")[2] for name in list_recipes()}
+    if Path(tokenizer).is_dir():
+        return None
+    if Path(tokenizer).suffix in (".yaml", ".yml") or tokenizer in known:
+        return load_recipe(tokenizer)
+    return None
+
+
+def tokenizer_data(tokenizer: str) -> dict[str, Any]:
+    """Return the ``data:`` section that a tokenizer was, or is to be, trained with.
+
+    Raises:
+        ConfigError: If nothing beside the tokenizer says so.
+    """
+    recipe = tokenizer_recipe(tokenizer)
+    for folder in (Path(tokenizer), Path(tokenizer).parent):
+        if recipe is None and (folder / RUN_RECIPE).is_file():
+            recipe = load_recipe(folder / RUN_RECIPE)
+    if recipe is None:
+        raise ConfigError(
+            f"data: missing, and no {RUN_RECIPE} beside the tokenizer {tokenizer} says what it was "
+            f"trained on; give --data"
+        )
+    return recipe.data.model_dump(mode="json", exclude_unset=True)
+
+
+def load_data(tokenizer: str, data: str | None, overrides: Iterable[str]) -> DataConfig:
+    """Return the ``data:`` section of an extraction: given, or the tokenizer's own; then changed.
+
+    Args:
+        tokenizer: A trained tokenizer's folder.
+        data: Directory, file, hub id or name of a data set. None: the tokenizer's own.
+        overrides: Such as ``"limit=500"``.
+    """
+    raw = {"data": tokenizer_data(tokenizer)} if data is None else {}
+    own_data = [data_override(data)] if data is not None else []
+    raw = apply_overrides(raw, [*own_data, *(f"data.{override}" for override in overrides)])
+    return validate_section(DataConfig, raw["data"], "data")
+
+
+def default_output(name: str, recipe: PriorRecipe) -> Path:
+    """Return ``runs/<recipe or prior>-<tokenizer's run>``.
+
+    Args:
+        name: What was given on the command line.
+        recipe: What it resolved to.
+    """
+    path = Path(name)
+    if path.name == RUN_RECIPE:
+        return path.parent  # the recipe that a run wrote stands for that run
+    words = [path.stem] if path.suffix in (".yaml", ".yml") else list(path.parts)
+    source = Path(recipe.tokenizer or recipe.tokens or "")
+    if not tokenizer_recipe(str(source)):
+        words.append((source.parent if source.name == "model" else source).name)
+    return Path("runs", "-".join(w for w in words if w != PriorRecipe.folder))
