@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if not debug:  # what goes wrong is said in our own words; libraries need not add theirs
+        for library in ("DIFFUSERS", "TRANSFORMERS"):
+            os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with _one_line_warnings(debug):
         sys.exit(_run(words, debug))
 

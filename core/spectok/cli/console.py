@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from spectok.tokenizer import ImageTokenizer
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 BATCH_SIZE = 32
 
 
@@ -37,6 +36,11 @@ def note(message: str) -> None:
     """Print one remark to stderr, from the main process."""
     if is_main_process():
         typer.echo(f"note: {message}", err=True)
+
+
+def count_images(number: int) -> str:
+    """Return ``"1 image"``, ``"1,797 images"`` and so on."""
+    return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def say_next(*commands: list[str]) -> None:
@@ -86,13 +90,15 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     Raises:
         DataError: If a path does not exist, or a directory holds no images.
     """
+    from spectok.data.decode import IMAGE_SUFFIXES
+
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             images = sorted(p for p in inside if not p.name.startswith("."))
             if not images:
-                raise DataError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+                raise DataError(f"{path} holds no images; give image files or put some there")
             found += images
         elif path.is_file():
             found.append(path)
@@ -159,15 +165,16 @@ class progress:
             TimeRemainingColumn,
         )
 
+        console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
-            disable=not is_main_process(),
+            disable=not (console.is_terminal and is_main_process()),
         )
         self._task = self._bar.add_task(what, total=total, rate="")
 

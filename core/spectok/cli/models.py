@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectok.cli.console import (
-    IMAGE_SUFFIXES,
     batches,
+    count_images,
     find_images,
     load_trained,
     model_folder,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spectok.tokenizer import ImageTokenizer
 
 COLUMNS = 8
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SMALLEST_SHOWN = 64  # pixels
 
 Model = Annotated[str, typer.Argument(help="Folder of a trained model or of its run, or a hub id.")]
@@ -125,7 +126,7 @@ def reconstruct(
     columns = min(len(files), COLUMNS)
     save_grid(enlarge(pair_rows(originals, reconstructions, columns)), out, columns)
     say(
-        f"{len(files)} images, {tokenizer.token_spec.bits_per_image:,.0f} bits each, "
+        f"{count_images(len(files))}, {tokenizer.token_spec.bits_per_image:,.0f} bits each, "
         f"PSNR {psnr(originals, reconstructions):.2f} dB: {out}"
     )
     say_next(["spectok", "encode", model, *images, "--out", "tokens.npz"])
@@ -137,7 +138,7 @@ def check_picture(path: Path) -> None:
     Raises:
         ConfigError: If the suffix is not one of a picture.
     """
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    if path.suffix.lower() not in PICTURES:
         raise ConfigError(f"--out {path} does not end in a picture format, such as grid.png")
 
 

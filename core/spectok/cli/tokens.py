@@ -11,6 +11,7 @@ import typer
 from spectok.cli.console import (
     BATCH_SIZE,
     batches,
+    count_images,
     find_images,
     load_trained,
     note_resizing,
@@ -51,10 +52,8 @@ def encode(
     parts = [tokenizer.encode(batch).cpu() for batch in batches(files, tokenizer, "encoding")]
     spec = tokenizer.token_spec
     write_tokens(out, torch.cat(parts).numpy(), [str(file) for file in files], spec)
-    say(
-        f"{len(files)} images, {spec.num_tokens} tokens and {spec.bits_per_image:,.0f} bits each: "
-        f"{out}"
-    )
+    size = f"{spec.num_tokens} tokens and {spec.bits_per_image:,.0f} bits each"
+    say(f"{count_images(len(files))}, {size}: {out}")
     say_next(["spectok", "decode", model, str(out), "--out", "decoded"])
 
 
@@ -79,7 +78,7 @@ def decode(
             for image, file in zip(tokenizer.decode(batch, num_tokens), files[start:]):
                 to_pil(image.float().cpu()).save(file)
             advance(len(batch))
-    say(f"{len(files)} images: {out}")
+    say(f"{count_images(len(files))}: {out}")
     say_next(["spectok", "reconstruct", model, str(files[0]), "--out", "again.png"])
 
 
