@@ -1,6 +1,8 @@
 """The data sets that come with spectok: digits, photos, shapes, and the presets' cards."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +43,16 @@ def test_every_builtin_is_registered_and_described():
             card.image_size,
             card.image_size,
         )
+
+
+def test_listing_data_sets_imports_nothing_heavy():
+    code = (
+        "import sys; from spectok.data.sources import builtin_sources;"
+        "[s.describe() for s in builtin_sources().values()];"
+        "print({'torch', 'datasets', 'sklearn', 'skimage'} & set(sys.modules) or 'light')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "light"
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -218,14 +218,36 @@ class TestParquet:
         assert (len(train), len(test)) == (6, 3)
         assert train.class_names == test.class_names == ["a", "b", "c"]
         assert test.labels.tolist() == [1, 1, 2]
-        expected = np.asarray(picture(0).resize((9, 8)))
         assert train.report.sizes == {(12, 10): 6}
-        assert expected.shape[0] == train.image_shape[1]
+        whole = build_dataset(DataConfig(name="parquet", path=parquet, image_size=10))
+        shown = np.asarray(picture(4)).transpose(2, 0, 1)[:, :, 1:11]
+        assert np.array_equal(whole.uint8_images()[4], shown)
 
     def test_a_preset_reads_it_in_place_of_its_hub_id(self, parquet):
         dataset = build_dataset(DataConfig(name="cifar10", path=parquet, split="test"))
         assert dataset.image_shape == (3, 32, 32)
         assert dataset.preprocessing["filter"] == "bilinear"
+
+    def test_scores_are_not_taken_for_classes(self, tmp_path, parquet):
+        import datasets
+
+        rows = {
+            "image": [{"bytes": encoded(0), "path": None}],
+            "label": [0.5],
+            "text": [["a", "b"]],
+        }
+        features = datasets.Features(
+            image=datasets.Image(),
+            label=datasets.Value("float32"),
+            text=datasets.List(datasets.Value("string")),
+        )
+        path = tmp_path / "scores.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+        dataset = build(path)
+        assert dataset.labels is None
+        assert dataset.captions_of(0) == ("a", "b")
+        with pytest.raises(DataError, match=r"label 0\.5 of row 0 is not a class"):
+            build(path, label_column="label")
 
     def test_one_file_is_split_by_holding_out(self, parquet):
         file = parquet / "train.parquet"

@@ -31,10 +31,11 @@ def choose_column(
 
 def as_captions(values: Iterable[Any]) -> Captions:
     """Return caption values (texts, lists of texts, or None) as one tuple of non-empty texts."""
-    texts: list[str] = []
+    texts: list[Any] = []
     for value in values:
-        texts += [value] if isinstance(value, str) else list(value or ())
-    return tuple(text.strip() for text in texts if text and text.strip())
+        texts += value if isinstance(value, list | tuple) else [value]
+    stripped = (str(text).strip() for text in texts if text is not None)
+    return tuple(text for text in stripped if text)
 
 
 def class_names_of(values: Iterable[Any]) -> list[str] | None:

@@ -73,6 +73,14 @@ def config_for_path(path: str | os.PathLike[str], **options: Any) -> DataConfig:
     return DataConfig(name=kind_of_path(path), path=os.fspath(path), **options)
 
 
+def _holds_only_shards(directory: Path) -> bool:
+    """Return whether a directory has tar files and nothing else that could be images."""
+    entries = [e for e in directory.iterdir() if not e.name.startswith(".")]
+    return any(e.suffix == ".tar" for e in entries) and not any(
+        e.is_dir() or e.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") for e in entries
+    )
+
+
 def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "webdataset", "hub"]:
     """Return which reader a path needs; ``owner/name`` that does not exist here is a hub id."""
     text = os.fspath(path)
@@ -84,7 +92,7 @@ def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "
     if local.is_dir():
         if any(local.glob("*.parquet")) or any(local.glob("data/*.parquet")):
             return "parquet"
-        return "webdataset" if any(local.glob("*.tar")) else "folder"
+        return "webdataset" if _holds_only_shards(local) else "folder"
     looks_like_id = (
         text.count("/") == 1 and not text.startswith((".", "/", "~")) and "\\" not in text
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -42,8 +42,9 @@ def open_image(reference: Any) -> Image.Image:
     if isinstance(reference, np.ndarray):
         return Image.fromarray(reference)
     try:
-        image = Image.open(_stream(reference))
-        image.load()
+        with _opened(reference) as stream:
+            image = Image.open(stream)
+            image.load()
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise UnreadableImage(_reason(error)) from error
     return image
@@ -62,9 +63,10 @@ def inspect_image(reference: Any) -> tuple[tuple[int, int], str, int]:
         image = open_image(reference)
         return image.size, image.mode, image.width * image.height * len(image.getbands())
     try:
-        stream = _stream(reference)
-        size, mode = (image := Image.open(stream)).size, image.mode
-        start, end, num_bytes = _ends(stream)
+        with _opened(reference) as stream:
+            image = Image.open(stream)  # reads the header alone
+            size, mode = image.size, image.mode
+            start, end, num_bytes = _ends(stream)
     except Exception as error:  # as above
         raise UnreadableImage(_reason(error)) from error
     if (start.startswith(_JPEG_START) and _JPEG_END not in end) or (
@@ -92,17 +94,13 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _stream(reference: Any) -> io.BytesIO | io.BufferedReader:
-    """Return a readable stream for a reference to encoded data."""
-    if isinstance(reference, bytes):
-        return io.BytesIO(reference)
-    if isinstance(reference, str | os.PathLike):
-        # Read at once: a file left open by a lazy decoder would outlive a failed open.
-        with open(reference, "rb") as file:
-            return io.BytesIO(file.read())
+def _opened(reference: Any) -> BinaryIO:
+    """Return a readable stream for a reference to encoded data; the caller closes it."""
     if isinstance(reference, dict):
-        return _stream(_bytes_or_path(reference))
-    return io.BytesIO(reference.read_bytes())
+        reference = _bytes_or_path(reference)
+    if isinstance(reference, str | os.PathLike):
+        return open(reference, "rb")
+    return io.BytesIO(reference if isinstance(reference, bytes) else reference.read_bytes())
 
 
 def _bytes_or_path(reference: Mapping[str, Any]) -> bytes | str:
@@ -113,7 +111,7 @@ def _bytes_or_path(reference: Mapping[str, Any]) -> bytes | str:
     return content
 
 
-def _ends(stream: io.BytesIO | io.BufferedReader) -> tuple[bytes, bytes, int]:
+def _ends(stream: BinaryIO) -> tuple[bytes, bytes, int]:
     """Return the first bytes, the last bytes and the length of a stream."""
     stream.seek(0)
     start = stream.read(8)

@@ -1,8 +1,9 @@
 """The data sets of the papers, each with the preprocessing its paper states.
 
 Every preset reads its hub id, or in its place a local ``path`` (a directory of images, parquet
-files or tar shards) with the same images. Where a paper resizes without naming a filter, the filter
-is torchvision's default, bilinear, as in the code it builds on.
+files or tar shards) with the same images. Without a test split of its own, a part is held out;
+for a paper's own partition, give directories ``train`` and ``test``. Where a paper resizes without
+naming a filter, the filter is torchvision's default, bilinear, as in the code it builds on.
 """
 
 from __future__ import annotations

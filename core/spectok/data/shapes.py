@@ -146,7 +146,7 @@ def draw_shapes(
     sizes, colours, shapes = zip(*(COMBINATIONS[label] for label in labels))
     low, high = np.array([SIZES[name] for name in sizes]).T
     radius = size * (low + (high - low) * draws[:, 0])  # (n,) pixels
-    margin = radius + 1
+    margin = radius + 1.5  # smoothing reaches beyond the sharp corners
     centre = margin[:, None] + draws[:, 1:3] * (size - 2 * margin)[:, None]  # (n, 2)
     pixel = np.arange(size) + 0.5
     x = (pixel[None, None, :] - centre[:, 0, None, None]) / radius[:, None, None]

@@ -134,8 +134,8 @@ def _as_rows(
         captions = [as_captions([value]) for value in table[name]]
     if name := _label_column(table, config, others, where):
         class_names, num_classes = _classes(tables, name)
-        values = [v if v is None or isinstance(v, str) else int(v) for v in table[name]]
-        labels = number_labels(values, None if _is_class_label(table, name) else class_names, where)
+        texts = None if _is_class_label(table, name) else class_names
+        labels = number_labels(list(table[name]), texts, where)
     images = EncodedImages(table, image_column)
     return Rows(images, None, labels, captions, class_names, num_classes, owns_split=owns_split)
 
@@ -159,13 +159,19 @@ def _label_column(
 ) -> str | None:
     """Return the column with labels: the given one, a ClassLabel one, or one named so."""
     typed = [name for name in others if _is_class_label(table, name)]
-    return choose_column(config.label_column, [*typed, *LABEL_COLUMNS], others, where)
+    plain = [name for name in LABEL_COLUMNS if name in others and _is_plain(table, name)]
+    return choose_column(config.label_column, [*typed, *plain], others, where)
 
 
 def _is_class_label(table: datasets.Dataset, column: str) -> bool:
     import datasets as hf
 
     return isinstance(table.features[column], hf.ClassLabel)
+
+
+def _is_plain(table: datasets.Dataset, column: str) -> bool:
+    """Return whether a column holds single integers or texts; scores and lists are no classes."""
+    return getattr(table.features[column], "dtype", "").startswith(("int", "uint", "string"))
 
 
 def _classes(tables: _Tables, column: str) -> tuple[list[str] | None, int]:
