@@ -1,4 +1,4 @@
-"""What core itself registers, through the same door as every plugin: its data sets."""
+"""What core itself registers, through the same door as every plugin: its data sets and metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from spectok.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from spectok.data.sources import DatasetSource
+    from spectok.metrics import ImageMetric
 
 
 @hookimpl
@@ -16,3 +17,11 @@ def spectok_datasets() -> dict[str, DatasetSource]:
     from spectok.data.sources import builtin_sources
 
     return builtin_sources()
+
+
+@hookimpl
+def spectok_metrics() -> dict[str, ImageMetric]:
+    """Register the metrics that need no network weights."""
+    from spectok import metrics
+
+    return {"psnr": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}

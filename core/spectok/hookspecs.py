@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import typer
 
     from spectok.data.sources import DatasetSource
+    from spectok.metrics import ImageMetric
     from spectok.quantizer import Quantizer
     from spectok.tokenizer import ImageTokenizer
 
@@ -48,6 +49,11 @@ def spectok_priors() -> dict[str, type[Any]]:  # type: ignore[empty-body]
 @hookspec
 def spectok_datasets() -> dict[str, DatasetSource]:  # type: ignore[empty-body]
     """Return data set definitions by name."""
+
+
+@hookspec
+def spectok_metrics() -> dict[str, ImageMetric]:  # type: ignore[empty-body]
+    """Return functions ``(images, reconstruction) -> one number per image`` by name."""
 
 
 @hookspec

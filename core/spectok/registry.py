@@ -1,4 +1,4 @@
-"""Look up what plugins register: tokenizers, quantizers, priors, data sets."""
+"""Look up what plugins register: tokenizers, quantizers, priors, data sets, metrics."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ HOOKS = {
     "quantizer": "spectok_quantizers",
     "prior": "spectok_priors",
     "dataset": "spectok_datasets",
+    "metric": "spectok_metrics",
 }
 
 
@@ -24,7 +25,7 @@ def list_registered(kind: str) -> dict[str, Any]:
     """Return every registered object of one kind by name, sorted.
 
     Args:
-        kind: One of ``"tokenizer"``, ``"quantizer"``, ``"prior"``, ``"dataset"``.
+        kind: One of ``"tokenizer"``, ``"quantizer"``, ``"prior"``, ``"dataset"``, ``"metric"``.
     """
     found = plugins.installed().collect(HOOKS[kind])
     return {name: found[name][0] for name in sorted(found)}
@@ -70,6 +71,11 @@ def list_priors() -> list[str]:
 def list_datasets() -> list[str]:
     """Return the names of all registered data sets."""
     return list(list_registered("dataset"))
+
+
+def list_metrics() -> list[str]:
+    """Return the names of all registered metrics of a reconstruction."""
+    return list(list_registered("metric"))
 
 
 def get_tokenizer(name: str) -> type[ImageTokenizer]:

@@ -1,0 +1,192 @@
+"""How close a reconstruction is, and how much of its codebooks a tokenizer uses.
+
+One protocol for all image metrics: images in [-1, 1] are clamped and rounded to 8 bits, compared,
+and reduced to one number per image; a data set's number is the plain mean over its images. So the
+result depends neither on the batch size nor on how images fall into batches.
+
+Every metric has the form :data:`ImageMetric`; a plugin registers more with ``spectok_metrics``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from spectok import registry
+from spectok.errors import DataError, InputError
+from spectok.images import to_uint8
+from spectok.quantizer import perplexity
+
+if TYPE_CHECKING:
+    from spectok.token_spec import TokenSpec
+    from spectok.tokenizer import ImageTokenizer
+
+ImageMetric = Callable[[Tensor, Tensor], Tensor]
+"""``(images, reconstruction) -> (B,)``, both (B, C, H, W) in [-1, 1]."""
+
+SSIM_WINDOW = 7  # pixels
+PSNR_OF_EQUALS = 100.0  # dB; a mean over images must stay finite
+STANDARD = ("psnr", "ssim", "mse")
+
+
+def psnr(
+    images: Float[Tensor, "b c h w"], reconstruction: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b"]:
+    """Return the peak signal-to-noise ratio of each image, in dB; at most 100, equal images' value.
+
+    Args:
+        images: Originals in [-1, 1].
+        reconstruction: Their reconstructions; values outside [-1, 1] are clamped.
+    """
+    return (-10 * torch.log10(mse(images, reconstruction))).clamp(max=PSNR_OF_EQUALS)
+
+
+def ssim(
+    images: Float[Tensor, "b c h w"], reconstruction: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b"]:
+    """Return the structural similarity of each image (Wang et al. 2004), 1 for equal images.
+
+    A uniform window of 7×7 pixels, population covariances, and only windows that lie inside the
+    image: what scikit-image computes with ``use_sample_covariance=False``. The Gaussian window of
+    the original, 11 pixels wide, would hang over the border of small images almost everywhere.
+
+    Args:
+        images: Originals in [-1, 1].
+        reconstruction: Their reconstructions; values outside [-1, 1] are clamped.
+
+    Raises:
+        InputError: If the images are smaller than the window.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(images.shape[-2:]) < SSIM_WINDOW:
+        raise InputError(
+            f"images of {tuple(images.shape[-2:])} pixels are smaller than the window of SSIM, "
+            f"{SSIM_WINDOW}; leave ssim out"
+        )
+    originals, others = _eight_bits(images, reconstruction)
+    _, maps = structural_similarity_index_measure(
+        others,
+        originals,
+        gaussian_kernel=False,
+        kernel_size=SSIM_WINDOW,
+        data_range=255.0,
+        reduction="none",
+        return_full_image=True,
+    )
+    margin = SSIM_WINDOW // 2
+    inside = maps[..., margin:-margin, margin:-margin]  # type: ignore[index]
+    return inside.flatten(1).mean(1).float()
+
+
+def mse(
+    images: Float[Tensor, "b c h w"], reconstruction: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b"]:
+    """Return the mean squared error of each image between pixels on the scale [0, 1].
+
+    Args:
+        images: Originals in [-1, 1].
+        reconstruction: Their reconstructions; values outside [-1, 1] are clamped.
+    """
+    originals, others = _eight_bits(images, reconstruction)
+    return ((originals - others) / 255).square().flatten(1).mean(1).float()
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    tokenizer: ImageTokenizer,
+    dataset: Dataset[dict[str, Any]],
+    batch_size: int = 64,
+    metrics: Iterable[str] = STANDARD,
+) -> dict[str, Any]:
+    """Measure what a tokenizer keeps of a data set, and what it spends on it.
+
+    Args:
+        tokenizer: A trained tokenizer, on the device to run on; put into eval mode.
+        dataset: Items with ``"images"``, such as :class:`spectok.data.ImageDataset`.
+        batch_size: Images at once; does not change the result.
+        metrics: Registered metrics to compute.
+
+    Returns:
+        Plain JSON types: each metric's mean over images; ``codebook_usage`` and ``perplexity``,
+        over all codebooks and per level (see :func:`codebook_statistics`); ``bits_per_image``,
+        ``parameters`` and ``num_images``.
+
+    Raises:
+        UnknownNameError: If a metric is not registered.
+        DataError: If the data set is empty.
+    """
+    functions = {name: registry.get_registered("metric", name) for name in metrics}
+    values: dict[str, list[Tensor]] = {name: [] for name in functions}
+    spec, counts = tokenizer.token_spec, torch.zeros(tokenizer.token_spec.num_codes).long()
+    tokenizer.eval()
+    collate = getattr(dataset, "collate", None)
+    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
+        images = batch["images"].to(tokenizer.device)
+        indices = tokenizer.encode(images)
+        reconstruction = tokenizer.decode(indices).to(images.dtype)
+        for name, function in functions.items():
+            values[name].append(function(images, reconstruction).cpu())
+        counts += torch.bincount(spec.code_ids(indices.cpu()).flatten(), minlength=len(counts))
+    num_images = int(counts.sum()) // spec.num_tokens
+    if not num_images:
+        raise DataError("the data set is empty; evaluation needs at least one image")
+    return {
+        **{name: float(torch.cat(parts).double().mean()) for name, parts in values.items()},
+        **codebook_statistics(spec, counts),
+        "bits_per_image": spec.bits_per_image,
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "num_images": num_images,
+    }
+
+
+def codebook_statistics(spec: TokenSpec, counts: Tensor) -> dict[str, Any]:
+    """Return how much of its codebooks a data set makes a tokenizer use.
+
+    ``codebook_usage`` is the share of codes chosen at least once, over all codes. ``perplexity`` is
+    the exponential of the entropy of a codebook's code frequencies, the mean over codebooks
+    weighted by how many tokens they served. ``levels`` holds both for each level.
+
+    Args:
+        spec: Layout of the tokens.
+        counts: How often each of ``spec.num_codes`` codes was chosen.
+    """
+    starts = [*_first_code_of_levels(spec), spec.num_codes]
+    levels, served, totals = [], [], []
+    for level, start, end in zip(spec.levels, starts, starts[1:]):
+        by_codebook = counts[start:end].view(-1, level.vocab_size).double()
+        tokens = by_codebook.sum(1)
+        mean = (perplexity(by_codebook) * tokens).sum() / tokens.sum().clamp_min(1)
+        used = by_codebook.gt(0).double().mean()
+        levels.append({"codebook_usage": float(used), "perplexity": float(mean)})
+        served.append(float(tokens.sum()))
+        totals.append(float(mean) * served[-1])
+    return {
+        "codebook_usage": float(counts.gt(0).double().mean()),
+        "perplexity": sum(totals) / max(1.0, sum(served)),
+        "levels": levels,
+    }
+
+
+def _first_code_of_levels(spec: TokenSpec) -> list[int]:
+    """Return the smallest code number of each level: that of index 0 in its first codebook."""
+    ids = spec.code_ids(torch.zeros(1, spec.num_tokens, dtype=torch.int64))[0].tolist()
+    return [
+        min(code for code, owner in zip(ids, spec.level_of_place) if owner == level)
+        for level in range(spec.num_levels)
+    ]
+
+
+def _eight_bits(images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as float64 numbers 0..255, rounded as a saved picture would be."""
+    if images.shape != reconstruction.shape:
+        raise InputError(
+            f"images of shape {tuple(images.shape)} and reconstructions of shape "
+            f"{tuple(reconstruction.shape)} differ; compare images of one size"
+        )
+    return to_uint8(images).double(), to_uint8(reconstruction).double()
