@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,17 +48,23 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
     check_launch()
     check_machine(config)
     ours = not AcceleratorState._shared_state
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation),
-        step_scheduler_with_optimizer=False,
-        log_with=config.tracker,
-        project_config=ProjectConfiguration(str(output), logging_dir=str(output)),
-    )
-    check_group(accelerator)
     try:
-        yield accelerator
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation),
+            step_scheduler_with_optimizer=False,
+            log_with=config.tracker,
+            project_config=ProjectConfiguration(str(output), logging_dir=str(output)),
+        )
+    except ValueError as error:  # an environment that only half describes a group of processes
+        raise TrainingError(f"training cannot start here: {error}") from error
+    try:
+        check_group(accelerator)
+        with warnings.catch_warnings():
+            # Said of every convolution with one input channel, as for grey images; of no account.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            yield accelerator
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()

@@ -1,0 +1,163 @@
+"""Two processes train what one process with the same global batch trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from spectok.errors import SpectokError, TrainingError
+from spectok.training import Hooks
+from spectok.training.checks import codebook_state, hash_bits
+from spectok.training.launch import check_group, check_launch
+from spectok.training.log import read_log
+
+ROOT = Path(__file__).parents[2]
+RELATIVE = 1e-5  # gradients are summed in another order
+
+
+def hashes(model):
+    return {name: int(hash_bits(t)) for name, t in codebook_state(model).items()}
+
+
+def train_rank(train, output, tokenizer, options):
+    """Train in one of two processes; leave this rank's codebooks behind."""
+    result = train(output, tokenizer, **options)
+    name = f"codebooks-{os.environ['RANK']}.json"
+    (output / name).write_text(json.dumps(hashes(result.model)))
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "qgvae"])
+def test_two_processes_equal_one(tmp_path, train, fork_ranks, request, kind):
+    tokenizer = request.getfixturevalue(kind)
+    options = {"steps": 10, "learning_rate": 1e-3, "ema_decay": 0.9}
+    one = train(tmp_path / "one", tokenizer, batch_size=8, **options)
+    two = tmp_path / "two"
+    assert fork_ranks(train_rank, train, two, tokenizer, {"batch_size": 4, **options}) == [0, 0]
+
+    expected = [record["loss"] for record in one.history]
+    assert [record["loss"] for record in read_log(two / "log.jsonl")] == pytest.approx(
+        expected, rel=RELATIVE
+    )
+    ranks = [json.loads((two / f"codebooks-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    trained = hashes(one.model)
+    assert ranks[0].keys() == trained.keys()
+
+
+def test_two_processes_resume_bitwise(tmp_path, train, fork_ranks, vqvae, losses):
+    options = {"batch_size": 4, "gradient_accumulation": 2, "save_every": 4}
+    for folder, steps, resume in [("a", 10, False), ("b", 6, False), ("b", 10, True)]:
+        arguments = options | {"steps": steps, "resume": resume}
+        assert fork_ranks(train_rank, train, tmp_path / folder, vqvae, arguments) == [0, 0]
+    a, b = (read_log(tmp_path / folder / "log.jsonl") for folder in "ab")
+    assert losses(a) == losses(b)
+
+
+def drift(output):
+    """Edit one rank's codebook behind the other's back, and expect to be told."""
+    from spectok.data import DataConfig, build_dataset
+    from spectok.loading import load_tokenizer
+    from spectok.training import Run, TrainConfig, fit
+    from spectok.training.tokenizer import tokenizer_losses
+
+    model = load_tokenizer(
+        "vqvae", image_size=8, in_channels=1, channels=8, codebook_dim=4, codebook_size=8
+    )
+
+    def edit(trained, _):
+        if os.environ["RANK"] == "1":
+            trained.quantizer.codebook.data[0, 3] += 1
+
+    data = build_dataset(DataConfig(name="digits", image_size=8, limit=50))
+    config = TrainConfig(steps=2, batch_size=4, log_every=1)
+    with pytest.raises(TrainingError, match=r"quantizer\.codebook differs between processes"):
+        fit(model, data, tokenizer_losses, config, Run(output), hooks=Hooks(after_step=edit))
+
+
+def test_codebooks_that_drift_apart_stop_training(tmp_path, fork_ranks):
+    assert fork_ranks(drift, tmp_path) == [0, 0]
+
+
+def fail_to_save(train, output):
+    """A checkpoint that rank 0 cannot write must stop rank 1 too, not leave it waiting."""
+    with pytest.raises(SpectokError, match="cannot write checkpoint"):
+        train(output, steps=2, keep_last=1)
+
+
+def test_failure_to_save_stops_all_processes(tmp_path, train, fork_ranks):
+    in_the_way = tmp_path / "checkpoints" / "step-00000002"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("a file, where the checkpoint's folder should go")
+    assert fork_ranks(fail_to_save, train, tmp_path) == [0, 0]
+
+
+def test_hash_sees_every_bit_and_its_place():
+    codes = torch.randn(4, 8)
+    flipped, swapped = codes.clone(), codes.flip(0)
+    flipped[2, 3] = torch.nextafter(flipped[2, 3], torch.tensor(9.0))
+    assert len({int(hash_bits(t)) for t in (codes, flipped, swapped)}) == 3
+    assert int(hash_bits(codes)) == int(hash_bits(codes.clone()))
+
+
+def test_processes_that_do_not_find_each_other_are_refused(tmp_path, train, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    check_group(accelerator)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="2 processes were launched but this one trains alone"):
+        check_group(accelerator)
+
+
+def test_half_described_group_is_one_line(tmp_path, train, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"training cannot start here: .*MASTER_ADDR"):
+        train(tmp_path)
+
+
+def test_launch_that_silently_starts_one_process_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    check_launch()
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(TrainingError, match="torchrun --standalone --nproc_per_node N"):
+        check_launch()
+
+
+SCRIPT = str(ROOT / "generation" / "train_tokenizer.py")
+BIN = Path(sys.executable).parent
+PLAIN = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+LAUNCHERS = {
+    "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"],
+    "accelerate": [str(BIN / "accelerate"), "launch", "--multi_gpu", *PLAIN],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_script_under_real_launchers(tmp_path, monkeypatch, launcher):
+    def train_script(folder, batch_size, launch):
+        sizes = [f"train.batch_size={batch_size}", "train.log_every=1"]
+        options = ["--config", "smoke/qgvae", "--output", str(tmp_path / folder), *sizes]
+        subprocess.run([*launch, SCRIPT, *options], check=True)
+        return [record["loss"] for record in read_log(tmp_path / folder / "log.jsonl")]
+
+    one = train_script("one", 8, [sys.executable])
+    if launcher == "accelerate":
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    two = train_script("two", 4, LAUNCHERS[launcher])
+    assert len(one) == 12
+    assert two == pytest.approx(one, rel=RELATIVE)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_cpu_names_the_remedy(tmp_path):
+    launch = [str(BIN / "accelerate"), "launch", "--cpu", *PLAIN]
+    options = ["--config", "smoke/vqvae", "--output", str(tmp_path / "run")]
+    result = subprocess.run([*launch, SCRIPT, *options], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "torchrun --standalone --nproc_per_node N" in result.stderr

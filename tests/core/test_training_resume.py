@@ -1,0 +1,131 @@
+"""A run that is killed and resumed is, bit for bit, the run that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from spectok.errors import CheckpointError, ConfigError
+from spectok.training.log import read_log
+
+
+def kill_at(process, log, step):
+    """Kill a process as soon as its log has reached a step."""
+    deadline = time.monotonic() + 60
+    while len(read_log(log)) < step:
+        assert process.is_alive(), "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run never got there"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("options", "kill_step"),
+    [
+        pytest.param({}, 8, id="plain"),
+        pytest.param({"num_workers": 2}, 13, id="two-workers"),
+        pytest.param(
+            {
+                "gradient_accumulation": 3,
+                "batch_size": 3,
+                "ema_decay": 0.9,
+                "max_grad_norm": 0.5,
+                "lr_schedule": "cosine",
+                "warmup_steps": 4,
+                "weight_decay": 0.1,
+                "mixed_precision": "bf16",
+            },
+            7,
+            id="accumulation-ema-cosine-bf16",
+        ),
+    ],
+)
+def test_killed_run_resumes_bitwise(tmp_path, train, fork, losses, options, kill_step):
+    options = {"steps": 30, **options}
+    straight = train(tmp_path / "straight", **options)
+
+    killed = tmp_path / "killed"
+    process = fork(lambda: train(killed, **options))
+    kill_at(process, killed / "log.jsonl", kill_step)
+    assert not (killed / "model").exists()
+    resumed = train(killed, resume=True, **options)
+
+    assert losses(resumed.history) == losses(straight.history)
+    assert losses(read_log(killed / "log.jsonl")) == losses(straight.history)
+    name = "model/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(killed / name), load_file(tmp_path / "straight" / name)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].equal(theirs[key]) for key in ours)
+
+
+def test_qgvae_with_drawn_prefixes_resumes_bitwise(tmp_path, train, qgvae, losses):
+    straight = train(tmp_path / "a", qgvae, steps=12)
+    train(tmp_path / "b", qgvae, steps=5)
+    resumed = train(tmp_path / "b", qgvae, steps=12, resume=True)
+    assert losses(resumed.history) == losses(straight.history)
+
+
+def test_seed_decides_the_run(tmp_path, train, losses):
+    a, b, c = (train(tmp_path / n, steps=3, seed=s) for n, s in [("a", 1), ("b", 1), ("c", 2)])
+    assert losses(a.history) == losses(b.history) != losses(c.history)
+
+
+def test_resume_with_nothing_to_resume_starts_afresh(tmp_path, train):
+    assert train(tmp_path, steps=2, resume=True).step == 2
+
+
+def test_finished_run_is_not_overwritten(tmp_path, train):
+    train(tmp_path, steps=2)
+    with pytest.raises(CheckpointError, match=r"already holds a run, at step-00000002; resume it"):
+        train(tmp_path, steps=2)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, train, losses):
+    before = train(tmp_path, steps=2)
+    after = train(tmp_path, steps=2, resume=True)
+    assert losses(after.history) == losses(before.history)
+    assert after.step == 2
+    assert after.seconds == pytest.approx(before.seconds, abs=1)
+
+
+def test_resume_refuses_another_recipe(tmp_path, train, vqvae):
+    train(tmp_path, steps=2)
+    with pytest.raises(ConfigError, match=r"train\.learning_rate: the run to resume has 0\.003"):
+        train(tmp_path, steps=4, resume=True, learning_rate=1e-3)
+    other = vqvae | {"quantizer": {"name": "ema", "decay": 0.9}}
+    with pytest.raises(ConfigError, match=r"tokenizer\.quantizer\.decay"):
+        train(tmp_path, other, steps=4, resume=True)
+    with pytest.raises(ConfigError, match="seed"):
+        train(tmp_path, steps=4, resume=True, seed=3)
+
+
+def test_resume_refuses_another_number_of_samples_per_step(tmp_path, train):
+    train(tmp_path, steps=2)
+    with pytest.raises(ConfigError, match=r"took 8 samples per step, this one takes 16"):
+        train(tmp_path, steps=4, resume=True, batch_size=16)
+    assert train(tmp_path, steps=4, resume=True, batch_size=4, gradient_accumulation=2).step == 4
+
+
+def test_log_and_save_frequency_may_change(tmp_path, train):
+    train(tmp_path, steps=4, save_every=2)
+    result = train(tmp_path, steps=9, save_every=3, log_every=4, keep_last=1, resume=True)
+    assert [r["step"] for r in result.history] == [1, 2, 3, 4, 6, 8, 9]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000009"]
+
+
+def test_incomplete_checkpoint_is_passed_over(tmp_path, train, losses):
+    straight = train(tmp_path / "a", steps=12)
+    train(tmp_path / "b", steps=12)
+    newest = tmp_path / "b" / "checkpoints" / "step-00000012"
+    state = newest / "state.pt"
+    state.write_bytes(state.read_bytes()[:-10])
+    resumed = train(tmp_path / "b", steps=12, resume=True)
+    assert losses(resumed.history) == losses(straight.history)
+    assert json.loads((newest / "manifest.json").read_text())["step"] == 12
