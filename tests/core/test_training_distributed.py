@@ -130,10 +130,11 @@ def test_launch_that_silently_starts_one_process_is_refused(monkeypatch):
 
 SCRIPT = str(ROOT / "generation" / "train_tokenizer.py")
 BIN = Path(sys.executable).parent
-PLAIN = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+TWO = ["--num_processes", "2", "--num_machines", "1"]
+PLAIN = ["--mixed_precision", "no", "--dynamo_backend", "no"]
 LAUNCHERS = {
     "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"],
-    "accelerate": [str(BIN / "accelerate"), "launch", "--multi_gpu", *PLAIN],
+    "accelerate": [str(BIN / "accelerate"), "launch", "--multi_gpu", *TWO, *PLAIN],
 }
 
 
@@ -156,7 +157,7 @@ def test_script_under_real_launchers(tmp_path, monkeypatch, launcher):
 
 @pytest.mark.slow
 def test_accelerate_launch_cpu_names_the_remedy(tmp_path):
-    launch = [str(BIN / "accelerate"), "launch", "--cpu", *PLAIN]
+    launch = [str(BIN / "accelerate"), "launch", "--cpu", *TWO, *PLAIN]
     options = ["--config", "smoke/vqvae", "--output", str(tmp_path / "run")]
     result = subprocess.run([*launch, SCRIPT, *options], capture_output=True, text=True)
     assert result.returncode != 0

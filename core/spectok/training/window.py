@@ -69,7 +69,7 @@ class Window:
             bad += [(step, name) for step, name in zip(first_bad.tolist(), names) if step]
         self._groups.clear()
         if bad:
-            step, name = min(bad)
+            step, name = min(bad, key=lambda item: item[0])
             raise TrainingError(
                 f"{name} is not finite at step {step}; lower train.learning_rate, set "
                 f"train.max_grad_norm (e.g. 1.0), or leave mixed precision off"
