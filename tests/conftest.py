@@ -14,6 +14,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jaxtyping
 import pytest
 
+pytest_plugins = ["pytester"]
+
 ROOT = Path(__file__).parent.parent
 # An int is accepted where a signature says float, as everywhere in Python.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectok.errors import ConfigError, did_you_mean
+from spectok.errors import ConfigError, InputError, did_you_mean
 from spectok.testing.learners import Learner, state_of, train
 from spectok.testing.ranks import train_on_two_ranks
 
@@ -28,6 +28,21 @@ def expect(condition: bool | Tensor, message: str) -> None:
     """
     if not condition:
         raise AssertionError(message)
+
+
+def expect_refusal(function: Callable[[], Any], *fragments: str) -> None:
+    """Expect an :class:`InputError` whose message contains each fragment."""
+    try:
+        function()
+    except InputError as error:
+        missing = [part for part in fragments if part not in str(error)]
+        expect(not missing, f"the message does not say {', '.join(missing)}: {error}")
+    except Exception as error:
+        raise AssertionError(
+            f"raises {type(error).__name__} where an InputError should say what fits: {error}"
+        ) from error
+    else:
+        raise AssertionError(f"accepts what it should refuse: no {', '.join(fragments)}")
 
 
 class Conformance(ABC, Generic[LearnerT]):
@@ -114,6 +129,7 @@ class Conformance(ABC, Generic[LearnerT]):
     def test_batch_of_two_equals_two_of_one(self, build: Build) -> None:
         """In eval mode an image's result does not depend on the other images of the batch."""
         learner = self.fresh(build)
+        train(learner, [[learner.batch(4)] for _ in range(3)])
         batch = learner.batch(2)
         together = self.outputs(learner.model, batch)
         alone = zip(*(self.outputs(learner.model, one) for one in batch.split(1)))

@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "prefix_probability": 0.5,
     "reset_every": 2,
     "revive_every": 2,
+    "revive_below": 0.9,
 }
 
 
