@@ -56,7 +56,10 @@ class SpectokModel(ModelMixin, ConfigMixin):
         except (ConfigError, CheckpointError):
             raise
         except Exception as error:
-            raise CheckpointError(f"cannot load {place}: {_first_line(error)}") from error
+            raise CheckpointError(
+                f"cannot load {place}: {_first_line(error)}; if its files are missing or cut short, "
+                "copy or save it again"
+            ) from error
         check_class(dict(model.config), cls.__name__, place)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if names := info.get(problem):
@@ -126,7 +129,9 @@ def check_class(config: dict[str, Any], expected: str, place: str) -> None:
     """
     found = config.get("_class_name")
     if found != expected:
-        raise CheckpointError(f"{place} holds a {found or 'model of no known class'}, not {expected}")
+        raise CheckpointError(
+            f"{place} holds a {found or 'model of no known class'}, not {expected}"
+        )
 
 
 def _describe(path: Any, subfolder: str | None) -> str:
@@ -135,10 +140,9 @@ def _describe(path: Any, subfolder: str | None) -> str:
 
 def _looks_like_path(name: Any) -> bool:
     text = os.fspath(name)
-    return text.startswith((".", "/", "~")) or text.count("/") > 1 
+    return text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-

@@ -157,7 +157,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             content = dict(archive)
         return content | {"token_spec": json.loads(str(content["token_spec"]))}
     except FileNotFoundError:

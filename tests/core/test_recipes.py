@@ -1,0 +1,116 @@
+"""Every file in ``configs/`` loads and builds."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+from spectok.config import load_recipe
+from spectok.errors import UnknownNameError
+from spectok.loading import load_tokenizer
+from spectok.recipes import builtin_folder, find_recipe, list_recipes, recipe_folders
+from spectok.registry import get_dataset
+from spectok_generation.priors.loading import create_prior
+from spectok_generation.recipe import load_prior_recipe
+
+OURS = sorted(n for n, path in list_recipes().items() if path.is_relative_to(builtin_folder()))
+PRIORS = [n for n in OURS if "prior" in yaml.safe_load(find_recipe(n).read_text(encoding="utf-8"))]
+TOKENIZERS = [n for n in OURS if n not in PRIORS]
+LAUNCHES = sorted((builtin_folder() / "accelerate").glob("*.yaml"))
+
+
+def build(recipe):
+    options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
+    with torch.device("meta"):  # shapes only: the large ones would take gigabytes
+        return load_tokenizer(recipe.tokenizer["name"], **options)
+
+
+def test_every_file_is_covered():
+    files = {p.relative_to(builtin_folder()) for p in builtin_folder().rglob("*") if p.is_file()}
+    recipes = {find_recipe(name).relative_to(builtin_folder()) for name in [*TOKENIZERS, *PRIORS]}
+    assert files == recipes | {path.relative_to(builtin_folder()) for path in LAUNCHES}
+    assert TOKENIZERS
+    assert LAUNCHES
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_recipe_builds_for_its_images(name):
+    recipe = load_recipe(name)
+    tokenizer = build(recipe)
+    images = get_dataset(recipe.data.name).preprocessing(recipe.data).image_shape
+    assert tuple(images) == tuple(tokenizer.image_shape)
+    assert tokenizer.token_spec.bits_per_image > 0
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_recipe_builds_for_its_tokens(name):
+    recipe = load_prior_recipe(name)
+    assert recipe.tokenizer in list_recipes(), "a shipped recipe cannot rely on a trained model"
+    spec = build(load_recipe(recipe.tokenizer)).token_spec
+    options = {key: value for key, value in recipe.prior.items() if key != "name"}
+    with torch.device("meta"):
+        prior = create_prior(recipe.prior["name"], spec, num_classes=10, **options)
+    assert prior.token_spec == spec
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_recipe_begins_with_what_it_is(name):
+    first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) <= 120
+
+
+def test_smoke_recipes_take_seconds():
+    names = [name for name in TOKENIZERS if name.startswith("smoke/")]
+    assert names
+    for name in names:
+        recipe = load_recipe(name)
+        assert recipe.data.name == "digits", "needs no download"
+        assert recipe.train.steps <= 20
+        assert recipe.train.batch_size <= 16
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10"])
+def test_baseline_and_paper_can_be_compared_at_equal_bits(data):
+    bits = {
+        key: build(load_recipe(f"{key}/{data}")).token_spec.bits_per_image
+        for key in ("vqvae", "qgvae")
+    }
+    assert math.isclose(bits["vqvae"], bits["qgvae"])
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_accelerate_reads_its_settings(path):
+    settings = load_config_from_file(str(path))
+    assert isinstance(settings, ClusterConfig)
+    assert settings.num_processes >= 1
+    assert settings.mixed_precision == "no", "precision is said once, in the recipe"
+
+
+@pytest.mark.slow
+def test_two_processes_on_cpus_are_one_run(tmp_path):
+    settings = builtin_folder() / "accelerate" / "cpu2.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(settings)]
+    words = ["-m", "spectok", "train", "smoke/qgvae", "--output", "run"]
+    command = [sys.executable, *launch, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("next: spectok reconstruct") == 1, "one process speaks for both"
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    assert json.loads((newest / "manifest.json").read_text())["num_processes"] == 2
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'tokenizers/qgvae/mnist'"):
+        find_recipe("tokenizers/qgvae/minst")
+
+
+def test_recipes_come_from_the_checkout_itself():
+    assert builtin_folder().name == "configs"
+    assert recipe_folders()["spectok"] == builtin_folder()
+    assert not any(name.startswith("accelerate/") for name in list_recipes())
