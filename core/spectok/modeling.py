@@ -57,7 +57,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
             raise
         except Exception as error:
             raise CheckpointError(
-                f"cannot load {place}: {_first_line(error)}; if its files are missing or cut short, "
+                f"cannot load {place}: {_first_line(error)}; if files are missing or cut short, "
                 "copy or save it again"
             ) from error
         check_class(dict(model.config), cls.__name__, place)
