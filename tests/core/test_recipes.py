@@ -19,8 +19,10 @@ from spectok_generation.priors.loading import create_prior
 from spectok_generation.recipe import load_prior_recipe
 
 OURS = sorted(n for n, path in list_recipes().items() if path.is_relative_to(builtin_folder()))
-PRIORS = [n for n in OURS if "prior" in yaml.safe_load(find_recipe(n).read_text(encoding="utf-8"))]
-TOKENIZERS = [n for n in OURS if n not in PRIORS]
+WRITTEN = {name: yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")) for name in OURS}
+PRIORS = [name for name in OURS if isinstance(WRITTEN[name].get("prior"), dict)]
+TOKENIZERS = [name for name in OURS if name not in PRIORS and "tokenizer" in WRITTEN[name]]
+DEMOS = [name for name in OURS if "tokenizers" in WRITTEN[name]]
 LAUNCHES = sorted((builtin_folder() / "accelerate").glob("*.yaml"))
 
 
@@ -32,7 +34,9 @@ def build(recipe):
 
 def test_every_file_is_covered():
     files = {p.relative_to(builtin_folder()) for p in builtin_folder().rglob("*") if p.is_file()}
-    recipes = {find_recipe(name).relative_to(builtin_folder()) for name in [*TOKENIZERS, *PRIORS]}
+    recipes = {
+        find_recipe(name).relative_to(builtin_folder()) for name in [*TOKENIZERS, *PRIORS, *DEMOS]
+    }
     assert files == recipes | {path.relative_to(builtin_folder()) for path in LAUNCHES}
     assert TOKENIZERS
     assert LAUNCHES
@@ -56,6 +60,17 @@ def test_a_prior_recipe_builds_for_its_tokens(name):
     with torch.device("meta"):
         prior = create_prior(recipe.prior["name"], spec, num_classes=10, **options)
     assert prior.token_spec == spec
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_demo_names_recipes_that_fit_together(name):
+    from spectok_generation.demo.recipe import load_plan
+
+    plan = load_plan(name)
+    assert plan.prior.tokenizer in list_recipes()
+    assert (
+        len({build(recipe).token_spec.bits_per_image for recipe in plan.tokenizers.values()}) == 1
+    )
 
 
 @pytest.mark.parametrize("name", OURS)
