@@ -1,13 +1,14 @@
-"""Train on two processes of this machine, joined by gloo on the CPU."""
+"""Run code on two processes of this machine, joined by gloo on the CPU."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,32 @@ from spectok.testing.learners import Learner, state_of, train
 PATIENCE = timedelta(seconds=60)
 
 
-def train_on_two_ranks(
-    learner: Learner, batches: Sequence[Tensor], start_method: str | None = None
+def on_two_ranks(
+    function: Callable[..., dict[str, Tensor]], *args: Any, start_method: str | None = None
 ) -> list[dict[str, Tensor]]:
+    """Call ``function(rank, *args)`` on two processes of one process group.
+
+    Args:
+        function: Returns named tensors.
+        *args: Passed on; each process has its own copy.
+        start_method: By default ``"fork"`` where it is safe, which costs a fraction of a second;
+            ``"spawn"`` elsewhere, which imports torch again and needs importable functions.
+
+    Returns:
+        What each rank returned.
+
+    Raises:
+        Exception: What a rank raised, with its trace; a hang ends after a minute.
+    """
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # From Python 3.12 on forking warns when the process has threads; the children use one.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        method = start_method or _start_method()
+        mp.start_processes(_run_rank, (folder, function, args), nprocs=2, start_method=method)
+        return [load_file(Path(folder, f"rank{rank}.safetensors")) for rank in range(2)]
+
+
+def train_on_two_ranks(learner: Learner, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     """Train copies of a learner on two processes, each on its half of every batch.
 
     Gradients are averaged as DDP does, but buffers are not broadcast as DDP does: statistics that
@@ -31,25 +55,16 @@ def train_on_two_ranks(
     Args:
         learner: Stays as it is.
         batches: One global batch of even size per step.
-        start_method: By default ``"fork"`` where it is safe, which costs a fraction of a second;
-            ``"spawn"`` elsewhere, which imports torch again and needs importable classes.
 
     Returns:
         The state of each rank after the last step.
-
-    Raises:
-        Exception: What a rank raised, with its trace; a hang ends after a minute.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # From Python 3.12 on forking warns when the process has threads; the children use one.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        mp.start_processes(
-            _run_rank,
-            args=(learner, list(batches), folder),
-            nprocs=2,
-            start_method=start_method or _start_method(),
-        )
-        return [load_file(Path(folder, f"rank{rank}.safetensors")) for rank in range(2)]
+    return on_two_ranks(_train_on_half, learner, list(batches))
+
+
+def _train_on_half(rank: int, learner: Learner, batches: list[Tensor]) -> dict[str, Tensor]:
+    train(learner, [[batch.chunk(2)[rank]] for batch in batches])
+    return state_of(learner)
 
 
 def _start_method() -> str:
@@ -58,12 +73,14 @@ def _start_method() -> str:
     return "fork" if forks else "spawn"
 
 
-def _run_rank(rank: int, learner: Learner, batches: list[Tensor], folder: str) -> None:
+def _run_rank(
+    rank: int, folder: str, function: Callable[..., dict[str, Tensor]], args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=PATIENCE)
     try:
-        train(learner, [[batch.chunk(2)[rank]] for batch in batches])
-        save_file(state_of(learner), Path(folder, f"rank{rank}.safetensors"))
+        result = {name: value.contiguous() for name, value in function(rank, *args).items()}
+        save_file(result, Path(folder, f"rank{rank}.safetensors"))
     finally:
         dist.destroy_process_group()
