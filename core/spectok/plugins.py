@@ -47,6 +47,10 @@ class Plugins:
         """
         found: dict[str, tuple[Any, Plugin]] = {}
         for plugin, result in self.call(hook):
+            if not isinstance(result, dict):
+                kind = type(result).__name__
+                self.drop(plugin, TypeError(f"{hook}() returned a {kind}, not a dict"))
+                continue
             for name, value in result.items():
                 if name in found:
                     first = found[name][1]
@@ -68,13 +72,17 @@ class Plugins:
             try:
                 results.append((plugin, function(**kwargs)))
             except Exception as error:
-                self.mark_broken(plugin.name, plugin.distribution, error)
-                self.loaded.remove(plugin)
+                self.drop(plugin, error)
         return results
+
+    def drop(self, plugin: Plugin, error: Exception) -> None:
+        """Go on without a loaded plugin of which a hook does not work."""
+        self.mark_broken(plugin.name, plugin.distribution, error)
+        self.loaded.remove(plugin)
 
     def mark_broken(self, name: str, distribution: str, error: Exception) -> None:
         """Remember why a plugin does not work and warn once."""
-        self.broken[name] = f"{type(error).__name__}: {error}"
+        self.broken[name] = f"{type(error).__name__}: {_one_line(error)}"
         warnings.warn(
             f"plugin {name!r} of {distribution} is not available: {self.broken[name]}",
             RuntimeWarning,
@@ -108,7 +116,8 @@ def load_plugins(points: list[EntryPoint]) -> Plugins:
             wrong = [n for n in vars(module) if n.startswith("spectok_") and n not in known]
             hint = did_you_mean(wrong[0], known) if wrong else ""
             raise PluginError(
-                f"plugin {point.name!r} of {_distribution(point)} has a wrong hook: {error}{hint}"
+                f"plugin {point.name!r} of {_distribution(point)} has a wrong hook: "
+                f"{_one_line(error)}{hint}"
             ) from error
         plugins.loaded.append(Plugin(point.name, _distribution(point), module))
     return plugins
@@ -122,3 +131,7 @@ def installed() -> Plugins:
 
 def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
