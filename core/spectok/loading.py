@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from spectok import registry
-from spectok.errors import CheckpointError, ConfigError, UnknownNameError
+from spectok.errors import CheckpointError, ConfigError
 from spectok.modeling import read_config
 from spectok.quantizer import Quantizer
 from spectok.schema import SUPPLIED, validate_options
 from spectok.tokenizer import ImageTokenizer
+
+LOADING_OPTIONS = (
+    "cache_dir",
+    "device_map",
+    "force_download",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "revision",
+    "subfolder",
+    "token",
+    "torch_dtype",
+    "variant",
+)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> ImageTokenizer:
@@ -27,26 +41,25 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
 
     Raises:
         UnknownNameError: If it is neither a key, a directory nor a hub id.
+        PluginError: If the plugin of that name is installed but does not load.
         ConfigError: If an option is unknown, of the wrong type or out of range.
         CheckpointError: If saved weights cannot be trusted or do not fit.
     """
     name = os.fspath(name_or_path)
-    if name in registry.list_tokenizers():
-        cls = registry.get_tokenizer(name)
-        return cls(**validate_options(cls, overrides, name))
-    if Path(name).is_dir():
-        return load_folder(Path(name), **overrides)
-    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return _load_from_hub(name, **overrides)
-    if "/" in name:
-        raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
-    raise UnknownNameError(
-        "tokenizer", name, registry.list_tokenizers(), "A directory or hub id also works"
-    )
+    if name not in registry.list_tokenizers():
+        if Path(name).is_dir():
+            return load_folder(Path(name), **overrides)
+        if name.count("/") == 1 and not name.startswith((".", "~", "/")):
+            return _load_from_hub(name, **overrides)
+        if "/" in name:
+            raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
+    cls = registry.get_registered("tokenizer", name, "A directory or hub id also works")
+    return cls(**validate_options(cls, overrides, name))
 
 
 def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:
     """Load a trained tokenizer of any registered class from a directory."""
+    _check_loading_options(overrides)
     root = folder / str(overrides.get("subfolder") or "")
     return class_of(read_config(root), str(root)).from_pretrained(folder, **overrides)
 
@@ -102,14 +115,23 @@ def build_quantizer(
     options = {"name": option} if isinstance(option, str) else dict(option)
     if "name" not in options:
         raise ConfigError(f"quantizer: needs a name, or a mapping with the key 'name': {option!r}")
-    return create_quantizer(
-        dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, **options
-    )
+    return create_quantizer(dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, **options)
+
+
+def _check_loading_options(options: Iterable[str]) -> None:
+    """Refuse options that diffusers would write over the saved config, or ignore."""
+    for name in options:
+        if name not in LOADING_OPTIONS:
+            raise ConfigError(
+                f"{name} cannot be set on a trained model: its config.json decides; loading takes "
+                f"{', '.join(LOADING_OPTIONS)}"
+            )
 
 
 def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
     from huggingface_hub import hf_hub_download
 
+    _check_loading_options(overrides)
     keys = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
     chosen = {k: overrides[k] for k in keys if k in overrides}
     try:

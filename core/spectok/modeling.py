@@ -52,7 +52,8 @@ class SpectokModel(ModelMixin, ConfigMixin):
         want_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            model, info = loaded
         except (ConfigError, CheckpointError):
             raise
         except Exception as error:
@@ -68,6 +69,10 @@ class SpectokModel(ModelMixin, ConfigMixin):
                     f"{place} does not fit {cls.__name__}: {problem.replace('_', ' ')} "
                     f"({len(names)}): {shown}"
                 )
+        for name, module in model.named_modules():
+            # diffusers keeps what it loads here in float32, but not the buffers it does not load
+            if name.rpartition(".")[-1] in (cls._keep_in_fp32_modules or ()):
+                module.float()
         return (model, info) if want_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

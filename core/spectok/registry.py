@@ -36,8 +36,13 @@ def provider(kind: str, name: str) -> str:
     return plugins.installed().collect(HOOKS[kind])[name][1].distribution
 
 
-def get_registered(kind: str, name: str) -> Any:
+def get_registered(kind: str, name: str, note: str = "") -> Any:
     """Return one registered object.
+
+    Args:
+        kind: What it is; see :func:`list_registered`.
+        name: Its registered name.
+        note: One more sentence for the message if the name is unknown.
 
     Raises:
         UnknownNameError: If nothing registers the name; lists what is installed.
@@ -49,8 +54,8 @@ def get_registered(kind: str, name: str) -> Any:
     broken = plugins.installed().broken
     if name in broken:
         raise PluginError(f"{kind} {name!r} belongs to a plugin that fails to load: {broken[name]}")
-    note = f"Plugins that failed to load: {', '.join(sorted(broken))}" if broken else ""
-    raise UnknownNameError(kind, name, found, note)
+    failed = f"Plugins that failed to load: {', '.join(sorted(broken))}" if broken else ""
+    raise UnknownNameError(kind, name, found, ". ".join(filter(None, (note, failed))))
 
 
 def list_tokenizers() -> list[str]:

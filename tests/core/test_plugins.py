@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, distributions
 
 import pytest
 
-from spectok import create_quantizer, hookspecs, list_quantizers, plugins
+from spectok import create_quantizer, hookspecs, list_quantizers, load_tokenizer, plugins
 from spectok.errors import PluginError, UnknownNameError
 from spectok.plugins import load_plugins
 from spectok.registry import get_quantizer, provider
@@ -96,6 +96,8 @@ def test_a_broken_plugin_is_a_warning_that_names_it(install, code, reason):
     assert "\n" not in str(caught[0].message)
     with pytest.raises(PluginError, match="'fancy' belongs to a plugin that fails to load"):
         get_quantizer("fancy")
+    with pytest.raises(PluginError, match="'fancy' belongs to a plugin that fails to load"):
+        load_tokenizer("fancy")
     with pytest.raises(UnknownNameError, match="Plugins that failed to load: fancy"):
         get_quantizer("another")
     assert get_quantizer("ema")
