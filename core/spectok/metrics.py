@@ -10,10 +10,10 @@ Every metric has the form :data:`ImageMetric`; a plugin registers more with ``sp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,10 +21,8 @@ from spectok import registry
 from spectok.errors import DataError, InputError
 from spectok.images import to_uint8
 from spectok.quantizer import perplexity
-
-if TYPE_CHECKING:
-    from spectok.token_spec import TokenSpec
-    from spectok.tokenizer import ImageTokenizer
+from spectok.token_spec import TokenSpec
+from spectok.tokenizer import ImageTokenizer
 
 ImageMetric = Callable[[Tensor, Tensor], Tensor]
 """``(images, reconstruction) -> (B,)``, both (B, C, H, W) in [-1, 1]."""
@@ -123,7 +121,8 @@ def evaluate_reconstruction(
     """
     functions = {name: registry.get_registered("metric", name) for name in metrics}
     values: dict[str, list[Tensor]] = {name: [] for name in functions}
-    spec, counts = tokenizer.token_spec, torch.zeros(tokenizer.token_spec.num_codes).long()
+    spec = tokenizer.token_spec
+    counts = torch.zeros(spec.num_codes, dtype=torch.int64)
     tokenizer.eval()
     collate = getattr(dataset, "collate", None)
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
@@ -132,7 +131,7 @@ def evaluate_reconstruction(
         reconstruction = tokenizer.decode(indices).to(images.dtype)
         for name, function in functions.items():
             values[name].append(function(images, reconstruction).cpu())
-        counts += torch.bincount(spec.code_ids(indices.cpu()).flatten(), minlength=len(counts))
+        counts += count_codes(spec, indices.cpu())
     num_images = int(counts.sum()) // spec.num_tokens
     if not num_images:
         raise DataError("the data set is empty; evaluation needs at least one image")
@@ -145,7 +144,7 @@ def evaluate_reconstruction(
     }
 
 
-def codebook_statistics(spec: TokenSpec, counts: Tensor) -> dict[str, Any]:
+def codebook_statistics(spec: TokenSpec, counts: Int[Tensor, "n"]) -> dict[str, Any]:
     """Return how much of its codebooks a data set makes a tokenizer use.
 
     ``codebook_usage`` is the share of codes chosen at least once, over all codes. ``perplexity`` is
@@ -154,12 +153,10 @@ def codebook_statistics(spec: TokenSpec, counts: Tensor) -> dict[str, Any]:
 
     Args:
         spec: Layout of the tokens.
-        counts: How often each of ``spec.num_codes`` codes was chosen.
+        counts: See :func:`count_codes`.
     """
-    starts = [*_first_code_of_levels(spec), spec.num_codes]
     levels, served, totals = [], [], []
-    for level, start, end in zip(spec.levels, starts, starts[1:]):
-        by_codebook = counts[start:end].view(-1, level.vocab_size).double()
+    for by_codebook in split_by_codebook(spec, counts.double()):
         tokens = by_codebook.sum(1)
         mean = (perplexity(by_codebook) * tokens).sum() / tokens.sum().clamp_min(1)
         used = by_codebook.gt(0).double().mean()
@@ -173,12 +170,22 @@ def codebook_statistics(spec: TokenSpec, counts: Tensor) -> dict[str, Any]:
     }
 
 
-def _first_code_of_levels(spec: TokenSpec) -> list[int]:
-    """Return the smallest code number of each level: that of index 0 in its first codebook."""
-    ids = spec.code_ids(torch.zeros(1, spec.num_tokens, dtype=torch.int64))[0].tolist()
-    return [
-        min(code for code, owner in zip(ids, spec.level_of_place) if owner == level)
+def count_codes(spec: TokenSpec, indices: Int[Tensor, "b t"]) -> Int[Tensor, "n"]:
+    """Return how often each of ``spec.num_codes`` codes was chosen."""
+    return torch.bincount(spec.code_ids(indices).flatten(), minlength=spec.num_codes)
+
+
+def split_by_codebook(spec: TokenSpec, counts: Num[Tensor, "n"]) -> list[Num[Tensor, "g k"]]:
+    """Return the counts of :func:`count_codes` by level, one row per codebook of the level."""
+    first = spec.code_ids(torch.zeros(1, spec.num_tokens, dtype=torch.int64))[0].tolist()
+    starts = [  # index 0 of a level's first codebook has the smallest number in the level
+        min(code for code, owner in zip(first, spec.level_of_place) if owner == level)
         for level in range(spec.num_levels)
+    ]
+    ends = [*starts[1:], spec.num_codes]
+    return [
+        counts[start:end].view(-1, level.vocab_size)
+        for level, start, end in zip(spec.levels, starts, ends)
     ]
 
 

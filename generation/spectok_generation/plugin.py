@@ -20,7 +20,9 @@ def spectok_priors() -> dict[str, type[Any]]:
 
 @hookimpl
 def spectok_commands(app: typer.Typer, train: typer.Typer) -> None:
-    """Add ``spectok train prior``, ``spectok extract`` and ``spectok sample``."""
-    from spectok_generation.cli import add_commands
+    """Add ``spectok train prior``, ``spectok extract``, ``spectok sample`` and ``spectok demo``."""
+    from spectok_generation import cli
+    from spectok_generation.demo import cli as demo
 
-    add_commands(app, train)
+    cli.add_commands(app, train)
+    demo.add_commands(app)

@@ -12,7 +12,14 @@ from spectok import Level, TokenSpec, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import DataError, InputError, UnknownNameError
 from spectok.images import to_uint8
-from spectok.metrics import codebook_statistics, evaluate_reconstruction, mse, psnr, ssim
+from spectok.metrics import (
+    codebook_statistics,
+    count_codes,
+    evaluate_reconstruction,
+    mse,
+    psnr,
+    ssim,
+)
 from spectok.registry import list_metrics
 
 
@@ -115,7 +122,7 @@ def test_an_unknown_metric_or_an_empty_data_set_is_refused(tokenizer, dataset):
 
 
 def count(spec, rows):
-    return torch.bincount(spec.code_ids(torch.tensor(rows)).flatten(), minlength=spec.num_codes)
+    return count_codes(spec, torch.tensor(rows))
 
 
 def test_usage_and_perplexity_of_a_shared_codebook():

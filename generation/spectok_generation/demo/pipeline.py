@@ -1,0 +1,277 @@
+"""The demo itself: train tokenizers alike, train a prior, sample, measure, write it all down.
+
+images ── train_tokenizer ──> models/<each tokenizer>/
+images ── train_prior on the first one's tokens ──> models/prior/
+prior  ── sample_tokens, decode_tokens ──> new images
+images ── train_classifier ──> what judges the new images
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectok import ImageTokenizer, load_tokenizer
+from spectok.cli.console import progress
+from spectok.data import DataConfig, build_dataset
+from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.images import save_grid, to_pil
+from spectok.metrics import evaluate_reconstruction, psnr
+from spectok.training import FitResult, train_tokenizer
+from spectok.yaml12 import dump_yaml
+from spectok_generation.demo.classifier import Classifier, train_classifier
+from spectok_generation.demo.judge import (
+    Closeness,
+    accuracy,
+    accuracy_by_class,
+    find_nearest,
+    share_of_copies,
+)
+from spectok_generation.demo.machine import describe_machine, peak_memory_bytes
+from spectok_generation.demo.recipe import Plan, images_per_step
+from spectok_generation.demo.report import write_report
+from spectok_generation.demo.results import Competitor, Drawn, Results, Split, prefix_lengths
+from spectok_generation.demo.stages import Stages
+from spectok_generation.generate import decode_tokens, load_pair
+from spectok_generation.sampling import sample_tokens
+from spectok_generation.tokens import TokenCache
+from spectok_generation.training import OWN_TOKENS, train_prior
+
+MARKER = "demo.yaml"
+OURS = ("models", "images", "report.html", "metrics.json", "samples.png", MARKER)
+THREADS = 2  # the networks are so small that more threads only wait for one another
+NUM_EXAMPLES = 10
+BATCH_SIZE = 250
+
+
+def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
+    """Run the demo.
+
+    The folder gets ``report.html``, ``metrics.json``, ``samples.png``, some held-out images in
+    ``images/``, and in ``models/`` a run per tokenizer and one of the prior, which every command of
+    ``spectok`` takes.
+
+    Args:
+        plan: What to do.
+        out: Folder of the demo; an earlier demo there is replaced.
+        stages: Tells how far it is and how long it has run.
+
+    Raises:
+        ConfigError: If the folder holds anything but a demo.
+        DataError: If the images have no classes.
+    """
+    prepare_folder(plan, out)
+    stages.plan([*plan.tokenizers, "prior", "classifier", "samples"], plan.recipe.expected_seconds)
+    with few_threads():
+        data = plan.tokenizers[plan.main].data
+        demo = Demo(plan, out, stages, load_split(data, data.split), load_split(data, "test"))
+        competitors = {label: demo.train_tokenizer(label) for label in plan.tokenizers}
+        prior = demo.train_prior()
+        classifier = demo.train_classifier()
+        drawn = demo.draw(classifier, competitors[plan.main])
+        metrics = {
+            "seconds": stages.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            **{label: competitor.metrics for label, competitor in competitors.items()},
+            "prior": demo.describe_prior(prior),
+            "samples": drawn.metrics,
+            "stages": stages.timings,
+            "machine": describe_machine(),
+        }
+    results = Results(
+        plan, out, demo.training, demo.held_out, competitors, prior.history, drawn, metrics
+    )
+    write_results(results)
+    return results
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The stages of one demo.
+
+    Args:
+        plan: What to do.
+        out: Folder of the demo.
+        stages: Tells how far it is.
+        training: What everything learns from.
+        held_out: What nothing learns from.
+    """
+
+    plan: Plan
+    out: Path
+    stages: Stages
+    training: Split
+    held_out: Split
+
+    @property
+    def prior_folder(self) -> Path:
+        """Folder of the prior's run."""
+        return self.out / "models" / "prior"
+
+    def train_tokenizer(self, label: str) -> Competitor:
+        """Train one tokenizer, load it again, and measure it on held-out images."""
+        recipe, folder = self.plan.tokenizers[label], self.out / "models" / label
+        with self.stages.stage(label, f"train {label}: {recipe.train.steps:,} steps"):
+            fit = train_tokenizer(
+                recipe.tokenizer, recipe.data, recipe.train, folder, seed=recipe.seed
+            )
+            tokenizer = load_tokenizer(folder / "model")
+            metrics = evaluate_reconstruction(tokenizer, self.held_out.dataset) | {
+                "psnr_by_num_tokens": psnr_by_num_tokens(tokenizer, self.held_out),
+                "steps": fit.step,
+                "batch_size": images_per_step(recipe),
+                "seconds": fit.seconds,
+            }
+            tokens = torch.cat([tokenizer.encode(x) for x in self.training.images.split(256)])
+        return Competitor(tokenizer, fit.history, metrics, tokens)
+
+    def train_prior(self) -> FitResult:
+        """Train the prior on the tokens of the first tokenizer."""
+        main = self.plan.main
+        recipe = self.plan.prior.model_copy(update={"tokenizer": str(self.out / "models" / main)})
+        what = f"{recipe.prior['name']} on the tokens of {main}"
+        with self.stages.stage("prior", f"train {what}: {recipe.train.steps:,} steps"):
+            return train_prior(recipe, self.prior_folder)
+
+    def train_classifier(self) -> Classifier:
+        """Train the classifier on real images, moved by a pixel at random."""
+        epochs, seed = self.plan.recipe.classifier.epochs, self.plan.recipe.seed
+        data = self.plan.tokenizers[self.plan.main].data.model_copy(update={"max_shift": 1})
+        doing = f"train a classifier on real images: {epochs} epochs"
+        with self.stages.stage("classifier", doing), progress("training", epochs) as advance:
+            return train_classifier(build_dataset(data, seed=seed), epochs, seed, advance)
+
+    def draw(self, classifier: Classifier, main: Competitor) -> Drawn:
+        """Draw images of all classes from the saved prior, and find out how good they are."""
+        prior, tokenizer = load_pair(self.prior_folder)
+        options = self.plan.recipe.samples
+        count = options.per_class * prior.num_classes
+        labels = torch.arange(prior.num_classes).repeat(options.per_class)
+        with self.stages.stage("samples", f"draw {count:,} new images and look at them"):
+            with progress("sampling", count) as advance:
+                indices = sample_tokens(
+                    prior,
+                    count,
+                    labels,
+                    seed=self.plan.recipe.seed,
+                    options=options.options,
+                    batch_size=BATCH_SIZE,
+                    on_images=advance,
+                )
+            images = decode_tokens(tokenizer, indices)
+            found = classifier.classify(images)
+            nearest = self.find_nearest(images, decode_tokens(tokenizer, main.indices))
+            learned = TokenCache(self.prior_folder / OWN_TOKENS).indices(slice(None))
+        metrics = {
+            "count": count,
+            "class_accuracy": accuracy(found, labels),
+            "class_accuracy_by_class": accuracy_by_class(found, labels),
+            "classifier_accuracy": accuracy(
+                classifier.classify(self.held_out.images), self.held_out.labels
+            ),
+            **nearest.summarize(),
+            "token_copies": share_of_copies(indices, torch.from_numpy(learned)),
+            "distinct": len(indices.unique(dim=0)) / count,
+        }
+        return Drawn(images, labels, found, nearest, metrics)
+
+    def find_nearest(self, samples: Tensor, reconstructed: Tensor) -> Closeness:
+        """Find the nearest training images of samples, and of what to compare them with."""
+        recipes = (self.plan.prior, self.plan.tokenizers[self.plan.main])
+        shift = max(recipe.data.max_shift for recipe in recipes)
+        kinds = (samples, self.held_out.images, reconstructed)
+        return Closeness(*(find_nearest(x, self.training.images, shift) for x in kinds))
+
+    def describe_prior(self, fit: FitResult) -> dict[str, Any]:
+        """Return what ``metrics.json`` says of the prior."""
+        prior, tokenizer = load_pair(self.prior_folder)
+        indices = tokenizer.encode(self.held_out.images)
+        nats = -prior.log_prob(indices, self.held_out.labels).mean()
+        return {
+            "name": self.plan.prior.prior["name"],
+            "steps": fit.step,
+            "seconds": fit.seconds,
+            "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+            "train_bits_per_image": fit.history[-1]["bits_per_token"] * indices.shape[1],
+            "held_out_bits_per_image": float(nats) / math.log(2),
+        }
+
+
+def load_split(data: DataConfig, split: str) -> Split:
+    """Read all images of a split, without augmentation.
+
+    Raises:
+        DataError: If they have no classes.
+    """
+    dataset = build_dataset(data.model_copy(update={"split": split}), train=False)
+    if not dataset.num_classes:
+        raise DataError(f"{data.name}/{split} has no classes; the demo needs labelled images")
+    return Split.of(dataset)
+
+
+@torch.no_grad()
+def psnr_by_num_tokens(tokenizer: ImageTokenizer, held_out: Split) -> dict[int, float]:
+    """Return the mean PSNR from the first 0, 1, 2, 4, … tokens, as far as prefixes decode."""
+    indices = tokenizer.encode(held_out.images)
+    return {
+        k: float(psnr(held_out.images, tokenizer.decode(indices, num_tokens=k)).mean())
+        for k in prefix_lengths(tokenizer.token_spec)
+    }
+
+
+# -- the folder -----------------------------------------------------------------------------------
+
+
+def prepare_folder(plan: Plan, out: Path) -> None:
+    """Clear away an earlier demo, and mark the folder as one.
+
+    Raises:
+        ConfigError: If the folder holds anything else.
+        CheckpointError: If it cannot be written to.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file()):
+        raise ConfigError(f"--out {out} exists and is no demo; give a folder that is new or empty")
+    try:
+        for path in (out / name for name in OURS):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        parts = {label: r.model_dump(mode="json") for label, r in plan.tokenizers.items()}
+        whole = plan.recipe.model_dump(mode="json") | {"tokenizers": parts}
+        text = dump_yaml(whole | {"prior": plan.prior.model_dump(mode="json")})
+        (out / MARKER).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {out}: {error.strerror}") from error
+
+
+def write_results(results: Results) -> None:
+    """Write everything that is not a model."""
+    out, held_out = results.out, results.held_out
+    (out / "images").mkdir()
+    for number in held_out.one_per_class(NUM_EXAMPLES):
+        name = f"class-{held_out.labels[number]}-number-{number}.png"
+        to_pil(held_out.images[number]).save(out / "images" / name)
+    rows = results.drawn.first_of_each_class(10)
+    save_grid(rows.flatten(0, 1), out / "samples.png", columns=rows.shape[1])
+    text = json.dumps(results.metrics, indent=2)
+    (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_report(results, out / "report.html")
+
+
+@contextmanager
+def few_threads() -> Iterator[None]:
+    """Let torch use two threads at most, and leave it as it was found."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
