@@ -1,0 +1,220 @@
+"""How the repository is laid out: what imports what, what the wheel holds, what a name loads."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+import spectok
+from spectok import hookspecs, list_tokenizers, registry
+
+ROOT = Path(spectok.__file__).parents[2]
+CORE = ROOT / "core" / "spectok"
+PLUGINS = sorted((ROOT / "plugins").glob("spectok_*"))
+GENERATION = ROOT / "generation"
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "pyproject.toml").is_file(), reason="needs a checkout, not an installed wheel"
+)
+
+
+def sources(folder):
+    return sorted(folder.rglob("*.py"))
+
+
+def imported(path):
+    """Return the top-level names that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            names |= {
+                a.value.split(".")[0]
+                for a in node.args
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            }
+    return names
+
+
+def ours(path):
+    return {name for name in imported(path) if name == "spectok" or name.startswith("spectok_")}
+
+
+# -- dependencies point one way ---
+
+
+def test_core_imports_neither_plugins_nor_generation():
+    for path in sources(CORE):
+        assert ours(path) <= {"spectok"}, path
+
+
+@pytest.mark.parametrize("folder", PLUGINS, ids=lambda p: p.name)
+def test_a_plugin_imports_core_and_itself(folder):
+    for path in sources(folder):
+        assert ours(path) <= {"spectok", folder.name}, path
+
+
+def test_generation_imports_core_and_itself():
+    for path in sources(GENERATION):
+        assert ours(path) <= {"spectok", "spectok_generation"}, path
+
+
+def test_the_scan_sees_imports_in_functions(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    from spectok_vq.model import VQVAE\n    import spectok_x.y\n")
+    assert ours(path) == {"spectok_vq", "spectok_x"}
+
+
+@pytest.mark.parametrize("folder", [CORE, GENERATION], ids=["core", "generation"])
+def test_no_code_outside_plugins_names_a_tokenizer(folder):
+    keys = set(list_tokenizers())
+    for path in sources(folder):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Constant) and node.value in keys
+            assert not named, f"{path}:{node.lineno} branches on {node.value!r}"
+
+
+@pytest.mark.parametrize("folder", PLUGINS, ids=lambda p: p.name)
+def test_a_plugin_has_its_hooks_and_says_what_it_reproduces(folder):
+    assert {"__init__.py", "plugin.py", "README.md"} <= {path.name for path in folder.iterdir()}
+
+
+# -- the three roots ---
+
+
+def test_roots_are_no_packages_and_shadow_no_library():
+    for root in ("core", "plugins", "generation"):
+        assert not (ROOT / root / "__init__.py").exists()
+    scripts = {path.stem for path in GENERATION.glob("*.py")}
+    assert not scripts & {*sys.stdlib_module_names, *packages_distributions()}
+
+
+def test_gitignore_keeps_the_sources():
+    for line in (ROOT / ".gitignore").read_text().splitlines():
+        assert line.strip("/") not in {"core", "plugins", "generation", "configs", "data", "models"}
+
+
+def test_modules_stay_within_a_screenful_of_screens():
+    for root in (CORE, *PLUGINS, GENERATION):
+        for path in sources(root):
+            length = len(path.read_text(encoding="utf-8").splitlines())
+            assert length <= 400, f"{path} has {length} lines; split it at 400"
+
+
+def test_hookspecs_fit_on_one_screen():
+    text = Path(hookspecs.__file__).read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 80
+
+
+def test_every_hook_is_documented_and_used():
+    hooks = {name for name in vars(hookspecs) if name.startswith("spectok_")}
+    for name in hooks:
+        assert getattr(hookspecs, name).__doc__, name
+    code = "".join(p.read_text(encoding="utf-8") for r in (CORE, GENERATION) for p in sources(r))
+    for name in hooks:
+        assert re.search(rf"[\"']{name}[\"']", code), f"nothing calls the hook {name}"
+    assert set(registry.HOOKS.values()) <= hooks
+
+
+# -- what `import spectok` gives ---
+
+
+def test_every_exported_name_exists_and_is_documented():
+    for name in spectok.__all__:
+        value = getattr(spectok, name)
+        assert isinstance(value, str) or value.__doc__, name
+    assert dir(spectok) == sorted(spectok.__all__)
+
+
+def test_exports_are_those_that_type_checkers_see():
+    tree = ast.parse((CORE / "__init__.py").read_text(encoding="utf-8"))
+    guarded = [node for node in tree.body if isinstance(node, ast.If)]
+    homes = {
+        alias.name: node.module
+        for block in guarded
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert homes == spectok._HOME
+    assert set(spectok.__all__) == set(homes) | {"__version__", "hookimpl"}
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'spectok' has no attribute 'load_tokeniser'"):
+        _ = spectok.load_tokeniser
+
+
+def test_every_all_is_true():
+    for root, package in [(ROOT / "core", CORE), (GENERATION, GENERATION / "spectok_generation")]:
+        for path in package.rglob("__init__.py"):
+            module = importlib.import_module(".".join(path.parent.relative_to(root).parts))
+            for name in getattr(module, "__all__", []):
+                assert hasattr(module, name), f"{module.__name__}.__all__ names {name}"
+
+
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "datasets", "accelerate", "pydantic", "PIL"}
+
+
+def test_import_is_light():
+    """Neither ``import spectok`` nor reading every plugin loads a heavy library."""
+    code = (
+        "import sys, spectok; from spectok import plugins; plugins.installed(); dir(spectok);"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+# -- the wheel ---
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_wheel_holds_our_packages_and_nothing_else(wheel):
+    top = {name.split("/")[0] for name in wheel}
+    packages = {"spectok", "spectok_generation", *(folder.name for folder in PLUGINS)}
+    assert top == packages | {f"spectok-{spectok.__version__}.dist-info"}
+
+
+def test_wheel_holds_every_source_and_recipe(wheel):
+    for root, folder in [
+        (ROOT / "core", CORE),
+        (ROOT / "plugins", ROOT / "plugins"),
+        (GENERATION, GENERATION / "spectok_generation"),
+    ]:
+        for path in sources(folder):
+            assert str(path.relative_to(root)) in wheel
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        name = f"spectok/configs/{path.relative_to(ROOT / 'configs')}"
+        assert yaml.safe_load(wheel[name]) == yaml.safe_load(path.read_text())
+    assert not [name for name in wheel if "__pycache__" in name or "/tests/" in name]
+
+
+def test_wheel_says_how_to_find_plugins_and_the_command(wheel):
+    points = wheel[f"spectok-{spectok.__version__}.dist-info/entry_points.txt"].decode()
+    assert f"[{hookspecs.GROUP}]" in points
+    assert "spectok = spectok.cli:main" in points
