@@ -1,0 +1,273 @@
+"""The quantizer of HR-VQVAE: a tree of codebooks that starts on the data and stays alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from spectok.codebook import FREQUENCY_DECAY
+from spectok.distributed import (
+    broadcast_from_main,
+    clear_moments,
+    gather_candidates,
+    sum_over_ranks,
+)
+from spectok_hrvqvae.codebooks import CodebookTree
+from spectok_hrvqvae.revival import dead_children, displacements, split_pairs, with_fair_share
+from spectok_hrvqvae.start import hierarchical_kmeans
+from spectok_hrvqvae.tree import descend, members, resolve_branching
+
+START_VECTORS_PER_LEAF = 32
+CANDIDATES_PER_PARENT = 16
+MAX_CANDIDATES = 16384
+FEWEST_MEMBERS = 1e-8  # running count below which a node has no mean
+
+Optimizers = list[torch.optim.Optimizer]
+
+
+class TreeQuantizer(CodebookTree):
+    """Hierarchical residual quantisation (HR-VQVAE, section 3).
+
+    With ξ⁰ = z, level i picks the code eⁱ nearest to ξⁱ⁻¹ among the m children of the node that
+    level i-1 picked, and leaves ξⁱ = ξⁱ⁻¹ - sg[eⁱ]. The result is e_C = Σ eⁱ: a vector is compared
+    with m codes per level and not with all the leaves.
+
+        losses = codebook_weight   (|sg[ξ⁰] - e_C|² + Σ |sg[ξⁱ⁻¹] - eⁱ|²)
+               + commitment_weight (|ξ⁰ - sg[e_C]|² + Σ |ξⁱ⁻¹ - sg[eⁱ]|²)          (Eq. 5 and 6)
+
+    The first training step ends by setting all codes by hierarchical k-means on its vectors. From
+    then on, every ``revive_every`` steps, dead leaves are set to random residuals of their parent,
+    and dead inner nodes become copies of their most used sibling, subtree included.
+
+    Args:
+        dim: Length D of each vector.
+        num_tokens: Number N of vectors per image.
+        codebook_size: Leaves of the tree: the distinct vectors that a token can stand for.
+        num_levels: Levels n of the tree; by default the length of ``branching``, or 3.
+        branching: Children m under each node, one number for all levels or one per level; they must
+            multiply to ``codebook_size``. By default whole numbers as equal as can be: 512 leaves
+            are 8, 8, 8.
+        tokens: ``"path"``: one index per level, coarse to fine, and the first levels decode alone.
+            ``"leaf"``: one index, the leaf's number, which is what the paper's prior models.
+        update: ``"gradient"``: codes are trained by the codebook terms. ``"ema"``: the codes on a
+            path sum to the running mean of the vectors that took it, and those terms are left out.
+        codebook_weight: Weight of the terms that move the codes; 1 in the paper.
+        commitment_weight: Weight β of the terms that move the encoder, one for all levels; the
+            paper gives no value.
+        decay: Decay of the running counts and sums of ``update="ema"``.
+        revive_below: Fraction of the fair share of its parent's vectors under which a node is
+            revived; 0 never revives.
+        revive_every: Optimiser steps between checks for nodes to revive.
+
+    Raises:
+        InputError: If ``branching`` does not multiply to ``codebook_size``.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_tokens: int,
+        codebook_size: int,
+        num_levels: Annotated[int, Field(ge=1)] | None = None,
+        branching: int | list[int] | None = None,
+        tokens: Literal["path", "leaf"] = "path",
+        update: Literal["gradient", "ema"] = "gradient",
+        codebook_weight: Annotated[float, Field(gt=0)] = 1.0,
+        commitment_weight: Annotated[float, Field(ge=0)] = 0.25,
+        decay: Annotated[float, Field(gt=0, lt=1)] = 0.99,
+        revive_below: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        revive_every: Annotated[int, Field(ge=1)] = 10,
+    ):
+        learned = update == "gradient"
+        super().__init__(
+            dim=dim,
+            num_tokens=num_tokens,
+            branching=resolve_branching(codebook_size, branching, num_levels),
+            tokens=tokens,
+            codebook_weight=codebook_weight if learned else 0.0,
+            commitment_weight=commitment_weight,
+            learned=learned,
+        )
+        self.decay, self.revive_below, self.revive_every = decay, revive_below, revive_every
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("pending_counts", torch.zeros(codebook_size), persistent=False)
+        if not learned:
+            self.register_buffer("ema_counts", torch.zeros(codebook_size))
+            self.register_buffer("ema_sums", torch.zeros(codebook_size, dim))
+            self.register_buffer("pending_sums", torch.zeros(codebook_size, dim), persistent=False)
+        self._steps: int | None = None
+        self._vectors: list[Tensor] = []
+
+    num_steps: Tensor
+    pending_counts: Tensor
+    ema_counts: Tensor
+    ema_sums: Tensor
+    pending_sums: Tensor
+
+    # -- every step ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe(self, z: Float[Tensor, "p d"], leaf: Int[Tensor, "p"]) -> None:
+        """Accumulate statistics of one micro-batch; edits wait for :meth:`after_step`."""
+        self.pending_counts += torch.bincount(leaf, minlength=self.codebook_size)
+        if not self.is_learned:
+            self.pending_sums.index_add_(0, leaf, z)
+        if self.steps == 0 or self.revives_at(self.steps + 1):
+            self._vectors.append(z)
+
+    @torch.no_grad()
+    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        """Sum statistics over ranks; start the tree, move codes to means, revive dead ones."""
+        if not self.training:
+            return
+        optimizers, pending = list(optimizers), self._pending()
+        counts, *sums = sum_over_ranks(*pending)
+        self._steps = self.steps + 1
+        self.num_steps += 1
+        if self.steps == 1 and self._vectors:
+            self.start(int(counts.sum()), optimizers)
+        else:
+            self.frequency.lerp_(counts / counts.sum().clamp_min(1), 1 - FREQUENCY_DECAY)
+            if not self.is_learned:
+                self.move_to_means(counts, sums[0])
+            if self.revives_at(self.steps) and self._vectors:
+                self.revive(optimizers)
+        self._vectors = []
+        for statistics in pending:
+            statistics.zero_()
+
+    def move_to_means(
+        self, counts: Float[Tensor, "leaves"], sums: Float[Tensor, "leaves d"]
+    ) -> None:
+        """Move each node to the running mean of the vectors below it; its code is the difference.
+
+        A node that nothing has chosen for long keeps its code.
+        """
+        self.ema_counts.lerp_(counts, 1 - self.decay)
+        self.ema_sums.lerp_(sums, 1 - self.decay)
+        origin = self.ema_sums.new_zeros(1, self.dim)
+        for level, (codes, m) in enumerate(zip(self.codebooks, self.branching)):
+            count = self.by_node(self.ema_counts, level).sum(1).unsqueeze(1)
+            mean = self.by_node(self.ema_sums, level).sum(1) / count.clamp_min(FEWEST_MEMBERS)
+            origin = origin.repeat_interleave(m, dim=0)  # where the parent is
+            codes.copy_(torch.where(count > FEWEST_MEMBERS, mean - origin, codes))
+            origin = origin + codes
+
+    # -- the start -------------------------------------------------------------------------------
+
+    def start(self, num_vectors: int, optimizers: Optimizers) -> None:
+        """Set all codes by hierarchical k-means on the vectors of this step, from all ranks.
+
+        That it has happened is on record in ``num_steps``, which is saved.
+
+        Args:
+            num_vectors: Vectors of this step on all ranks.
+            optimizers: Their moments of the codes are cleared.
+        """
+        size = min(2 * num_vectors, START_VECTORS_PER_LEAF * self.codebook_size)
+        sample = gather_candidates(torch.cat(self._vectors), size, self.step_generator())
+        for codes, fitted in zip(self.codebooks, hierarchical_kmeans(sample, self.branching)):
+            codes.copy_(fitted)
+            clear_moments(codes, torch.arange(len(codes), device=codes.device), optimizers)
+        leaf = descend(sample, self.codebooks, self.branching)[1]
+        self.frequency.copy_(torch.bincount(leaf, minlength=self.codebook_size) / size)
+        if not self.is_learned:
+            self.ema_counts.copy_(self.frequency * num_vectors)
+            self.ema_sums.zero_().index_add_(0, leaf, sample * (num_vectors / size))
+        self._take_from_main()
+
+    # -- revival ---------------------------------------------------------------------------------
+
+    def revives_at(self, step: int) -> bool:
+        """Return whether nodes are revived after an optimiser step, counted from 1."""
+        return self.revive_below > 0 and step % self.revive_every == 0
+
+    def revive(self, optimizers: Optimizers) -> None:
+        """Revive dead inner nodes from the top down, then dead leaves."""
+        generator = self.step_generator()
+        for level in range(len(self.branching) - 1):
+            self._copy_siblings(level, generator, optimizers)
+        self._replace_leaves(generator, optimizers)
+        self._take_from_main()
+
+    def _copy_siblings(
+        self, level: int, generator: torch.Generator, optimizers: Optimizers
+    ) -> None:
+        """Turn dead nodes of a level, with their subtrees, into copies of used siblings."""
+        shares = self.by_node(self.frequency, level).sum(1).view(-1, self.branching[level])
+        moved, onto = split_pairs(shares, self.revive_below)
+        step = displacements(self.by_node(self.codebooks[level + 1], level)[onto], generator)
+        for codes in self.codebooks[level:]:
+            subtrees = self.by_node(codes, level)  # (nodes, descendants, D)
+            subtrees[moved] = subtrees[onto]
+            rows = torch.arange(len(codes), device=codes.device).view(len(subtrees), -1)
+            clear_moments(codes, rows[moved].flatten(), optimizers)
+        self.codebooks[level][moved] += step
+        for statistics in self._running():
+            subtrees = self.by_node(statistics, level)
+            subtrees[onto] /= 2
+            subtrees[moved] = subtrees[onto]
+        if not self.is_learned:
+            counts = self.by_node(self.ema_counts, level)[moved].unsqueeze(2)
+            self.by_node(self.ema_sums, level)[moved] += counts * step.unsqueeze(1)
+
+    def _replace_leaves(self, generator: torch.Generator, optimizers: Optimizers) -> None:
+        """Set dead leaves to random residuals of their parent, where this step has any."""
+        m = self.branching[-1]
+        num_parents = self.codebook_size // m
+        size = min(CANDIDATES_PER_PARENT * num_parents, MAX_CANDIDATES)
+        drawn = gather_candidates(torch.cat(self._vectors), size, generator)
+        _, parents, residuals = descend(drawn, self.codebooks[:-1], self.branching)
+        rows, held = members(parents, num_parents, m)
+        shares = self.frequency.view(-1, m)
+        revived = dead_children(shares, self.revive_below) & (held > 0).unsqueeze(1)
+        chosen, leaves = rows[revived], revived.flatten().nonzero().squeeze(1)
+        self.codebooks[-1][leaves] = residuals[chosen]
+        clear_moments(self.codebooks[-1], leaves, optimizers)
+        shares.copy_(with_fair_share(shares, revived))
+        if not self.is_learned:
+            counts = with_fair_share(self.ema_counts.view(-1, m), revived).flatten()
+            scale = counts / self.ema_counts.clamp_min(FEWEST_MEMBERS)
+            self.ema_sums *= scale.unsqueeze(1)
+            self.ema_sums[leaves] = drawn[chosen] * counts[leaves].unsqueeze(1)
+            self.ema_counts.copy_(counts)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _pending(self) -> list[Tensor]:
+        """Return what micro-batches add to, cleared after each step."""
+        return (
+            [self.pending_counts] if self.is_learned else [self.pending_counts, self.pending_sums]
+        )
+
+    def _running(self) -> list[Tensor]:
+        """Return the running statistics of the leaves."""
+        if self.is_learned:
+            return [self.frequency]
+        return [self.frequency, self.ema_counts, self.ema_sums]
+
+    def _take_from_main(self) -> None:
+        """Take codes and statistics from rank 0: sums on a GPU may round differently per rank."""
+        for state in (*self.codebooks, *self._running()):
+            state.copy_(broadcast_from_main(state))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken, read from the buffer only once: no device sync in the step."""
+        if self._steps is None:
+            self._steps = int(self.num_steps)
+        return self._steps
+
+    def step_generator(self) -> torch.Generator:
+        """Return a CPU generator in a state that depends only on the step: equal on all ranks."""
+        return torch.Generator().manual_seed(0x7EE5 + self.steps)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._steps = None

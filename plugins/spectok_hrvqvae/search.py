@@ -1,0 +1,89 @@
+"""Nearest child under a known parent: each vector is compared with the codes of its parent only.
+
+Vectors are sorted by parent and multiplied group by group, so that a parent's codes are read once
+for all its vectors and nothing of size vectors x codes x dim is made. On a CPU each group is one
+small product; on an accelerator, where launching hundreds of them would cost more than the work,
+groups are cut into blocks of equal length and all blocks are one batched product.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spectok.search import nearest_codes
+
+BLOCK = 32  # vectors in a block: half a block per parent is padding
+
+
+@torch.no_grad()
+def nearest_children(
+    z: Float[Tensor, "p d"], parents: Int[Tensor, "p"], codebooks: Float[Tensor, "g m d"]
+) -> Int[Tensor, "p"]:
+    """Find, for each vector, the nearest code of its parent's codebook (Eq. 3, squared L2).
+
+    Runs in float32 whatever the autocast. Ties go to the smaller index.
+
+    Args:
+        z: P vectors.
+        parents: Which of the G codebooks each vector is searched in.
+        codebooks: M codes for each of G parents.
+
+    Returns:
+        int64 indices in 0..M-1.
+    """
+    if len(codebooks) == 1:
+        return nearest_codes(z.unsqueeze(0), codebooks)[0]
+    with torch.autocast(z.device.type, enabled=False):
+        search = search_groups if z.device.type == "cpu" else search_blocks
+        return search(z.float(), parents, codebooks.float())
+
+
+def search_groups(z: Tensor, parents: Tensor, codebooks: Tensor) -> Tensor:
+    """Multiply group by group; see :func:`nearest_children`."""
+    order = parents.argsort(stable=True)
+    by_parent = z[order]
+    keys, norms = codebooks.transpose(1, 2), codebooks.square().sum(-1)
+    distances = z.new_empty(len(z), codebooks.shape[1])
+    start = 0
+    for parent, count in enumerate(torch.bincount(parents, minlength=len(codebooks)).tolist()):
+        if count:
+            group = slice(start, start + count)
+            torch.addmm(
+                norms[parent], by_parent[group], keys[parent], alpha=-2, out=distances[group]
+            )
+            start += count
+    return torch.empty_like(parents).index_copy_(0, order, distances.argmin(-1))
+
+
+def search_blocks(z: Tensor, parents: Tensor, codebooks: Tensor) -> Tensor:
+    """Multiply blocks of vectors of one parent, all at once; see :func:`nearest_children`.
+
+    The number of blocks is an upper bound that depends on shapes alone: reading the true number
+    would wait for the device.
+    """
+    order = parents.argsort(stable=True)
+    counts = torch.bincount(parents, minlength=len(codebooks))
+    ends = (counts + BLOCK - 1).div(BLOCK, rounding_mode="floor").cumsum(0)
+    num_blocks = len(z) // BLOCK + min(len(z), len(codebooks))
+    owners = torch.searchsorted(ends, torch.arange(num_blocks, device=z.device), right=True)
+    owners = owners.clamp_max(len(codebooks) - 1)
+    slots = _slots(parents[order], counts, ends)
+    blocks = z.new_zeros(num_blocks * BLOCK, z.shape[1]).index_copy_(0, slots, z[order])
+    distances = torch.baddbmm(
+        codebooks.square().sum(-1)[owners].unsqueeze(1),
+        blocks.view(num_blocks, BLOCK, -1),
+        codebooks[owners].transpose(1, 2),
+        alpha=-2,
+    )  # (blocks, BLOCK, M)
+    nearest = distances.argmin(-1).flatten()[slots]
+    return torch.empty_like(parents).index_copy_(0, order, nearest)
+
+
+def _slots(parents: Tensor, counts: Tensor, ends: Tensor) -> Tensor:
+    """Place each vector, sorted by parent, in the blocks of its parent; ``ends`` counts blocks."""
+    first_vector = counts.cumsum(0) - counts
+    first_block = torch.cat([ends.new_zeros(1), ends[:-1]])
+    rank = torch.arange(len(parents), device=parents.device) - first_vector[parents]
+    return first_block[parents] * BLOCK + rank
