@@ -73,7 +73,8 @@ class TokenSpec:
         order: ``"level"``: all of level 0, then all of level 1, …; ``"position"``: all levels of
             place 0, then all levels of place 1, … (levels of one shape only).
         prefix: Whether the start of a sequence decodes on its own: ``"none"``, after any number of
-            ``"tokens"``, or after any number of whole ``"levels"`` (with ``order="level"``).
+            ``"tokens"`` (of several levels: of whole places, with ``order="position"``), or after
+            any number of whole ``"levels"`` (with ``order="level"``).
     """
 
     levels: tuple[Level, ...]
@@ -98,6 +99,8 @@ class TokenSpec:
             raise TokenError(f"order='position' and 'path' codebooks need equal shapes: {shapes}")
         if self.prefix == "levels" and self.order != "level":
             raise TokenError("prefix='levels' needs order='level'")
+        if self.prefix == "tokens" and self.order == "level" and self.num_levels > 1:
+            raise TokenError("prefix='tokens' of several levels needs order='position'")
 
     # -- sizes ---------------------------------------------------------------------------------
 
@@ -135,7 +138,7 @@ class TokenSpec:
     def decodable_prefixes(self) -> tuple[int, ...]:
         """Lengths k for which the first k tokens decode; always ends with T."""
         if self.prefix == "tokens":
-            return tuple(range(self.num_tokens + 1))
+            return tuple(range(0, self.num_tokens + 1, self.num_levels))
         if self.prefix == "levels":
             ends = [sum(v.num_tokens for v in self.levels[: i + 1]) for i in range(self.num_levels)]
             return tuple(ends)
@@ -164,7 +167,9 @@ class TokenSpec:
             raise TokenError(f"got {len(levels)} levels; this TokenSpec has {self.num_levels}")
         for i, (indices, level) in enumerate(zip(levels, self.levels)):
             if tuple(indices.shape[1:]) != level.shape:
-                raise TokenError(f"level {i}: shape {tuple(indices.shape[1:])} is not {level.shape}")
+                raise TokenError(
+                    f"level {i}: shape {tuple(indices.shape[1:])} is not {level.shape}"
+                )
         flat = [indices.flatten(1) for indices in levels]
         if self.order == "position":
             return torch.stack(flat, dim=2).flatten(1)  # (B, N, L) -> (B, T)

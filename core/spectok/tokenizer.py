@@ -1,16 +1,16 @@
 """The tokenizer contract, and the one pipeline of five boxes that every tokenizer is.
 
-    images (B,C,H,W) in [-1,1]
-      | encoder                 network
-    latents (B,c,h,w)           continuous and image-shaped
-      | token_space.to_vectors
-    z (B,N,D)                   the N units that are quantised
-      | quantizer               nearest code(s)
-    indices (B,N,L), z_q (B,N,D)
-      | token_space.to_latents
-    latents (B,c,h,w)
-      | decoder                 network
-    images (B,C,H,W)
+images (B,C,H,W) in [-1,1]
+| encoder                 network
+latents (B,c,h,w)           continuous and image-shaped
+| token_space.to_vectors
+z (B,N,D)                   the N units that are quantised
+| quantizer               nearest code(s)
+indices (B,N,L), z_q (B,N,D)
+| token_space.to_latents
+latents (B,c,h,w)
+| decoder                 network
+images (B,C,H,W)
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class ImageTokenizer(SpectokModel, ABC):
         """Layout of this tokenizer's tokens; everything downstream reads only this."""
         shape = self.token_space.shape
         levels = tuple(level.at(shape) for level in self.quantizer.levels)
-        return TokenSpec(levels, order="level", prefix=self.prefix)
+        several_by_place = self.prefix == "tokens" and len(levels) > 1
+        order = "position" if several_by_place else "level"
+        return TokenSpec(levels, order=order, prefix=self.prefix)
 
     # -- the pipeline ----------------------------------------------------------------------------
 
@@ -143,7 +145,8 @@ class ImageTokenizer(SpectokModel, ABC):
             level = spec.decodable_prefixes.index(num_tokens) + 1
             vectors_indices = vectors_indices[..., :level]
         elif num_tokens is not None and spec.prefix == "tokens":
-            keep = torch.full(indices.shape[:1], num_tokens, device=indices.device)
+            places = num_tokens // spec.num_levels
+            keep = torch.full(indices.shape[:1], places, device=indices.device)
         z_q = self.quantizer.lookup(vectors_indices).to(self.dtype)
         return self.decoder(self.token_space.to_latents(z_q, keep))
 
@@ -228,6 +231,7 @@ def check_divisible(image_size: int, factor: int) -> None:
 
 def _describe_prefixes(spec: TokenSpec) -> str:
     if spec.prefix == "tokens":
-        return f"any number of tokens from 0 to {spec.num_tokens}"
+        unit = f"multiple of {spec.num_levels}" if spec.num_levels > 1 else "number of tokens"
+        return f"any {unit} from 0 to {spec.num_tokens}"
     lengths: Any = ", ".join(map(str, spec.decodable_prefixes))
     return f"only {lengths} tokens"

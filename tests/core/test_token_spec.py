@@ -146,6 +146,10 @@ def test_type_and_length_are_checked():
             lambda: TokenSpec(TREE.levels, order="position", prefix="levels"),
             "prefix='levels' needs order='level'",
         ),
+        (
+            lambda: TokenSpec(RESIDUAL.levels, prefix="tokens"),
+            "prefix='tokens' of several levels needs order='position'",
+        ),
     ],
 )
 def test_an_impossible_spec_says_why(build, words):
@@ -161,6 +165,7 @@ def test_decodable_prefixes():
     assert GRID.decodable_prefixes == (16,)
     assert GLOBAL.decodable_prefixes == tuple(range(7))
     assert TWO_GRIDS.decodable_prefixes == (4, 20)
+    assert RESIDUAL.decodable_prefixes == (0, 2, 4, 6)
 
 
 # -- codes as one vocabulary ---
