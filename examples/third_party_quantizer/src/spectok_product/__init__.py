@@ -1,0 +1,1 @@
+"""Product quantisation, as a package that registers itself with spectok."""
