@@ -478,3 +478,14 @@ def test_a_place_that_cannot_be_written_is_one_line(refused, trained, pictures):
     Path("file").touch()
     line = refused("encode", trained["qgvae"], pictures / "a.png", "--out", "file/t.npz")
     assert line.startswith("file")
+
+
+def test_a_key_and_a_data_set_mean_the_recipe_made_for_both():
+    from spectok.cli.train import recipe_for
+
+    assert recipe_for("qgvae", None) == "tokenizers/qgvae/digits"
+    assert recipe_for("qgvae", "mnist") == "tokenizers/qgvae/mnist"
+    assert recipe_for("qgvae", "photos") is None
+    assert recipe_for("qgvae", "./folder") is None
+    assert recipe_for("qgvae/cifar10", None) is None
+    assert recipe_for("smoke/qgvae", "digits") is None

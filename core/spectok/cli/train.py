@@ -34,6 +34,7 @@ Output = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 
 DEFAULT = "tokenizer"
+DEFAULT_DATA = "digits"
 RUN_RECIPE = "recipe.yaml"
 OWN_DATA = ("folder", "parquet", "webdataset", "hub")
 
@@ -77,8 +78,9 @@ def train_tokenizer(
     """Train a tokenizer."""
     from spectok.config import data_override, load_recipe
 
-    own_data = [data_override(data)] if data else []
-    resolved = load_recipe(recipe, [*own_data, *(overrides or [])])
+    prepared = recipe_for(recipe, data)
+    own_data = [data_override(data)] if data and prepared is None else []
+    resolved = load_recipe(prepared or recipe, [*own_data, *(overrides or [])])
     folder = Path(output or resolved.output or default_output(recipe, resolved))
     check_output(folder, resume)
 
@@ -93,6 +95,24 @@ def train_tokenizer(
         ["spectok", "reconstruct", model, "IMAGE", "--out", "grid.png"],
         ["spectok", "train", "prior", "--tokenizer", model],
     )
+
+
+def recipe_for(name: str, data: str | None) -> str | None:
+    """Return the recipe made for a key and a data set, such as ``qgvae`` and ``mnist``.
+
+    Args:
+        name: What was given on the command line.
+        data: What ``--data`` was given, if anything; the built-in digits otherwise.
+
+    Returns:
+        None if the name is not a bare key, or there is no such recipe.
+    """
+    from spectok.config import TokenizerRecipe
+    from spectok.recipes import list_recipes
+
+    recipes = list_recipes()
+    prepared = f"{TokenizerRecipe.folder}/{name}/{data or DEFAULT_DATA}"
+    return prepared if prepared in recipes else None
 
 
 def default_output(name: str, recipe: TokenizerRecipe) -> Path:
