@@ -17,7 +17,7 @@ from spectok.distributed import draw_per_sample
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from spectok.loading import load_tokenizer
 from spectok.training import Hooks, Phase, Run, StepOutput, TrainConfig, fit, train_tokenizer
-from spectok.training.batches import EpochDataset, Stream, derive_seed, make_loader, seeded
+from spectok.training.batches import EpochDataset, Stream, derive_seed, make_loader, read, seeded
 from spectok.training.ema import WeightEMA
 from spectok.training.optimizer import learning_rate_factor, make_optimizer
 from spectok.training.tokenizer import copy_weights
@@ -92,6 +92,22 @@ def test_epoch_reaches_the_data_set(num_workers):
 
 def test_data_set_without_epochs_is_fine():
     assert EpochDataset([10, 11, 12])[(4, 2)] == 12
+
+
+class Damaged(Points):
+    """Points of which one cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise DataError("image seven.png cannot be read: repair it")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_damaged_image_is_one_line_from_a_worker_too(num_workers):
+    loader = make_loader(Damaged(), Stream(20, 4, seed=0, first=0, last=5), num_workers)
+    with pytest.raises(DataError, match=r"^image seven\.png cannot be read: repair it$"):
+        list(read(loader))
 
 
 def test_random_numbers_of_a_micro_batch():
@@ -337,6 +353,13 @@ def test_low_codebook_usage_is_said_once(tmp_path, capsys):
     fit_points(tmp_path, with_usage, steps=5)
     printed = capsys.readouterr().out
     assert printed.count("warning: only 3.0 % of the codebook is in use at step 2") == 1
+
+
+def test_samples_that_cannot_be_written_are_one_line(tmp_path):
+    (tmp_path / "samples").write_text("a file, where the folder should go")
+    hooks = Hooks(sample=lambda model, step, folder: None)
+    with pytest.raises(CheckpointError, match=r"^cannot write to the folder of the run: .*samples"):
+        fit_points(tmp_path, hooks=hooks, sample_every=2)
 
 
 def test_empty_data_set_is_refused(tmp_path):

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spectok.distributed import shared_draws
+from spectok.errors import SpectokError
 
 Key = tuple[int, int]
 """Epoch and index of one sample."""
@@ -107,6 +108,17 @@ def make_loader(dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_worke
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(stream.seed),  # leaves the global one alone
     )
+
+
+def read(loader: Any) -> Iterator[Any]:
+    """Yield a loader's batches; an error of ours in a worker process is one line here too."""
+    try:
+        yield from loader
+    except SpectokError as error:
+        if "Original Traceback" not in str(error):
+            raise
+        told = str(error).strip().splitlines()[-1].partition(": ")[2]
+        raise type(error)(told) from None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
-from spectok.errors import ConfigError, SpectokError, TrainingError
+from spectok.errors import CheckpointError, ConfigError, SpectokError, TrainingError
 from spectok.training.config import TrainConfig
 
 T = TypeVar("T")
@@ -77,10 +77,12 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
 def check_launch() -> None:
     """Refuse ``accelerate launch --cpu --num_processes N``, which starts one process.
 
-    It leaves no trace but the address it would have used: a port, and no rank to go with it.
+    It leaves no trace but the address it would have used: a port, and no rank to go with it. That
+    the launcher was there shows in the precision, which nothing else sets.
     """
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if on_cpu and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and on_cpu and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise TrainingError(
             "accelerate launch --cpu with several processes starts only one; launch with "
             "torchrun --standalone --nproc_per_node N instead"
@@ -130,11 +132,16 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
 
     Returns:
         What the action returned, on the main process; None on the others.
+
+    Raises:
+        CheckpointError: If the action cannot write its files.
     """
     result, error = None, None
     if accelerator.is_main_process:
         try:
             result = action()
+        except OSError as problem:
+            error = CheckpointError(f"cannot write to the folder of the run: {problem}")
         except Exception as problem:
             error = problem
     if accelerator.num_processes > 1:

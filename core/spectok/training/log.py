@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 
 from spectok.errors import CheckpointError
 from spectok.training.checkpoint import flatten
@@ -38,9 +39,9 @@ def start_tracker(accelerator: Accelerator, run: Run, step: int) -> None:
         return
     plain = (bool, int, float, str)
     settings = {k: v if isinstance(v, plain) else str(v) for k, v in flatten(run.recipe).items()}
-    accelerator.init_trackers(
-        "tensorboard", settings, init_kwargs={"tensorboard": {"purge_step": step + 1}}
-    )
+    on_disk = accelerator.log_with[0] == LoggerType.TENSORBOARD  # where the name is a folder
+    name = "tensorboard" if on_disk else "spectok"
+    accelerator.init_trackers(name, settings, init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
 
 class RunLog:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from spectok.training.batches import Stream, make_loader, seeded
+from spectok.training.batches import Stream, make_loader, read, seeded
 from spectok.training.checkpoint import Parts, save_checkpoint
 from spectok.training.checks import check_ranks_agree
 from spectok.training.config import TrainConfig
@@ -123,7 +123,7 @@ def fit(
         first, seconds = begin(accelerator, run, manifest, session.parts)
         log = RunLog(run.output / "log.jsonl", first, accelerator.is_main_process)
         start_tracker(accelerator, run, first)
-        batches = iter(load(accelerator, config, run, dataset, first))
+        batches = read(load(accelerator, config, run, dataset, first))
         clock = Clock(seconds, manifest["samples_per_step"], first)
         checkpoint = checkpoint_folder(run.output, first)
         with Reporter(config.steps, first, accelerator.is_main_process) as reporter:

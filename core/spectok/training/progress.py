@@ -55,16 +55,15 @@ class Reporter:
         self.steps, self.start = steps, step
         self._low_usage_lines = 0
         self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            TextColumn("step"),
+            BarColumn(None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]} images/s, left"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[summary]}"),
             console=self.console,
             disable=not (enabled and self.console.is_terminal),
         )
-        self._task = self._bar.add_task("", total=steps, completed=step, rate="–", summary="")
+        self._task = self._bar.add_task("", total=steps, completed=step, rate="–", loss="–")
 
     def __enter__(self) -> Reporter:
         self._bar.start()
@@ -98,7 +97,7 @@ class Reporter:
                 f"{datetime.timedelta(seconds=round(left))} left"
             )
         else:
-            self._bar.update(self._task, rate=f"{rate:.0f}", summary=summary)
+            self._bar.update(self._task, rate=f"{rate:.0f}", loss=f"{record['loss']:.4g}")
         self._watch_usage(record)
 
     def say(self, text: str) -> None:
