@@ -87,8 +87,9 @@ def extract(
 ) -> None:
     """Write the tokens of a whole data set to disk, a few bits per index."""
     from spectok_generation.extraction import Extraction
+    from spectok_generation.generate import load_trained
     from spectok_generation.recipe import load_data
-    from spectok_generation.training import extract_data, load_trained
+    from spectok_generation.training import extract_data
 
     config = load_data(tokenizer, data, overrides or [])
     how = Extraction(copies, batch_size=batch_size, num_workers=num_workers)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok import ImageTokenizer, load_tokenizer
-from spectok.errors import CheckpointError, InputError
+from spectok import ImageTokenizer, load_tokenizer, registry
+from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok_generation.priors import AutoregressivePrior, Prior, load_prior
 from spectok_generation.records import describe_record, same_tokenizer, tokenizer_record
 
@@ -35,10 +35,26 @@ def load_pair(
     prior = load_prior(prior_path)
     if not isinstance(prior, AutoregressivePrior):
         raise InputError(f"{prior_path} holds a {type(prior).__name__}, which is not sampled here")
-    where = _model_folder(tokenizer_path or _recorded_path(prior, Path(prior_path)))
-    tokenizer = load_tokenizer(where).eval()
-    check_pair(prior, tokenizer, str(where))
+    where = os.fspath(tokenizer_path or _recorded_path(prior, Path(prior_path)))
+    tokenizer = load_trained(where)
+    check_pair(prior, tokenizer, where)
     return prior, tokenizer
+
+
+def load_trained(path: str) -> ImageTokenizer:
+    """Load a trained tokenizer from its folder, the folder of its run, or the hub; in eval mode.
+
+    Raises:
+        ConfigError: If it is a registered key, which has no weights.
+        CheckpointError: If it does not load.
+    """
+    if path in registry.list_tokenizers() and not Path(path).is_dir():
+        raise ConfigError(
+            f"{path!r} names an untrained tokenizer; give the folder of a trained one, such as the "
+            f"one that 'spectok train {path}' ends with"
+        )
+    inside = Path(path, "model")
+    return load_tokenizer(inside if (inside / "config.json").is_file() else path).eval()
 
 
 def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None) -> None:
@@ -105,9 +121,3 @@ def _recorded_path(prior: Prior, prior_path: Path) -> Path:
         f"the tokenizer of this prior is not at {recorded or 'any recorded place'}; give it with "
         f"--tokenizer"
     )
-
-
-def _model_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the model itself where the directory of its run is given."""
-    inside = Path(path, "model")
-    return inside if (inside / "config.json").is_file() else Path(path)

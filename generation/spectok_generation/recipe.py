@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from spectok import registry
 from spectok.config import (
     Override,
     Recipe,
@@ -98,8 +97,8 @@ def load_prior_recipe(
 
 def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
     """Return the recipe that a ``tokenizer:`` entry names; None if it is not a recipe's name."""
-    known = {*list_recipes(), *registry.list_tokenizers()}
-    known |= {name.partition("/")[2] for name in list_recipes()}
+    names = list_recipes()
+    known = {*names, *(name.removeprefix(f"{TokenizerRecipe.folder}/") for name in names)}
     if Path(tokenizer).is_dir():
         return None
     if Path(tokenizer).suffix in (".yaml", ".yml") or tokenizer in known:

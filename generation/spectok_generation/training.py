@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from spectok import ImageTokenizer, load_tokenizer
+from spectok import ImageTokenizer
 from spectok.cli.console import progress, say
 from spectok.data import DataConfig, build_dataset
 from spectok.distributed import world
@@ -25,7 +25,7 @@ from spectok.images import save_grid
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit, train_tokenizer
 from spectok.training.launch import accelerated
 from spectok_generation.extraction import Extraction, extract_tokens
-from spectok_generation.generate import OWN_TOKENIZER, choose_labels, decode_tokens
+from spectok_generation.generate import OWN_TOKENIZER, choose_labels, decode_tokens, load_trained
 from spectok_generation.priors import AutoregressivePrior, Prior, create_prior
 from spectok_generation.recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.records import tokenizer_record
@@ -95,12 +95,6 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
     folder = output / OWN_TOKENIZER
     train_tokenizer(own.tokenizer, own.data, own.train, folder.parent, seed=own.seed, resume=True)
     return str(folder)
-
-
-def load_trained(path: str) -> ImageTokenizer:
-    """Load a trained tokenizer from its folder, the folder of its run, or the hub."""
-    inside = Path(path, "model")
-    return load_tokenizer(inside if (inside / "config.json").is_file() else path).eval()
 
 
 def prepare_tokens(
