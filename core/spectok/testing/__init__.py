@@ -19,8 +19,15 @@ must be equal. A check that cannot hold is left out by name, with the reason::
 
 from __future__ import annotations
 
-from spectok.testing.base import Conformance, expect
+from spectok.testing.base import Conformance
+from spectok.testing.expect import expect, expect_refusal
 from spectok.testing.quantizer import QuantizerConformance
 from spectok.testing.tokenizer import TokenizerConformance
 
-__all__ = ["Conformance", "QuantizerConformance", "TokenizerConformance", "expect"]
+__all__ = [
+    "Conformance",
+    "QuantizerConformance",
+    "TokenizerConformance",
+    "expect",
+    "expect_refusal",
+]

@@ -12,37 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectok.errors import ConfigError, InputError, did_you_mean
+from spectok.errors import ConfigError, did_you_mean
+from spectok.testing.expect import expect
 from spectok.testing.learners import Learner, state_of, train
 from spectok.testing.ranks import train_on_two_ranks
 
 Build = Callable[[], Any]
 LearnerT = TypeVar("LearnerT", bound=Learner)
-
-
-def expect(condition: bool | Tensor, message: str) -> None:
-    """Fail a check with a message that says what was found and what the contract is.
-
-    Raises:
-        AssertionError: If the condition does not hold. Unlike ``assert`` it is never compiled away.
-    """
-    if not condition:
-        raise AssertionError(message)
-
-
-def expect_refusal(function: Callable[[], Any], *fragments: str) -> None:
-    """Expect an :class:`InputError` whose message contains each fragment."""
-    try:
-        function()
-    except InputError as error:
-        missing = [part for part in fragments if part not in str(error)]
-        expect(not missing, f"the message does not say {', '.join(missing)}: {error}")
-    except Exception as error:
-        raise AssertionError(
-            f"raises {type(error).__name__} where an InputError should say what fits: {error}"
-        ) from error
-    else:
-        raise AssertionError(f"accepts what it should refuse: no {', '.join(fragments)}")
 
 
 class Conformance(ABC, Generic[LearnerT]):

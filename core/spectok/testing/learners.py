@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spectok.distributed import world
 from spectok.outputs import QuantizerOutput, TokenizerOutput
 from spectok.quantizer import Quantizer
+from spectok.testing.expect import expect
 from spectok.tokenizer import ImageTokenizer
 
 ModelT = TypeVar("ModelT", Quantizer, ImageTokenizer)
@@ -105,11 +106,16 @@ def take_step(
         micro_batches: Batches of equal size whose gradients are averaged.
         optimizer: Holds the learner's parameters.
         seed: Random state of the step, the same on every rank.
+
+    Raises:
+        AssertionError: If the objective is not finite.
     """
     torch.manual_seed(seed)
     optimizer.zero_grad()
     for batch in micro_batches:
-        (learner.objective(batch) / len(micro_batches)).backward()
+        objective = learner.objective(batch)
+        expect(objective.isfinite(), f"the training objective is {objective.item()}")
+        (objective / len(micro_batches)).backward()
     _average_gradients(learner)
     learner.model.before_step()
     optimizer.step()
@@ -125,7 +131,7 @@ def train(learner: Learner, steps: Sequence[Sequence[Tensor]], seed: int = 0) ->
         seed: Seed of the first step.
     """
     learner.train()
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.01)
     for i, micro_batches in enumerate(steps):
         take_step(learner, micro_batches, optimizer, seed + i)
 

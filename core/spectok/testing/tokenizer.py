@@ -12,7 +12,8 @@ from torch import Tensor
 
 from spectok.quantizer import Quantizer
 from spectok.schema import validate_options
-from spectok.testing.base import Build, Conformance, expect, expect_refusal
+from spectok.testing.base import Build, Conformance
+from spectok.testing.expect import expect, expect_refusal
 from spectok.testing.learners import ImageLearner, fit, train
 from spectok.token_spec import TokenSpec
 from spectok.tokenizer import ImageTokenizer
@@ -26,7 +27,7 @@ class TokenizerConformance(Conformance[ImageLearner]):
         fit_learning_rate: Adam's learning rate in those steps.
     """
 
-    fit_steps: ClassVar[int] = 50
+    fit_steps: ClassVar[int] = 40
     fit_learning_rate: ClassVar[float] = 5e-3
 
     def learner(self, build: Build) -> ImageLearner:
