@@ -29,3 +29,15 @@ class TestTokenizers(TokenizerConformance):
     @pytest.fixture(params=list_tokenizers())
     def build(self, request):
         return lambda: small_tokenizer(request.param)
+
+
+@pytest.mark.parametrize("quantizer", list_quantizers())
+@pytest.mark.parametrize("tokenizer", list_tokenizers())
+def test_every_quantizer_keeps_the_contract_of_every_tokenizer(tokenizer, quantizer):
+    def build():
+        return small_tokenizer(tokenizer, quantizer=quantizer)
+
+    suite = TokenizerConformance()
+    suite.test_tokens_fit_the_spec(build)
+    suite.test_tokens_say_everything(build)
+    suite.test_prefixes_decode_as_the_spec_says(build)

@@ -14,7 +14,9 @@ from spectok.distributed import (
     sum_over_ranks,
     world,
 )
-from spectok.testing.ranks import on_two_ranks
+from spectok.testing.learners import VectorLearner, state_of
+from spectok.testing.ranks import on_two_ranks, train_on_half, train_on_two_ranks
+from spectok.testing.small import small_quantizer
 
 VECTORS = torch.arange(24.0).view(12, 2)
 
@@ -39,6 +41,12 @@ def use_everything(rank, split):
         "draws": draw_per_sample(3, generator(1)),
         "shared": shared,
     }
+
+
+def fail_on_rank_1(rank):
+    if rank == 1:
+        raise ValueError("only rank 1 fails")
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,22 @@ def test_each_image_draws_the_same_number_on_one_process_and_on_two(ranks):
     with shared_draws(5):
         alone = draw_per_sample(6)
     assert torch.equal(torch.cat([rank["shared"] for rank in ranks]), alone)
+
+
+@pytest.mark.slow
+def test_spawned_processes_train_as_forked_ones():
+    learner = VectorLearner(small_quantizer("ema"))
+    batches = [learner.batch(4) for _ in range(3)]
+    forked = train_on_two_ranks(learner, batches)
+    spawned = on_two_ranks(train_on_half, learner, batches, start_method="spawn")
+    for one, other in zip(forked, spawned):
+        assert one.keys() == other.keys() == state_of(learner).keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_error_on_one_rank_is_raised_with_its_trace():
+    with pytest.raises(Exception, match="only rank 1 fails"):
+        on_two_ranks(fail_on_rank_1)
 
 
 def test_candidates_repeat_when_there_are_fewer_vectors_than_codes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 import warnings
@@ -59,10 +60,11 @@ def train_on_two_ranks(learner: Learner, batches: Sequence[Tensor]) -> list[dict
     Returns:
         The state of each rank after the last step.
     """
-    return on_two_ranks(_train_on_half, learner, list(batches))
+    return on_two_ranks(train_on_half, learner, list(batches))
 
 
-def _train_on_half(rank: int, learner: Learner, batches: list[Tensor]) -> dict[str, Tensor]:
+def train_on_half(rank: int, learner: Learner, batches: list[Tensor]) -> dict[str, Tensor]:
+    """Train on this rank's half of every batch; return the state after the last step."""
     train(learner, [[batch.chunk(2)[rank]] for batch in batches])
     return state_of(learner)
 
@@ -80,6 +82,7 @@ def _run_rank(
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=PATIENCE)
     try:
+        args = copy.deepcopy(args)  # spawned processes get their tensors in shared memory
         result = {name: value.contiguous() for name, value in function(rank, *args).items()}
         save_file(result, Path(folder, f"rank{rank}.safetensors"))
     finally:
