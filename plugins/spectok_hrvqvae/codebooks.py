@@ -82,7 +82,7 @@ class CodebookTree(Quantizer):
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Walk down the tree and compare; see :class:`~spectok.Quantizer`."""
         vectors = z.detach().flatten(0, 1)
-        path, leaf, _ = descend(vectors, self.codebooks, self.branching)
+        path, leaf = descend(vectors, self.codebooks, self.branching)
         path, metrics = path.view(*z.shape[:2], -1), self.usage()
         codes = self.level_codes(path)
         residual, terms = z, []
@@ -123,17 +123,18 @@ class CodebookTree(Quantizer):
         path = self.paths(indices)
         if torch.is_grad_enabled():
             return _sum(self.level_codes(path))
-        return F.embedding(nodes_of(path, self.branching)[-1], self.tables()[path.shape[-1] - 1])
+        return F.embedding(nodes_of(path, self.branching)[-1], self.tables()[path.shape[-1]])
 
     @torch.no_grad()
     def tables(self) -> list[Float[Tensor, "_ d"]]:
-        """Return the sums from the root to each node, by level; kept until a code changes."""
+        """Return the sums from the root to each node after l levels; kept until a code changes."""
         codebooks = self.codebooks
+        root = codebooks[0].new_zeros(1, self.dim)
         if any(codes.is_inference() for codes in codebooks):  # they do not tell when they change
-            return partial_sums(codebooks, self.branching)
+            return partial_sums(root, codebooks, self.branching)
         state = [(codes._version, codes.data_ptr(), codes.dtype) for codes in codebooks]
         if self._tables[0] != state:
-            self._tables = (state, partial_sums(codebooks, self.branching))
+            self._tables = (state, partial_sums(root, codebooks, self.branching))
         return self._tables[1]
 
     # -- statistics ------------------------------------------------------------------------------

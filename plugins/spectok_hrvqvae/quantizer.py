@@ -18,7 +18,7 @@ from spectok.distributed import (
     sum_over_ranks,
 )
 from spectok_hrvqvae.codebooks import CodebookTree
-from spectok_hrvqvae.revival import dead_children, displacements, split_pairs, with_fair_share
+from spectok_hrvqvae.revival import dead_children, split_pairs, with_fair_share
 from spectok_hrvqvae.start import hierarchical_kmeans
 from spectok_hrvqvae.tree import descend, members, resolve_branching
 
@@ -142,6 +142,7 @@ class TreeQuantizer(CodebookTree):
         for statistics in pending:
             statistics.zero_()
 
+    @torch.no_grad()
     def move_to_means(
         self, counts: Float[Tensor, "leaves"], sums: Float[Tensor, "leaves d"]
     ) -> None:
@@ -161,6 +162,7 @@ class TreeQuantizer(CodebookTree):
 
     # -- the start -------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def start(self, num_vectors: int, optimizers: Optimizers) -> None:
         """Set all codes by hierarchical k-means on the vectors of this step, from all ranks.
 
@@ -188,26 +190,35 @@ class TreeQuantizer(CodebookTree):
         """Return whether nodes are revived after an optimiser step, counted from 1."""
         return self.revive_below > 0 and step % self.revive_every == 0
 
+    @torch.no_grad()
     def revive(self, optimizers: Optimizers) -> None:
         """Revive dead inner nodes from the top down, then dead leaves."""
-        generator = self.step_generator()
+        size = min(CANDIDATES_PER_PARENT * self.codebook_size // self.branching[-1], MAX_CANDIDATES)
+        drawn = gather_candidates(torch.cat(self._vectors), size, self.step_generator())
         for level in range(len(self.branching) - 1):
-            self._copy_siblings(level, generator, optimizers)
-        self._replace_leaves(generator, optimizers)
+            self._copy_siblings(level, drawn, optimizers)
+        self._replace_leaves(drawn, optimizers)
         self._take_from_main()
 
     def _copy_siblings(
-        self, level: int, generator: torch.Generator, optimizers: Optimizers
+        self, level: int, drawn: Float[Tensor, "p d"], optimizers: Optimizers
     ) -> None:
-        """Turn dead nodes of a level, with their subtrees, into copies of used siblings."""
+        """Turn dead nodes of a level, with their subtrees, into copies of used siblings.
+
+        A copy goes half way to a random vector of the sibling, which is then sure to prefer it.
+        """
+        node = descend(drawn, self.codebooks[: level + 1], self.branching[: level + 1])[1]
+        origins = self.tables()[level + 1]
+        rows, held = members(node, len(origins), 1)
         shares = self.by_node(self.frequency, level).sum(1).view(-1, self.branching[level])
         moved, onto = split_pairs(shares, self.revive_below)
-        step = displacements(self.by_node(self.codebooks[level + 1], level)[onto], generator)
+        moved, onto = moved[held[onto] > 0], onto[held[onto] > 0]
+        step = (drawn[rows[onto, 0]] - origins[onto]) / 2
         for codes in self.codebooks[level:]:
             subtrees = self.by_node(codes, level)  # (nodes, descendants, D)
             subtrees[moved] = subtrees[onto]
-            rows = torch.arange(len(codes), device=codes.device).view(len(subtrees), -1)
-            clear_moments(codes, rows[moved].flatten(), optimizers)
+            rows_below = torch.arange(len(codes), device=codes.device).view(len(subtrees), -1)
+            clear_moments(codes, rows_below[moved].flatten(), optimizers)
         self.codebooks[level][moved] += step
         for statistics in self._running():
             subtrees = self.by_node(statistics, level)
@@ -217,18 +228,16 @@ class TreeQuantizer(CodebookTree):
             counts = self.by_node(self.ema_counts, level)[moved].unsqueeze(2)
             self.by_node(self.ema_sums, level)[moved] += counts * step.unsqueeze(1)
 
-    def _replace_leaves(self, generator: torch.Generator, optimizers: Optimizers) -> None:
-        """Set dead leaves to random residuals of their parent, where this step has any."""
+    def _replace_leaves(self, drawn: Float[Tensor, "p d"], optimizers: Optimizers) -> None:
+        """Set dead leaves to random residuals of their parent, where it has any vectors."""
         m = self.branching[-1]
-        num_parents = self.codebook_size // m
-        size = min(CANDIDATES_PER_PARENT * num_parents, MAX_CANDIDATES)
-        drawn = gather_candidates(torch.cat(self._vectors), size, generator)
-        _, parents, residuals = descend(drawn, self.codebooks[:-1], self.branching)
-        rows, held = members(parents, num_parents, m)
+        leaf = descend(drawn, self.codebooks, self.branching)[1]
+        parents = leaf.div(m, rounding_mode="floor")
+        rows, held = members(parents, self.codebook_size // m, m)
         shares = self.frequency.view(-1, m)
         revived = dead_children(shares, self.revive_below) & (held > 0).unsqueeze(1)
         chosen, leaves = rows[revived], revived.flatten().nonzero().squeeze(1)
-        self.codebooks[-1][leaves] = residuals[chosen]
+        self.codebooks[-1][leaves] = drawn[chosen] - self.tables()[-2][parents[chosen]]
         clear_moments(self.codebooks[-1], leaves, optimizers)
         shares.copy_(with_fair_share(shares, revived))
         if not self.is_learned:

@@ -3,8 +3,8 @@
 A node is dead when its share of its *parent's* vectors falls below a fraction of the fair share,
 1/m; measured against all vectors, every child of a rare parent would look dead. A dead leaf is set
 to a random residual of its parent. Below a dead inner node there are codes for a place that the
-data has left, so it becomes a copy of its most used sibling, displaced a little, together with the
-whole subtree, and the two then divide the sibling's vectors.
+data has left, so it becomes a copy of its most used sibling together with the whole subtree,
+displaced towards one of the sibling's vectors, and the two then divide them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-DISPLACEMENT = 0.1  # of the spread of the codes below the node that is copied
 
 
 def dead_children(shares: Float[Tensor, "g m"], below: float) -> Bool[Tensor, "g m"]:
@@ -44,15 +42,6 @@ def split_pairs(
     paired = torch.arange(m, device=shares.device) < num_pairs
     start = torch.arange(len(shares), device=shares.device).unsqueeze(1) * m
     return (start + dead_first)[paired], (start + most_used_first)[paired]
-
-
-def displacements(
-    codes_below: Float[Tensor, "r m d"], generator: torch.Generator
-) -> Float[Tensor, "r d"]:
-    """Draw a random step for each copy, small beside the spread of the codes below the original."""
-    spread = (codes_below - codes_below.mean(1, keepdim=True)).square().mean((1, 2)).sqrt()
-    noise = torch.randn(len(codes_below), codes_below.shape[2], generator=generator)
-    return DISPLACEMENT * spread.unsqueeze(1) * noise.to(codes_below.device)
 
 
 def with_fair_share(

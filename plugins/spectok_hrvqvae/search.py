@@ -2,8 +2,9 @@
 
 Vectors are sorted by parent and multiplied group by group, so that a parent's codes are read once
 for all its vectors and nothing of size vectors x codes x dim is made. On a CPU each group is one
-small product; on an accelerator, where launching hundreds of them would cost more than the work,
-groups are cut into blocks of equal length and all blocks are one batched product.
+small product, whose vectors stay in the cache; on an accelerator, where launching hundreds of them
+would cost more than the work, groups are cut into blocks of equal length and all blocks are one
+batched product.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ BLOCK = 32  # vectors in a block: half a block per parent is padding
 
 @torch.no_grad()
 def nearest_children(
-    z: Float[Tensor, "p d"], parents: Int[Tensor, "p"], codebooks: Float[Tensor, "g m d"]
+    z: Float[Tensor, "p d"],
+    parents: Int[Tensor, "p"],
+    codebooks: Float[Tensor, "g m d"],
+    origins: Float[Tensor, "g d"],
 ) -> Int[Tensor, "p"]:
     """Find, for each vector, the nearest code of its parent's codebook (Eq. 3, squared L2).
 
@@ -28,37 +32,36 @@ def nearest_children(
     Args:
         z: P vectors.
         parents: Which of the G codebooks each vector is searched in.
-        codebooks: M codes for each of G parents.
+        codebooks: M codes for each of G parents, relative to the parent.
+        origins: Where each parent is: subtracted from its vectors.
 
     Returns:
         int64 indices in 0..M-1.
     """
-    if len(codebooks) == 1:
-        return nearest_codes(z.unsqueeze(0), codebooks)[0]
     with torch.autocast(z.device.type, enabled=False):
+        z, codebooks, origins = z.float(), codebooks.float(), origins.float()
+        if len(codebooks) == 1:
+            return nearest_codes((z - origins).unsqueeze(0), codebooks)[0]
         search = search_groups if z.device.type == "cpu" else search_blocks
-        return search(z.float(), parents, codebooks.float())
+        return search(z, parents, codebooks, origins)
 
 
-def search_groups(z: Tensor, parents: Tensor, codebooks: Tensor) -> Tensor:
-    """Multiply group by group; see :func:`nearest_children`."""
+def search_groups(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor) -> Tensor:
+    """Take one group after the other; see :func:`nearest_children`."""
     order = parents.argsort(stable=True)
-    by_parent = z[order]
+    sizes = torch.bincount(parents, minlength=len(codebooks)).tolist()
     keys, norms = codebooks.transpose(1, 2), codebooks.square().sum(-1)
-    distances = z.new_empty(len(z), codebooks.shape[1])
-    start = 0
-    for parent, count in enumerate(torch.bincount(parents, minlength=len(codebooks)).tolist()):
-        if count:
-            group = slice(start, start + count)
-            torch.addmm(
-                norms[parent], by_parent[group], keys[parent], alpha=-2, out=distances[group]
-            )
-            start += count
-    return torch.empty_like(parents).index_copy_(0, order, distances.argmin(-1))
+    nearest = [parents[:0]]
+    for rows, *parent in zip(order.split(sizes), keys.unbind(), norms.unbind(), origins.unbind()):
+        if len(rows):
+            key, norm, origin = parent
+            residuals = z.index_select(0, rows) - origin
+            nearest.append(torch.addmm(norm, residuals, key, alpha=-2).argmin(-1))
+    return torch.empty_like(parents).index_copy_(0, order, torch.cat(nearest))
 
 
-def search_blocks(z: Tensor, parents: Tensor, codebooks: Tensor) -> Tensor:
-    """Multiply blocks of vectors of one parent, all at once; see :func:`nearest_children`.
+def search_blocks(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor) -> Tensor:
+    """Take blocks of vectors of one parent, all at once; see :func:`nearest_children`.
 
     The number of blocks is an upper bound that depends on shapes alone: reading the true number
     would wait for the device.
@@ -70,7 +73,8 @@ def search_blocks(z: Tensor, parents: Tensor, codebooks: Tensor) -> Tensor:
     owners = torch.searchsorted(ends, torch.arange(num_blocks, device=z.device), right=True)
     owners = owners.clamp_max(len(codebooks) - 1)
     slots = _slots(parents[order], counts, ends)
-    blocks = z.new_zeros(num_blocks * BLOCK, z.shape[1]).index_copy_(0, slots, z[order])
+    residuals = z[order] - origins[parents[order]]
+    blocks = z.new_zeros(num_blocks * BLOCK, z.shape[1]).index_copy_(0, slots, residuals)
     distances = torch.baddbmm(
         codebooks.square().sum(-1)[owners].unsqueeze(1),
         blocks.view(num_blocks, BLOCK, -1),

@@ -18,7 +18,7 @@ ITERATIONS = 10
 def hierarchical_kmeans(
     vectors: Float[Tensor, "p d"], branching: Sequence[int]
 ) -> list[Float[Tensor, "_ d"]]:
-    """Fit each level to the residuals that the levels above leave, separately under each parent.
+    """Fit each level to what the levels above leave of the vectors, separately under each parent.
 
     Since codes are means of their members, the mean squared residual never grows from one level to
     the next.
@@ -30,27 +30,42 @@ def hierarchical_kmeans(
     Returns:
         The codes of each level, by node.
     """
-    node = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
-    codebooks, num_parents = [], 1
+    parents = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+    origins = vectors.new_zeros(1, vectors.shape[1])
+    codebooks = []
     for m in branching:
-        centres = kmeans_within(vectors, node, num_parents, m)
-        node = node * m + nearest_children(vectors, node, centres)
-        codebooks.append(centres.flatten(0, 1))
-        vectors = vectors - codebooks[-1][node]
-        num_parents *= m
+        codes = kmeans_within(vectors, parents, origins, m)
+        parents = parents * m + nearest_children(vectors, parents, codes, origins)
+        origins = (origins.unsqueeze(1) + codes).flatten(0, 1)
+        codebooks.append(codes.flatten(0, 1))
     return codebooks
 
 
 def kmeans_within(
-    vectors: Float[Tensor, "p d"], parents: Int[Tensor, "p"], num_parents: int, m: int
+    vectors: Float[Tensor, "p d"],
+    parents: Int[Tensor, "p"],
+    origins: Float[Tensor, "g d"],
+    m: int,
 ) -> Float[Tensor, "g m d"]:
-    """Cluster the vectors of each parent into m; a parent without vectors gets zeros."""
-    rows, held = members(parents, num_parents, m)
-    centres = vectors[rows] * (held > 0).view(-1, 1, 1)
+    """Cluster the vectors of each parent into m.
+
+    Args:
+        vectors: Vectors, not residuals.
+        parents: The parent of each.
+        origins: Where each parent is.
+        m: Clusters under each parent.
+
+    Returns:
+        Centres relative to their parent; zeros under a parent without vectors.
+    """
+    rows, held = members(parents, len(origins), m)
+    at_parent = origins.unsqueeze(1)
+    centres = torch.where((held > 0).view(-1, 1, 1), vectors[rows], at_parent)
     for _ in range(ITERATIONS):
-        node = parents * m + nearest_children(vectors, parents, centres)
+        nearest = nearest_children(vectors, parents, centres - at_parent, origins)
+        node = parents * m + nearest
         centres = _means(vectors, node, centres.flatten(0, 1)).view_as(centres)
-    return centres
+    return centres - at_parent
 
 
 def _means(vectors: Tensor, node: Tensor, centres: Tensor) -> Tensor:

@@ -95,35 +95,35 @@ def path_of(leaves: Int[Tensor, "*p"], branching: Sequence[int]) -> Int[Tensor, 
 @torch.no_grad()
 def descend(
     z: Float[Tensor, "p d"], codebooks: Sequence[Float[Tensor, "_ d"]], branching: Sequence[int]
-) -> tuple[Int[Tensor, "p l"], Int[Tensor, "p"], Float[Tensor, "p d"]]:
+) -> tuple[Int[Tensor, "p l"], Int[Tensor, "p"]]:
     """Walk down the tree by the nearest child at each level (Eq. 3).
 
     Args:
         z: Vectors.
-        codebooks: Codes of the levels to walk, by node; none of them: stay at the root.
+        codebooks: Codes of each level, by node.
         branching: Children per level.
 
     Returns:
-        The index at each level, the node reached, and what the codes on the path leave of z.
+        The index at each level, and the leaf reached.
     """
     node = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-    indices = []
-    for codes, m in zip(codebooks, branching):
-        index = nearest_children(z, node, codes.view(-1, m, codes.shape[1]))
-        node = node * m + index
-        z = z - codes[node]
-        indices.append(index)
-    path = torch.stack(indices, dim=1) if indices else node.new_zeros(len(z), 0)
-    return path, node, z
+    indices: list[Tensor] = []
+    origins = partial_sums(z.new_zeros(1, z.shape[1]), codebooks[:-1], branching)
+    for codes, m, origin in zip(codebooks, branching, origins, strict=True):
+        indices.append(nearest_children(z, node, codes.view(-1, m, z.shape[1]), origin))
+        node = node * m + indices[-1]
+    return torch.stack(indices, dim=1), node
 
 
 def partial_sums(
-    codebooks: Sequence[Float[Tensor, "_ d"]], branching: Sequence[int]
+    root: Float[Tensor, "1 d"],
+    codebooks: Sequence[Float[Tensor, "_ d"]],
+    branching: Sequence[int],
 ) -> list[Float[Tensor, "_ d"]]:
-    """Return, for each level, the sum of the codes from the root to each node (Eq. 4)."""
-    sums: list[Tensor] = []
+    """Return the root and, for each level, the sum of the codes on the way to each node (Eq. 4)."""
+    sums = [root]
     for codes, m in zip(codebooks, branching):
-        sums.append(sums[-1].repeat_interleave(m, dim=0) + codes if sums else codes)
+        sums.append(sums[-1].repeat_interleave(m, dim=0) + codes)
     return sums
 
 
