@@ -15,7 +15,7 @@ from spectok.distributed import (
     world,
 )
 from spectok.testing.learners import VectorLearner, state_of
-from spectok.testing.ranks import on_two_ranks, train_on_half, train_on_two_ranks
+from spectok.testing.ranks import on_two_ranks, step_on_half
 from spectok.testing.small import small_quantizer
 
 VECTORS = torch.arange(24.0).view(12, 2)
@@ -85,12 +85,13 @@ def test_each_image_draws_the_same_number_on_one_process_and_on_two(ranks):
 @pytest.mark.slow
 def test_spawned_processes_train_as_forked_ones():
     learner = VectorLearner(small_quantizer("ema"))
-    batches = [learner.batch(4) for _ in range(3)]
-    forked = train_on_two_ranks(learner, batches)
-    spawned = on_two_ranks(train_on_half, learner, batches, start_method="spawn")
+    states, batches = [state_of(learner)] * 2, [learner.batch(4) for _ in range(2)]
+    forked = on_two_ranks(step_on_half, learner, states, batches, start_method="fork")
+    spawned = on_two_ranks(step_on_half, learner, states, batches, start_method="spawn")
     for one, other in zip(forked, spawned):
-        assert one.keys() == other.keys() == state_of(learner).keys()
+        assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(not torch.equal(states[0][name], forked[0][f"0.{name}"]) for name in states[0])
 
 
 def test_an_error_on_one_rank_is_raised_with_its_trace():

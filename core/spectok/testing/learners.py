@@ -40,6 +40,14 @@ class Learner(nn.Module, ABC, Generic[ModelT]):
     def batch(self, size: int) -> Tensor:
         """Draw a batch from torch's global random state."""
 
+    def moving_batches(self, size: int, steps: int) -> list[Tensor]:
+        """Draw batches that move away from zero and across it every other step, so that codes die.
+
+        The second half of each batch is spread less: two ranks see different data.
+        """
+        spread = torch.linspace(0.5, 0.1, size).view(-1, *[1] * (self.batch(1).ndim - 1))
+        return [spread * self.batch(size) + 0.5 * (-1) ** (i // 2) for i in range(steps)]
+
 
 class VectorLearner(Learner[Quantizer]):
     """A quantizer behind one linear layer, trained to return the layer's input.

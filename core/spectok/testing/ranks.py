@@ -47,26 +47,23 @@ def on_two_ranks(
         return [load_file(Path(folder, f"rank{rank}.safetensors")) for rank in range(2)]
 
 
-def train_on_two_ranks(learner: Learner, batches: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    """Train copies of a learner on two processes, each on its half of every batch.
+def step_on_half(
+    rank: int, learner: Learner, states: Sequence[dict[str, Tensor]], batches: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Take one step from each state on this rank's half of each batch.
 
     Gradients are averaged as DDP does, but buffers are not broadcast as DDP does: statistics that
     a quantizer forgets to sum over ranks must show.
 
-    Args:
-        learner: Stays as it is.
-        batches: One global batch of even size per step.
-
     Returns:
-        The state of each rank after the last step.
+        The state after step i under ``"i.name"``.
     """
-    return on_two_ranks(train_on_half, learner, list(batches))
-
-
-def train_on_half(rank: int, learner: Learner, batches: list[Tensor]) -> dict[str, Tensor]:
-    """Train on this rank's half of every batch; return the state after the last step."""
-    train(learner, [[batch.chunk(2)[rank]] for batch in batches])
-    return state_of(learner)
+    after = {}
+    for i, (state, batch) in enumerate(zip(states, batches)):
+        learner.load_state_dict(state)
+        train(learner, [[batch.chunk(2)[rank]]], seed=i)
+        after |= {f"{i}.{name}": value for name, value in state_of(learner).items()}
+    return after
 
 
 def _start_method() -> str:
