@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import torch
 from spectok import TokenSpec
 from spectok.metrics import count_codes, split_by_codebook
 from spectok.training.contracts import Record
+from spectok_generation.demo.page import duration, figure, page, section, table
 from spectok_generation.demo.pictures import plot_histograms, plot_lines, png_uri
 from spectok_generation.demo.recipe import Plan
 from spectok_generation.demo.results import Results, prefix_lengths
 from spectok_generation.generate import decode_tokens
 
 STRIP = 10
-STYLE = Path(__file__).with_name("page.css")
 
 
 def write_report(results: Results, path: Path) -> None:
@@ -37,14 +37,7 @@ def write_report(results: Results, path: Path) -> None:
         _next_steps(results),
     ]
     title = f"spectok demo: {results.held_out.dataset.report.name.split('/')[0]}"
-    path.write_text(
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n"
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-        f"{''.join(sections)}</body>\n</html>\n",
-        encoding="utf-8",
-    )
+    path.write_text(page(title, sections), encoding="utf-8")
 
 
 # -- sections -------------------------------------------------------------------------------------
@@ -54,7 +47,7 @@ def _summary(results: Results) -> str:
     metrics, samples = results.metrics, results.metrics["samples"]
     tiles = [(f"{m['psnr']:.2f} dB", f"PSNR of {label}, held-out") for label, m in _each(results)]
     tiles.append((f"{100 * samples['class_accuracy']:.1f} %", "of samples recognised"))
-    tiles.append((_duration(metrics["seconds"]), "from nothing to this page"))
+    tiles.append((duration(metrics["seconds"]), "from nothing to this page"))
     shown = "".join(f"<div class=tile><b>{v}</b><span>{escape(t)}</span></div>" for v, t in tiles)
     spec, main = results.main.tokenizer.token_spec, results.plan.main
     _, height, width = results.main.tokenizer.image_shape
@@ -71,12 +64,13 @@ def _summary(results: Results) -> str:
 def _reconstructions(results: Results) -> str:
     numbers = results.held_out.one_per_class(STRIP)
     originals = results.held_out.images[numbers]
-    rows = [_figure(png_uri(originals, STRIP), "held-out images, which nothing learned from")]
+    rows = [figure(png_uri(originals, STRIP), "held-out images, which nothing learned from")]
     for label, competitor in results.competitors.items():
         decoded = decode_tokens(competitor.tokenizer, competitor.tokenizer.encode(originals))
-        text = f"{label}: from {_describe_tokens(competitor.tokenizer.token_spec)}"
-        rows.append(_figure(png_uri(decoded, STRIP), text))
-    return _section("Through the tokens and back", "".join(rows))
+        tokens = _list_levels(competitor.tokenizer.token_spec, "{shape} tokens of {codes} codes")
+        text = f"{label}: from {tokens}"
+        rows.append(figure(png_uri(decoded, STRIP), text))
+    return section("Through the tokens and back", "".join(rows))
 
 
 def _prefixes(results: Results) -> str:
@@ -91,13 +85,13 @@ def _prefixes(results: Results) -> str:
         for k in lengths:
             value = results.main.metrics["psnr_by_num_tokens"][k]
             text = f"{k} {'token' if k == 1 else 'tokens'}: {value:.1f} dB over all held-out images"
-            rows.append(_figure(png_uri(tokenizer.decode(indices, num_tokens=k), STRIP), text))
-    rows.append(_figure(png_uri(originals, STRIP), "originals"))
+            rows.append(figure(png_uri(tokenizer.decode(indices, num_tokens=k), STRIP), text))
+    rows.append(figure(png_uri(originals, STRIP), "originals"))
     intro = (
         f"{escape(results.plan.main)} orders its tokens by importance, so the first few decode "
         f"on their own; none at all give the mean of the data."
     )
-    return _section("Token by token", f"<p>{intro}</p>\n{''.join(rows)}")
+    return section("Token by token", f"<p>{intro}</p>\n{''.join(rows)}")
 
 
 def _comparison(results: Results) -> str:
@@ -117,26 +111,27 @@ def _comparison(results: Results) -> str:
         [text, *(form.format(metrics[key]) for _, metrics in _each(results))]
         for key, (text, form) in names.items()
     ]
-    specs = [_describe_tokens(c.tokenizer.token_spec) for c in results.competitors.values()]
-    rows.insert(3, ["tokens", *specs])
+    specs = [competitor.tokenizer.token_spec for competitor in results.competitors.values()]
+    rows.insert(3, ["tokens", *(_list_levels(spec, "{shape} of {codes} codes") for spec in specs)])
+    rows.insert(4, ["codebooks", *(_list_levels(spec, "{books:,}") for spec in specs)])
     count = results.main.metrics["num_images"]
     intro = (
         f"Same images, steps, images per step and bits. {_verdict(results)} Means over {count:,} "
         f"held-out images, rounded to 8 bits; SSIM with a uniform 7×7 window."
     )
-    table = _table(["", *results.competitors], rows)
-    return _section("Side by side", f"<p>{escape(intro)}</p>\n{table}")
+    numbers = table(["", *results.competitors], rows)
+    return section("Side by side", f"<p>{escape(intro)}</p>\n{numbers}")
 
 
 def _samples(results: Results) -> str:
     drawn, metrics = results.drawn, results.metrics["samples"]
     rows = drawn.first_of_each_class(10)
-    grid = _figure(png_uri(rows.flatten(0, 1), rows.shape[1]), "a row per class", "square")
+    grid = figure(png_uri(rows.flatten(0, 1), rows.shape[1]), "a row per class", "square")
     options = results.plan.recipe.samples.model_dump(exclude_none=True, exclude={"per_class"})
     how = ", ".join(f"{name} {value:g}" for name, value in options.items())
     names = results.training.dataset.class_names or range(len(metrics["class_accuracy_by_class"]))
     by_class = [f"{100 * share:.0f}" for share in metrics["class_accuracy_by_class"]]
-    table = _table(["class", *map(str, names)], [["recognised, %", *by_class]])
+    shares = table(["class", *map(str, names)], [["recognised, %", *by_class]])
     intro = (
         f"The first {rows.shape[1]} of {metrics['count'] // len(by_class):,} images per class, as "
         f"they were drawn ({how}). A classifier that is right on "
@@ -144,7 +139,7 @@ def _samples(results: Results) -> str:
         f"{100 * metrics['class_accuracy']:.1f} % of all {metrics['count']:,} as the class asked "
         f"for."
     )
-    return _section("New images", f"<p>{intro}</p>\n{grid}{table}")
+    return section("New images", f"<p>{intro}</p>\n{grid}{shares}")
 
 
 def _closeness(results: Results) -> str:
@@ -169,10 +164,10 @@ def _closeness(results: Results) -> str:
         f"held-out image, {100 * metrics['token_copies']:.1f} % have the very tokens of a training "
         f"image, and {100 * metrics['distinct']:.1f} % are distinct."
     )
-    pairs = _figure(png_uri(drawn.images[first], len(first)), "samples") + _figure(
+    pairs = figure(png_uri(drawn.images[first], len(first)), "samples") + figure(
         png_uri(nearest, len(first)), "the training image nearest to each"
     )
-    return _section("Are they copies?", f"<p>{intro}</p>\n{pairs}<div class=plots>{plot}</div>")
+    return section("Are they copies?", f"<p>{intro}</p>\n{pairs}<div class=plots>{plot}</div>")
 
 
 def _codebooks(results: Results) -> str:
@@ -191,7 +186,7 @@ def _codebooks(results: Results) -> str:
         "averaged over codebooks. The dotted line is what equal use would look like; codes that "
         "nothing chooses are bits that nothing uses."
     )
-    return _section("Codebooks", f"<p>{intro}</p>\n<div class=plots>{plot}</div>")
+    return section("Codebooks", f"<p>{intro}</p>\n<div class=plots>{plot}</div>")
 
 
 def _curves(results: Results) -> str:
@@ -202,13 +197,13 @@ def _curves(results: Results) -> str:
         for label, history in histories.items()
     ]
     intro = "Each tokenizer has losses of its own, on scales of their own. The prior's is in nats."
-    return _section("Training", f"<p>{intro}</p>\n<div class=plots>{''.join(plots)}</div>")
+    return section("Training", f"<p>{intro}</p>\n<div class=plots>{''.join(plots)}</div>")
 
 
 def _machine(results: Results) -> str:
     metrics, machine = results.metrics, results.metrics["machine"]
-    rows = [[name, _duration(seconds)] for name, seconds in metrics["stages"].items()]
-    rows.append(["everything", _duration(metrics["seconds"])])
+    rows = [[name, duration(seconds)] for name, seconds in metrics["stages"].items()]
+    rows.append(["everything", duration(metrics["seconds"])])
     peak = metrics["peak_memory_bytes"]
     facts = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used",
@@ -218,7 +213,7 @@ def _machine(results: Results) -> str:
         ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
     ]
     facts_shown = " · ".join(map(escape, facts))
-    return _section("Time", f"{_table(['stage', 'time'], rows)}<p class=soft>{facts_shown}</p>")
+    return section("Time", f"{table(['stage', 'time'], rows)}<p class=soft>{facts_shown}</p>")
 
 
 def _next_steps(results: Results) -> str:
@@ -227,7 +222,7 @@ def _next_steps(results: Results) -> str:
         for remark, command in next_commands(results.plan, results.out)
         for line in (f"# {remark}", shlex.join(command), "")
     ]
-    return _section("Go on", f"<pre>{escape(chr(10).join(lines).strip())}</pre>\n")
+    return section("Go on", f"<pre>{escape(chr(10).join(lines).strip())}</pre>\n")
 
 
 def next_commands(plan: Plan, out: Path) -> list[tuple[str, list[str]]]:
@@ -268,48 +263,21 @@ def _verdict(results: Results) -> str:
     return f"{best} is ahead of {other} by {first['psnr'] - second['psnr']:.2f} dB."
 
 
-def _describe_tokens(spec: TokenSpec) -> str:
-    parts = []
-    for level in spec.levels:
-        own = {"shared": "", "position": ", each with its own codebook", "path": " of a tree"}
-        shape = "×".join(map(str, level.shape))
-        parts.append(f"{shape} tokens of {level.vocab_size}{own[level.codebook]}")
-    return " + ".join(parts)
+def _list_levels(spec: TokenSpec, form: str) -> str:
+    """Fill in what is known of each level: its shape, its codes, and how many codebooks it has."""
+    nothing = torch.zeros(spec.num_codes)
+    return " + ".join(
+        form.format(
+            shape="×".join(map(str, level.shape)), codes=level.vocab_size, books=len(codebooks)
+        )
+        for level, codebooks in zip(spec.levels, split_by_codebook(spec, nothing))
+    )
 
 
 def _plot_history(history: list[Record]) -> str:
-    names = [name for name in history[0] if name == "loss" or name.startswith("loss/")]
-    if len(names) == 2:  # a single term is the loss itself
-        names = names[:1]
+    terms = [name for name in history[0] if name.startswith("loss/")]
+    names = ["loss", *(terms if len(terms) > 1 else [])]  # a single term is the loss itself
     steps = [record["step"] for record in history]
     lines = {name: (steps, [record[name] for record in history]) for name in names}
-    values: Mapping[str, Any] = {name: y for name, (_, y) in lines.items()}
-    positive = all(min(y) > 0 for y in values.values())
+    positive = all(min(y) > 0 for _, y in lines.values())
     return plot_lines(lines, "step", "loss", log_y=positive and len(names) > 1)
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n"
-
-
-def _figure(uri: str, text: str, kind: str = "") -> str:
-    return (
-        f'<figure class="{kind}"><img src="{uri}" alt="{escape(text)}">'
-        f"<figcaption>{escape(text)}</figcaption></figure>\n"
-    )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
-    )
-    return (
-        f"<div class=scroll><table><thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody>"
-        f"</table></div>\n"
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
