@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.search import nearest_codes
+from spectok.search import DISTANCE_BYTES, nearest_codes
 
 BLOCK = 32  # vectors in a block: half a block per parent is padding
 
@@ -50,11 +50,11 @@ def search_groups(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor
     """Take one group after the other; see :func:`nearest_children`."""
     order = parents.argsort(stable=True)
     sizes = torch.bincount(parents, minlength=len(codebooks)).tolist()
-    keys, norms = codebooks.transpose(1, 2), codebooks.square().sum(-1)
+    rows_at_once = max(1, DISTANCE_BYTES["cpu"] // (4 * codebooks.shape[1]))
+    keys, norms = codebooks.transpose(1, 2).unbind(), codebooks.square().sum(-1).unbind()
     nearest = [parents[:0]]
-    for rows, *parent in zip(order.split(sizes), keys.unbind(), norms.unbind(), origins.unbind()):
-        if len(rows):
-            key, norm, origin = parent
+    for group, key, norm, origin in zip(order.split(sizes), keys, norms, origins.unbind()):
+        for rows in group.split(rows_at_once) if len(group) else ():
             residuals = z.index_select(0, rows) - origin
             nearest.append(torch.addmm(norm, residuals, key, alpha=-2).argmin(-1))
     return torch.empty_like(parents).index_copy_(0, order, torch.cat(nearest))
@@ -74,15 +74,18 @@ def search_blocks(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor
     owners = owners.clamp_max(len(codebooks) - 1)
     slots = _slots(parents[order], counts, ends)
     residuals = z[order] - origins[parents[order]]
-    blocks = z.new_zeros(num_blocks * BLOCK, z.shape[1]).index_copy_(0, slots, residuals)
-    distances = torch.baddbmm(
-        codebooks.square().sum(-1)[owners].unsqueeze(1),
-        blocks.view(num_blocks, BLOCK, -1),
-        codebooks[owners].transpose(1, 2),
-        alpha=-2,
-    )  # (blocks, BLOCK, M)
-    nearest = distances.argmin(-1).flatten()[slots]
-    return torch.empty_like(parents).index_copy_(0, order, nearest)
+    padded = z.new_zeros(num_blocks * BLOCK, z.shape[1]).index_copy_(0, slots, residuals)
+    norms = codebooks.square().sum(-1, keepdim=True).transpose(1, 2)  # (G, 1, M)
+    _, num_codes, dim = codebooks.shape
+    blocks_at_once = max(1, DISTANCE_BYTES["cuda"] // (4 * num_codes * (BLOCK + dim)))
+    nearest = [
+        torch.baddbmm(norms[own], blocks, codebooks[own].transpose(1, 2), alpha=-2).argmin(-1)
+        for own, blocks in zip(
+            owners.split(blocks_at_once), padded.view(-1, BLOCK, dim).split(blocks_at_once)
+        )
+    ]  # (blocks, BLOCK) each
+    found = torch.cat(nearest).flatten()[slots]
+    return torch.empty_like(parents).index_copy_(0, order, found)
 
 
 def _slots(parents: Tensor, counts: Tensor, ends: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 import spectok
 from spectok.errors import ConfigError, InputError
+from spectok.search import DISTANCE_BYTES
 from spectok.testing import QuantizerConformance
 from spectok_generation import create_prior, sample_tokens
 from spectok_hrvqvae.revival import split_pairs, with_fair_share
@@ -131,8 +132,11 @@ def test_greedy_choice_equals_brute_force_within_the_chosen_path(checked_shapes)
     assert len(leaf.unique()) > 12
 
 
-@pytest.mark.parametrize("num_vectors", [1, 40, 3000])
-def test_blocks_and_groups_find_the_same_children(num_vectors):
+@pytest.mark.parametrize("num_vectors", [0, 1, 40, 3000])
+@pytest.mark.parametrize("budget", [1, 10_000, 1 << 20])
+def test_blocks_and_groups_find_the_same_children(num_vectors, budget, monkeypatch):
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(DISTANCE_BYTES, device, budget)
     codebooks, origins = torch.randn(70, 5, 8), torch.randn(70, 8)
     z, parents = torch.randn(num_vectors, 8), torch.randint(70, (num_vectors,)) ** 2 % 70
     away = (z - origins[parents]).unsqueeze(1) - codebooks[parents]
@@ -373,32 +377,32 @@ def test_a_dead_parent_becomes_its_most_used_sibling_with_the_subtree(update):
         assert not torch.allclose(quantizer.codebooks[0][dead], before[0][dead], atol=0.3)
 
 
-def live_leaves(update, revive_below, steps=600):
-    """Train on four clusters that soon move elsewhere; return how many of 27 leaves are in use."""
+def live_leaves(update, revive_below, steps=400):
+    """Train on three clusters that soon move elsewhere; return how many of 9 leaves are in use."""
     torch.manual_seed(0)
     quantizer = tree(
-        codebook_size=27,
-        branching=3,
+        codebook_size=9,
+        branching=[3, 3],
         num_tokens=1,
         update=update,
         decay=0.9,
         revive_below=revive_below,
-        revive_every=20,
+        revive_every=10,
     )
     optimizer = torch.optim.Adam(sgd(quantizer).param_groups[0]["params"], lr=0.02)
-    first, second = 2 * torch.randn(2, 4, 4)
+    first, second = 2 * torch.randn(2, 3, 4)
     for i in range(steps):
         centres = first if i < 5 else second
-        z = centres[torch.randint(4, (256,))] + 0.3 * torch.randn(256, 4)
+        z = centres[torch.randint(3, (128,))] + 0.3 * torch.randn(128, 4)
         step(quantizer, z.unsqueeze(1), optimizer)
-    z = second[torch.randint(4, (4096,))] + 0.3 * torch.randn(4096, 4)
+    z = second[torch.randint(3, (4096,))] + 0.3 * torch.randn(4096, 4)
     return len(descend(z, quantizer.codebooks, quantizer.branching)[1].unique())
 
 
 def test_no_leaf_dies_on_fewer_clusters_than_leaves_when_revival_is_on():
-    assert live_leaves("ema", revive_below=0.1) == 27
-    assert live_leaves("gradient", revive_below=0.1) == 27
-    assert live_leaves("ema", revive_below=0.0) < 15
+    assert live_leaves("ema", revive_below=0.3) == 9
+    assert live_leaves("gradient", revive_below=0.3) == 9
+    assert live_leaves("ema", revive_below=0.0) < 5
 
 
 def test_ema_codes_on_a_path_sum_to_the_running_mean_of_its_vectors():
@@ -418,7 +422,7 @@ class TestOtherTrees(QuantizerConformance):
 
     @pytest.fixture
     def build(self):
-        options = {"branching": [64, 2], "update": "ema", "tokens": "leaf", "revive_every": 2}
+        options = {"branching": [2, 64], "update": "ema", "tokens": "leaf", "revive_every": 2}
         sizes = {"dim": 8, "num_tokens": 16, "codebook_size": 128}
         return lambda: spectok.create_quantizer("tree", **sizes, **options, revive_below=0.9)
 
