@@ -1,0 +1,133 @@
+"""What the tests of generation share: token layouts, tiny tokenizers, and two processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spectok import Level, TokenSpec, load_tokenizer
+
+SPECS = {
+    "grid": TokenSpec((Level((2, 2), 3),)),
+    "list": TokenSpec((Level((4,), 3, "position", 4),), prefix="tokens"),
+    "shared runs": TokenSpec((Level((4,), 3, "position", 2),)),
+    "two levels": TokenSpec((Level((1, 1), 4), Level((1, 3), 3)), prefix="levels"),
+    "tree": TokenSpec(
+        (Level((2,), 2), Level((2,), 2, "path"), Level((2,), 3, "path")), prefix="levels"
+    ),
+    "tree, place by place": TokenSpec(
+        (Level((2,), 2), Level((2,), 2, "path"), Level((2,), 3, "path")), order="position"
+    ),
+}
+TOKENIZERS = {
+    "vqvae": {
+        "image_size": 16,
+        "in_channels": 1,
+        "codebook_size": 16,
+        "codebook_dim": 8,
+        "channels": 8,
+        "num_blocks": 1,
+        "residual_channels": 4,
+    },
+    "qgvae": {
+        "image_size": 16,
+        "in_channels": 1,
+        "num_tokens": 8,
+        "codebook_size": 12,
+        "codebook_dim": 8,
+        "num_heads": 2,
+        "max_channels": 16,
+    },
+}
+
+
+@pytest.fixture(params=SPECS)
+def spec(request) -> TokenSpec:
+    """Return each kind of layout in turn, small enough to list every sequence."""
+    return SPECS[request.param]
+
+
+def save_tokenizer(name: str, folder: Path) -> Path:
+    torch.manual_seed(1)
+    load_tokenizer(name, **TOKENIZERS[name]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=TOKENIZERS)
+def any_tokenizer(request, tmp_path_factory) -> Path:
+    """Return the folder of a tiny tokenizer with random weights, of each built-in kind in turn."""
+    return save_tokenizer(request.param, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path_factory) -> Path:
+    """Return the folder of a tiny tokenizer with random weights."""
+    return save_tokenizer("qgvae", tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def sharp() -> Callable[[Any], Any]:
+    """Give a prior weights large enough that its predictions differ from place to place."""
+
+    def widen(prior: Any) -> Any:
+        with torch.no_grad():
+            for parameter in prior.parameters():
+                parameter.normal_(std=0.3)
+        return prior.eval()
+
+    return widen
+
+
+@pytest.fixture
+def fork():
+    """Start a function in a forked process: ``fork(function, *arguments, environment=…)``."""
+    from accelerate.state import AcceleratorState
+
+    started = []
+
+    def start(function: Callable[..., Any], *args: Any, environment: Any = ()) -> Any:
+        def body() -> None:
+            AcceleratorState._reset_state(reset_partial_state=True)  # the parent's is no use here
+            os.environ.update(environment)
+            function(*args)
+
+        process = multiprocessing.get_context("fork").Process(target=body)
+        with warnings.catch_warnings():
+            # Python 3.12 warns if any library started a thread; the children use one of their own.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def fork_ranks(fork: Any):
+    """Run a function in two forked processes that form a group; return their exit codes."""
+
+    def run(function: Callable[..., Any], *args: Any) -> list[int | None]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = [
+            fork(function, *args, environment=group | {"RANK": rank, "LOCAL_RANK": rank})
+            for rank in "01"
+        ]
+        for process in ranks:
+            process.join(120)
+        return [process.exitcode for process in ranks]
+
+    return run

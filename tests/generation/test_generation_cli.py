@@ -1,0 +1,129 @@
+"""The commands of the generation layer, from a trained tokenizer to a picture."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from spectok.cli import main
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["train.steps=2", "train.batch_size=4", "train.sample_every=null", "prior.size=gpt-nano"]
+
+
+@pytest.fixture
+def spectok(capsys):
+    """Run ``spectok``; return its exit status, what it printed and what it complained of."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return exit_info.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def trained(spectok, tokenizer_folder, tmp_path):
+    """Return the folder of a prior that two steps were spent on."""
+    folder = tmp_path / "prior"
+    options = ["--tokenizer", tokenizer_folder, "--data", "digits", "--output", folder]
+    assert spectok("train", "prior", "gpt", *QUICK, "data.limit=20", *options)[0] == 0
+    return folder
+
+
+def next_command(printed):
+    line = next(line for line in printed.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    assert words.pop(0) == "spectok"
+    return words
+
+
+def test_each_command_names_the_next_and_it_works(spectok, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = spectok(
+        "extract", tokenizer_folder, "limit=20", "--data", "digits", "--out", "t"
+    )
+    assert status == 0
+    assert "20 images, 8 tokens each" in out
+    status, out, _ = spectok(*next_command(out), *QUICK)
+    assert status == 0
+    status, out, _ = spectok(*next_command(out))
+    assert status == 0
+    with Image.open("samples.png") as picture:
+        assert picture.width > 64
+    first = Path("samples.png").read_bytes()
+    assert spectok(*next_command(out))[0] == 0
+    assert Path("samples.png").read_bytes() != first
+
+
+def test_a_seed_and_a_class_give_the_same_picture(spectok, trained, tmp_path):
+    pictures = [tmp_path / f"{i}.png" for i in range(3)]
+    for picture, more in zip(pictures, (["--batch-size", 2], ["--batch-size", 5], ["--seed", 1])):
+        command = ["sample", "--prior", trained, "--class", 3, "--num-images", 5, "--top-k", 4]
+        assert spectok(*command, "--out", picture, *more)[0] == 0
+    contents = [picture.read_bytes() for picture in pictures]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_bad_input_is_one_line(spectok, trained, tmp_path):
+    out = ["--out", tmp_path / "x.png"]
+    for words, message in [
+        (["--prior", trained, "--class", 10], "class 10 is not one of this prior's classes (0..9)"),
+        (["--prior", tmp_path / "no"], "give a trained prior"),
+        (["--prior", trained, "--tokenizer", "qgvae"], "names an untrained tokenizer"),
+        (["--prior", trained, "--temperature", 0], "temperature 0.0 must be above 0"),
+        (["--prior", trained, "--guidance", 2], "class_dropout"),
+    ]:
+        status, _, err = spectok("sample", *words, *out)
+        assert (status, err.count("\n")) == (2, 1), err
+        assert err.startswith("error: ")
+        assert message in err
+    status, _, err = spectok("train", "prior", *QUICK, "--output", tmp_path / "other")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "tokenizer: missing" in err
+    status, _, err = spectok("train", "prior", "gpt", "digits", "--tokenizer", "x")
+    assert (status, err) == (2, "error: give one recipe, not 2: gpt digits\n")
+    tokens = trained / "tokens" / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[1:])
+    status, _, err = spectok("train", "prior", "--tokens", trained / "tokens", *QUICK)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "tokens.bin is damaged" in err
+
+
+def test_a_prior_with_weights_missing_is_refused(spectok, trained, tmp_path):
+    weights = trained / "model" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    status, _, err = spectok("sample", "--prior", trained, "--out", tmp_path / "x.png")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "cannot load" in err
+
+
+def test_scripts_are_the_commands(tmp_path):
+    for script in ("extract_tokens", "train_prior", "sample"):
+        path = ROOT / "generation" / f"{script}.py"
+        result = subprocess.run(
+            [sys.executable, path, "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+        assert "usage" in result.stdout.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [["accelerate", "launch"], ["torchrun", "--standalone", "--nproc_per_node", "2"]],
+)
+def test_the_smoke_recipe_trains_from_nothing(tmp_path, launcher):
+    script, config = "generation/train_prior.py", "configs/smoke/prior_gpt.yaml"
+    program = Path(sys.executable).parent / launcher[0]
+    command = [program, *launcher[1:], script, "--config", config, "--output", tmp_path / "run"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("next: spectok sample") == 1
+    assert (tmp_path / "run" / "model" / "config.json").is_file()

@@ -1,0 +1,169 @@
+"""The token cache: bits, fingerprints, and shares of several processes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from spectok import Level, TokenSpec, load_tokenizer
+from spectok.data import DataConfig, build_dataset
+from spectok.errors import CheckpointError, DataError
+from spectok_generation import TokenCache, extract_tokens
+from spectok_generation.extraction import Extraction
+from spectok_generation.records import tokenizer_fingerprint, tokenizer_record
+from spectok_generation.tokens import index_width, pack, unpack
+
+DIGITS = DataConfig(name="digits", limit=21)
+
+
+def digits(**options):
+    return build_dataset(DIGITS.model_copy(update=options), train=bool(options))
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 7, 8, 9, 11, 13, 17, 31])
+def test_packed_indices_come_back(width):
+    rng = np.random.default_rng(width)
+    for count in (1, 2, 7, 64):
+        indices = rng.integers(0, 1 << width, (5, count))
+        indices[0], indices[1] = 0, (1 << width) - 1
+        rows = pack(indices, width)
+        assert rows.shape == (5, -(-count * width // 8))
+        assert np.array_equal(unpack(rows, count, width), indices)
+
+
+@pytest.mark.parametrize(("vocab", "bits"), [(1, 1), (2, 1), (3, 2), (64, 6), (65, 7), (1024, 10)])
+def test_an_index_takes_as_few_bits_as_its_vocabulary_needs(vocab, bits):
+    assert index_width(TokenSpec((Level((2,), 2), Level((2,), vocab)))) == max(1, bits)
+
+
+def test_a_cache_holds_what_the_tokenizer_says(any_tokenizer, tmp_path, checked_shapes):
+    tokenizer, dataset = load_tokenizer(any_tokenizer), digits()
+    done = []
+    cache = extract_tokens(
+        tokenizer, dataset, tmp_path / "c", Extraction(batch_size=8), on_images=done.append
+    )
+    assert sum(done) == len(cache) == 21
+    assert TokenCache.open(tmp_path / "c").token_spec == tokenizer.token_spec
+    images = torch.stack([dataset[i]["images"] for i in range(21)])
+    assert torch.equal(
+        torch.stack([cache[i]["indices"] for i in range(21)]), tokenizer.encode(images)
+    )
+    assert [cache[i]["label"] for i in range(21)] == dataset.labels.tolist()
+    assert cache.num_classes == 10
+    batch = next(iter(DataLoader(cache, batch_size=4)))
+    assert batch["indices"].dtype == torch.int64
+    assert batch["indices"].shape == (4, tokenizer.token_spec.num_tokens)
+    size = (tmp_path / "c" / "tokens.bin").stat().st_size
+    width = index_width(tokenizer.token_spec)
+    assert size == 21 * -(-tokenizer.token_spec.num_tokens * width // 8)
+
+
+def test_captions_are_kept(tmp_path):
+    config = DataConfig(name="shapes", image_size=16, channels=1, limit=6)
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(
+        "vqvae", image_size=16, in_channels=1, codebook_size=8, codebook_dim=4, channels=8
+    )
+    dataset = build_dataset(config, train=False)
+    cache = extract_tokens(tokenizer, dataset, tmp_path / "c")
+    assert [cache[i]["caption"] for i in range(6)] == [dataset[i]["caption"] for i in range(6)]
+
+
+def test_copies_are_augmented_each_in_its_own_way(tokenizer_folder, tmp_path):
+    tokenizer, dataset = load_tokenizer(tokenizer_folder), digits(max_shift=2)
+    how = Extraction(copies=3, augmentation="shift 2", batch_size=8)
+    cache = extract_tokens(tokenizer, dataset, tmp_path / "c", how)
+    assert len(cache) == 63
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        images = torch.stack([dataset[i]["images"] for i in range(21)])
+        rows = torch.from_numpy(cache.indices(slice(21 * epoch, 21 * epoch + 21)))
+        assert torch.equal(rows, tokenizer.encode(images))
+    assert [cache[i + 42]["label"] for i in range(21)] == dataset.labels.tolist()
+
+
+def test_a_finished_cache_is_used_again_and_no_other(tokenizer_folder, tmp_path):
+    tokenizer, folder = load_tokenizer(tokenizer_folder), tmp_path / "c"
+    extract_tokens(tokenizer, digits(), folder)
+    written = (folder / "tokens.bin").stat().st_mtime_ns
+    extract_tokens(load_tokenizer(tokenizer_folder), digits(), folder)
+    assert (folder / "tokens.bin").stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match="from other images"):
+        extract_tokens(tokenizer, digits(limit=20), folder)
+    next(tokenizer.parameters()).data.view(-1)[0] += 1
+    with pytest.raises(CheckpointError, match="from the same images"):
+        extract_tokens(tokenizer, digits(), folder)
+
+
+def test_tokens_of_other_weights_are_refused(tokenizer_folder, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_folder)
+    cache = extract_tokens(tokenizer, digits(), tmp_path / "c", path="first")
+    cache.check_tokenizer(tokenizer_record(tokenizer, "elsewhere"))
+    next(tokenizer.parameters()).data.view(-1)[0] += 1e-3
+    with pytest.raises(CheckpointError, match=r"made by the \w+ in first .* not by .* in second"):
+        cache.check_tokenizer(tokenizer_record(tokenizer, "second"))
+
+
+def test_a_fingerprint_is_of_class_options_and_every_weight(any_tokenizer, tmp_path):
+    tokenizer = load_tokenizer(any_tokenizer)
+    first = tokenizer_fingerprint(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert tokenizer_fingerprint(load_tokenizer(tmp_path / "again")) == first
+    for name, value in tokenizer.state_dict().items():
+        old = value.clone()
+        value.view(-1)[-1] += 1
+        assert tokenizer_fingerprint(tokenizer) != first, name
+        value.copy_(old)
+    assert tokenizer_fingerprint(tokenizer) == first
+
+
+def test_damaged_caches_are_refused(tokenizer_folder, tmp_path):
+    folder = tmp_path / "c"
+    extract_tokens(load_tokenizer(tokenizer_folder), digits(), folder)
+    tokens, header = folder / "tokens.bin", folder / "header.json"
+    content = tokens.read_bytes()
+    tokens.write_bytes(content[:-1])
+    with pytest.raises(
+        CheckpointError, match=f"{len(content) - 1} bytes instead of {len(content)}"
+    ):
+        TokenCache(folder)
+    tokens.write_bytes(content)
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"format": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        TokenCache(folder)
+    header.unlink()
+    with pytest.raises(CheckpointError, match="holds no token cache"):
+        TokenCache(folder)
+    with pytest.raises(CheckpointError, match="holds no token cache"):
+        extract_tokens(load_tokenizer(tokenizer_folder), digits(), folder)
+
+
+def test_images_must_fit(tokenizer_folder, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_folder)
+    with pytest.raises(DataError, match=r"shape \(1, 8, 8\) do not fit .* \(1, 16, 16\)"):
+        extract_tokens(tokenizer, digits(image_size=8), tmp_path / "c")
+    with pytest.raises(DataError, match="0 copies"):
+        extract_tokens(tokenizer, digits(), tmp_path / "c", Extraction(copies=0))
+    assert not (tmp_path / "c").exists()
+
+
+def extract_rank(tokenizer_folder, directory):
+    from spectok.training import TrainConfig
+    from spectok.training.launch import accelerated
+
+    with accelerated(TrainConfig(), directory):
+        how = Extraction(copies=2, augmentation="shift 1", batch_size=4)
+        extract_tokens(load_tokenizer(tokenizer_folder), digits(max_shift=1), directory, how)
+
+
+def test_two_processes_write_what_one_writes(tokenizer_folder, tmp_path, fork_ranks):
+    extract_rank(tokenizer_folder, tmp_path / "one")
+    assert fork_ranks(extract_rank, tokenizer_folder, tmp_path / "two") == [0, 0]
+    one, two = (TokenCache(tmp_path / name) for name in ("one", "two"))
+    assert dataclasses.asdict(one.header) == dataclasses.asdict(two.header)
+    for name in ("tokens.bin", "labels.bin"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
