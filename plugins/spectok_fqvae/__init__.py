@@ -1,0 +1,1 @@
+"""FQ-VAE: quantised frequency maps of the whole image (Feng & Liu 2025)."""

@@ -1,0 +1,186 @@
+"""Frequency maps as tokens (FQ-VAE, Eq. 2-5 and 12), and the gated grid of its ablations."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Complex, Float, Int
+from torch import Tensor, nn
+
+from spectok.errors import InputError
+from spectok.nn import GridTokens
+from spectok.tokenizer import TokenSpace
+from spectok_fqvae.filters import DynamicWeights, FilterInit, start_filters
+from spectok_fqvae.graph import GraphGate
+
+TINY = 1e-8  # keeps the gradient of a square root finite at silence
+
+
+class FrequencyTokens(TokenSpace):
+    """N filtered spectra of each of the D latent channels: U = N D tokens of the whole image.
+
+        latents (B, D, h, w)
+          | rfft2            ortho, float32                                       Eq. 2
+        spectrum (B, D, h, w//2+1)
+          | bases, weights   N filters per channel, weighed by the image          Eq. 3, 4
+        maps (B, U, h, w//2+1)
+          | analysis         each map's inner products with the rows of its head
+        z (B, U, dim)
+          : quantizer
+        z_q (B, U, dim)
+          | synthesis        a map again, in the band of its filter
+          | gate             graph module, from the sizes of these maps alone     Eq. 12
+          | mean over N      completes the filter                                 Eq. 5
+        spectrum (B, D, h, w//2+1)
+          | irfft2
+        latents (B, D, h, w)
+
+    The weights are used on the way in only. They depend on the latents, so on the way back they
+    would tell the decoder what the tokens do not say.
+
+    Without a projection (``dim`` None) a token is the whole map, ``2 h (w//2+1)`` numbers, and the
+    mean alone leads back. With one, the maps themselves are never formed: filter and projection are
+    multiplied first, and one matrix product per channel takes spectra to vectors.
+
+    Args:
+        latent_channels: Channels D.
+        num_tokens: Tokens U; D divides it.
+        height: Latent height.
+        width: Latent width.
+        dim: Length of each token's vector; None for whole maps.
+        num_heads: Projections each way, each for an equal run of consecutive tokens.
+        filter_init: Where the filters start; see :func:`~spectok_fqvae.filters.start_filters`.
+        gate: Graph module, or None.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        num_tokens: int,
+        *,
+        height: int,
+        width: int,
+        dim: int | None,
+        num_heads: int,
+        filter_init: FilterInit,
+        gate: GraphGate | None,
+    ):
+        super().__init__((num_tokens,), 2 * height * (width // 2 + 1) if dim is None else dim)
+        if num_tokens % latent_channels:
+            raise InputError(
+                f"latent_channels {latent_channels} does not divide num_tokens {num_tokens}; take "
+                f"e.g. {max(num_tokens // latent_channels, 1) * latent_channels} tokens"
+            )
+        if num_tokens % num_heads:
+            raise InputError(f"num_heads {num_heads} does not divide num_tokens {num_tokens}")
+        self.latent_channels, self.num_heads = latent_channels, num_heads
+        self.height, self.width, self.projects = height, width, dim is not None
+        self.num_filters = num_tokens // latent_channels
+        self.weights = DynamicWeights(latent_channels, self.num_filters)
+        start = start_filters(filter_init, self.num_filters, height, width, dim or 0)
+        self.bases = nn.Parameter(torch.view_as_real(start.bases))  # (N, h, v, 2)
+        if self.projects:
+            heads = (num_heads, 1, 1, 1, 1)
+            self.analysis = nn.Parameter(torch.view_as_real(start.analysis).repeat(heads))
+            self.synthesis = nn.Parameter(torch.view_as_real(start.synthesis).repeat(heads))
+        self.gate = gate
+
+    def to_vectors(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b u k"]:
+        """Transform, filter, and read each map as a vector."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            spectrum = torch.fft.rfft2(latents, norm="ortho")
+            weights = self.weights(latents).unsqueeze(-1)  # (B, D, N, 1)
+            if self.projects:
+                rows = self._per_token(self.analysis)
+                flat = torch.view_as_real(spectrum).flatten(2)  # (B, D, P)
+                vectors = torch.einsum("bdp,dnkp->bdnk", flat, rows)
+            else:
+                maps = spectrum.unsqueeze(2) * self.filters  # (B, D, N, h, v)
+                vectors = torch.view_as_real(maps).flatten(3)
+            return (vectors * weights).flatten(1, 2).to(self.bases.dtype)
+
+    def to_latents(
+        self, z_q: Float[Tensor, "b u k"], keep: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d h w"]:
+        """Gate and combine the maps of each channel, and transform back."""
+        if keep is not None:
+            raise InputError("a prefix of frequency maps does not decode on its own")
+        with torch.autocast(z_q.device.type, enabled=False):
+            vectors = z_q.float()
+            spectra = self._per_token(self.synthesis) if self.projects else None
+            if self.gate is not None:
+                vectors = vectors * self.gate(map_sizes(vectors, spectra)).unsqueeze(-1)
+            per_channel = vectors.unflatten(1, (self.latent_channels, -1))  # (B, D, N, dim)
+            if spectra is None:
+                flat = per_channel.mean(2)
+            else:
+                flat = torch.einsum("bdnk,dnkp->bdp", per_channel, spectra) / self.num_filters
+            spectrum = rearrange(flat, "b d (h v c) -> b d h v c", h=self.height, c=2)
+            size = (self.height, self.width)
+            latents = torch.fft.irfft2(as_complex(spectrum), s=size, norm="ortho")
+        return latents.to(z_q.dtype)
+
+    @property
+    def filters(self) -> Complex[Tensor, "n h v"]:
+        """The bases K_i of Eq. 4."""
+        return as_complex(self.bases)
+
+    def _per_token(self, rows: Tensor) -> Float[Tensor, "d n k p"]:
+        """Return each token's rows times its conjugate filter, as real vectors.
+
+        ``Re <row, K s> = Re <conj(K) row, s>``: on the way in this filters the spectrum before it
+        is projected, on the way back it puts a map into the band of its filter.
+        """
+        each = as_complex(rows).repeat_interleave(self.num_tokens // self.num_heads, dim=0)
+        per_channel = each.unflatten(0, (self.latent_channels, -1))  # (D, N, dim, h, v)
+        filtered = per_channel * self.filters.conj().unsqueeze(1)
+        return torch.view_as_real(filtered).flatten(3)
+
+
+class GatedGridTokens(GridTokens):
+    """The grid of VQ-VAE, its channels corrected by the graph module: rows E and G of Table 2.
+
+    Args:
+        height: Latent height.
+        width: Latent width.
+        dim: Latent channels, which are the vector's length and the graph's nodes.
+        gate: Graph module, or None.
+    """
+
+    def __init__(self, height: int, width: int, dim: int, gate: GraphGate | None):
+        super().__init__(height, width, dim)
+        self.gate = gate
+
+    def to_latents(
+        self, z_q: Float[Tensor, "b n d"], keep: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d h w"]:
+        """Put the vectors back on the grid and weigh the channels by their means."""
+        latents = super().to_latents(z_q, keep)
+        if self.gate is None:
+            return latents
+        return latents * self.gate(latents.mean((2, 3)))[:, :, None, None]
+
+
+def as_complex(parts: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*shape"]:
+    """Join real and imaginary parts, in float32: there is no half-precision FFT on a CPU."""
+    return torch.view_as_complex(parts.float().contiguous())
+
+
+def map_sizes(
+    vectors: Float[Tensor, "b u k"], spectra: Float[Tensor, "d n k p"] | None
+) -> Float[Tensor, "b u"]:
+    """Return the root mean square magnitude of each quantised map.
+
+    The paper pools the mean, which of a spectrum is one pixel of its image. With a projection the
+    size is a quadratic form of the short vector, so the map need not be formed.
+
+    Args:
+        vectors: Quantised vectors.
+        spectra: What the numbers of each vector weigh; None if the vectors are the maps.
+    """
+    if spectra is None:
+        return (vectors.square().sum(-1) / (vectors.shape[-1] / 2) + TINY).sqrt()
+    gram = torch.einsum("dnkp,dnlp->dnkl", spectra, spectra).flatten(0, 1)
+    energy = torch.einsum("buk,ukl,bul->bu", vectors, gram, vectors)
+    return (energy.clamp_min(0) / (spectra.shape[-1] / 2) + TINY).sqrt()
