@@ -59,9 +59,7 @@ def recipes(tmp_path_factory):
         label: write(folder / f"{label}.yaml", {"tokenizer": options, "data": DATA, "train": TRAIN})
         for label, options in {"first": FIRST, "second": SECOND}.items()
     }
-    prior = write(
-        folder / "gpt.yaml", {"prior": {"name": "gpt", "size": "gpt-nano"}, "train": TRAIN}
-    )
+    prior = {"prior": {"name": "gpt", "size": "gpt-nano"}, "train": TRAIN}
     write(
         folder / "demo.yaml",
         {
