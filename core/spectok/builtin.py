@@ -1,4 +1,4 @@
-"""What core itself registers, through the same door as every plugin: its data sets and metrics."""
+"""What core registers through the same door as plugins: data sets, metrics, a discriminator."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from spectok.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from spectok.data.sources import DatasetSource
     from spectok.metrics import ImageMetric
 
@@ -25,3 +27,11 @@ def spectok_metrics() -> dict[str, ImageMetric]:
     from spectok import metrics
 
     return {"psnr": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}
+
+
+@hookimpl
+def spectok_discriminators() -> dict[str, type[nn.Module]]:
+    """Register ``patchgan``."""
+    from spectok.nn.discriminators import PatchGAN
+
+    return {"patchgan": PatchGAN}

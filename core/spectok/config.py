@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from spectok import registry
 from spectok.data.config import DataConfig, kind_of_path
@@ -27,11 +27,14 @@ from spectok.schema import (
     Registered,
     Section,
     section_model,
+    subsection,
     unknown_key,
     validate_named,
+    validate_registered,
     validate_section,
 )
 from spectok.training.config import TrainConfig
+from spectok.training.loss_config import AdversarialConfig, LossConfig
 from spectok.yaml12 import dump_yaml, parse_yaml
 
 Override = str | tuple[str, Any]
@@ -72,6 +75,8 @@ class TokenizerRecipe(Recipe):
         tokenizer: ``name`` and constructor options of a registered tokenizer.
         data: Images to train on.
         train: How to train.
+        losses: What it is trained for besides its own terms, or instead of them.
+        adversarial: The discriminator to train it against.
     """
 
     main: ClassVar[str] = "tokenizer"
@@ -80,6 +85,8 @@ class TokenizerRecipe(Recipe):
     tokenizer: Annotated[dict[str, Any], Registered("tokenizer")]
     data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
     train: TrainConfig = TrainConfig.model_validate({})
+    losses: LossConfig | None = None
+    adversarial: AdversarialConfig | None = None
 
     @classmethod
     def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +221,10 @@ def resolve_recipe(raw: Mapping[str, Any], model: type[RecipeT]) -> RecipeT:
     for name, kind in named.items():
         if typing.get_origin(model.model_fields[name].annotation) is dict:
             problems += _problems(_validate_into, raw, name, kind)
+    for name in model.model_fields.keys() - named:
+        section = subsection(model, name)
+        if section and _named_sections(section) and isinstance(raw.get(name), Mapping):
+            problems += _problems(_fill_in, raw, name, section)
     problems += _problems(validate_section, model, raw, "")
     _raise_all(problems)
     return validate_section(model, raw, "")
@@ -262,7 +273,7 @@ def _as_section(value: Any, path: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _named_sections(model: type[Recipe]) -> dict[str, str]:
+def _named_sections(model: type[BaseModel]) -> dict[str, str]:
     markers = {
         name: [m.kind for m in field.metadata if isinstance(m, Registered)]
         for name, field in model.model_fields.items()
@@ -290,10 +301,13 @@ def _validate_into(raw: dict[str, Any], name: str, kind: str) -> None:
     raw[name] = validate_named(kind, raw[name], name)
 
 
+def _fill_in(raw: dict[str, Any], name: str, section: type[BaseModel]) -> None:
+    raw[name] = validate_registered(section, raw[name], name)
+
+
 def _unknown_section(key: str, model: type[Recipe]) -> str:
-    for section, field in model.model_fields.items():
-        keys = getattr(field.annotation, "model_fields", {})
-        if key in keys:
+    for section in model.model_fields:
+        if key in getattr(subsection(model, section), "model_fields", {}):
             return f"{key}: unknown key (did you mean '{section}.{key}'?)"
     return str(unknown_key("", key, model.model_fields))
 
@@ -309,4 +323,4 @@ def _problems(check: Callable[..., Any], *args: Any) -> list[str]:
 
 def _raise_all(problems: list[str]) -> None:
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))  # some are found twice

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import typer
+    from torch import nn
 
     from spectok.data.sources import DatasetSource
     from spectok.metrics import ImageMetric
@@ -39,6 +40,11 @@ def spectok_tokenizers() -> dict[str, type[ImageTokenizer]]:  # type: ignore[emp
 @hookspec
 def spectok_quantizers() -> dict[str, type[Quantizer]]:  # type: ignore[empty-body]
     """Return quantizer classes by name; every one runs inside every tokenizer."""
+
+
+@hookspec
+def spectok_discriminators() -> dict[str, type[nn.Module]]:  # type: ignore[empty-body]
+    """Return discriminators by name: made with ``image_shape``, they take images to logits."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Look up what plugins register: tokenizers, quantizers, priors, data sets, metrics."""
+"""Look up what plugins register: tokenizers, quantizers, data sets and the rest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 HOOKS = {
     "tokenizer": "spectok_tokenizers",
     "quantizer": "spectok_quantizers",
+    "discriminator": "spectok_discriminators",
     "prior": "spectok_priors",
     "dataset": "spectok_datasets",
     "metric": "spectok_metrics",
@@ -25,7 +26,8 @@ def list_registered(kind: str) -> dict[str, Any]:
     """Return every registered object of one kind by name, sorted.
 
     Args:
-        kind: One of ``"tokenizer"``, ``"quantizer"``, ``"prior"``, ``"dataset"``, ``"metric"``.
+        kind: One of ``"tokenizer"``, ``"quantizer"``, ``"discriminator"``, ``"prior"``,
+            ``"dataset"``, ``"metric"``.
     """
     found = plugins.installed().collect(HOOKS[kind])
     return {name: found[name][0] for name in sorted(found)}
@@ -66,6 +68,11 @@ def list_tokenizers() -> list[str]:
 def list_quantizers() -> list[str]:
     """Return the names of all registered quantizers."""
     return list(list_registered("quantizer"))
+
+
+def list_discriminators() -> list[str]:
+    """Return the names of all registered discriminators."""
+    return list(list_registered("discriminator"))
 
 
 def list_priors() -> list[str]:

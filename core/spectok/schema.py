@@ -23,6 +23,7 @@ from spectok.errors import ConfigError, UnknownNameError, did_you_mean
 
 SUPPLIED = {
     "quantizer": ("dim", "num_tokens", "codebook_size"),
+    "discriminator": ("image_shape",),
     "prior": ("token_spec", "num_classes", "tokenizer"),
 }
 
@@ -32,7 +33,7 @@ class Registered:
     """Marks an argument whose value is the name, or ``{name: …, option: …}``, of a registered kind.
 
     Args:
-        kind: ``"quantizer"``, ``"tokenizer"``, ``"prior"`` or ``"dataset"``.
+        kind: ``"quantizer"``, ``"tokenizer"``, ``"discriminator"``, ``"prior"`` or ``"dataset"``.
     """
 
     kind: str
@@ -71,7 +72,7 @@ def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
     """Validate ``"name"`` or ``{name: …, option: …}`` of a registered kind; fill in defaults.
 
     Args:
-        kind: ``"quantizer"``, ``"tokenizer"``, ``"prior"``.
+        kind: ``"quantizer"``, ``"tokenizer"``, ``"discriminator"``, ``"prior"``.
         value: What the recipe or caller gave.
         path: Dotted path of the section, for messages; by default the kind.
 
@@ -105,7 +106,17 @@ def validate_options(
     Raises:
         ConfigError: One line per problem, each with its dotted path.
     """
-    model = section_model(function, supplied)
+    return validate_registered(section_model(function, supplied), options, path)
+
+
+def validate_registered(
+    model: type[BaseModel], options: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    """Validate a section and the registered objects that its fields name; fill in defaults.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+    """
     resolved = validate_section(model, _with_default_names(model, options), path)
     dumped = resolved.model_dump(mode="json")
     for name, field in model.model_fields.items():
@@ -159,11 +170,21 @@ def _explain(problem: Any, model: type[BaseModel], path: str) -> str:
     return f"{_join(path, where)}: {message}{shown}"
 
 
-def _known_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+def subsection(model: type[BaseModel], name: Any) -> type[BaseModel] | None:
+    """Return the section that a field holds, or may hold; None if it is not one."""
+    annotation = model.model_fields[name].annotation if name in model.model_fields else None
+    for option in (annotation, *typing.get_args(annotation)):
+        if inspect.isclass(option) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _known_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
-        model = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+        section = subsection(model, part)
+        if section is None:
             return []
+        model = section
     return list(model.model_fields)
 
 

@@ -171,6 +171,11 @@ class ImageTokenizer(SpectokModel, ABC):
 
     # -- what a subclass may change --------------------------------------------------------------
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last layer, where adversarial training compares gradients."""
+        return [p for p in self.decoder.parameters() if p.ndim >= 2][-1]
+
     @abstractmethod
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms that compare reconstruction and images."""

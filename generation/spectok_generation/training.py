@@ -93,7 +93,16 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
     if own is None:
         return recipe.tokenizer
     folder = output / OWN_TOKENIZER
-    train_tokenizer(own.tokenizer, own.data, own.train, folder.parent, seed=own.seed, resume=True)
+    train_tokenizer(
+        own.tokenizer,
+        own.data,
+        own.train,
+        folder.parent,
+        seed=own.seed,
+        resume=True,
+        losses=own.losses,
+        adversarial=own.adversarial,
+    )
     return str(folder)
 
 

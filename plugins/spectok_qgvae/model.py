@@ -8,14 +8,14 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from pydantic import Field
+from torch import Tensor, nn
+
 from spectok.distributed import draw_per_sample
 from spectok.loading import build_quantizer
 from spectok.nn import ListTokens
 from spectok.schema import QuantizerOption
 from spectok.token_spec import Prefix
 from spectok.tokenizer import ImageTokenizer
-from torch import Tensor, nn
-
 from spectok_qgvae.unet import ConditionedUNet, num_levels
 
 NARROWEST_ENCODER = 16
@@ -110,6 +110,8 @@ class QGVAE(ImageTokenizer):
             )
         )
 
+    decoder: UnitRangeDecoder
+
     def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n lh lw"]:
         """Return the feature maps that become tokens, one channel per token."""
         self.check_images(images)
@@ -125,6 +127,14 @@ class QGVAE(ImageTokenizer):
         length = (draw_per_sample(batch_size) * num_tokens).long()
         return torch.where(shortened, length, num_tokens)
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the last convolution of the decoder's levels, as QGGAN has it.
+
+        The convolution after it, without bias, projects what the levels and the shortcut add up to.
+        """
+        return self.decoder.network.last_stage.convolution.weight
+
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """Return the mean squared error on the [0, 1] scale (Eq. 6)."""
         error = (reconstruction.float() - images.float()) / 2
@@ -138,7 +148,7 @@ class UnitRangeDecoder(nn.Module):
         network: Decoder with pixels in [0, 1].
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: ConditionedUNet):
         super().__init__()
         self.network = network
 

@@ -1,4 +1,4 @@
-"""Registers the tokenizer ``qgvae`` and the quantizer ``voronoi``."""
+"""Registers tokenizer ``qgvae``, quantizer ``voronoi`` and discriminator ``pixel_unet``."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def spectok_quantizers() -> dict[str, Any]:
     from spectok_qgvae.quantizer import VoronoiQuantizer
 
     return {"voronoi": VoronoiQuantizer}
+
+
+@hookimpl
+def spectok_discriminators() -> dict[str, Any]:
+    """Register ``pixel_unet``."""
+    from spectok_qgvae.discriminator import PixelUNet
+
+    return {"pixel_unet": PixelUNet}

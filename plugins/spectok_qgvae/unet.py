@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from spectok.tokenizer import check_divisible
 from torch import Tensor, nn
+
+from spectok.tokenizer import check_divisible
 
 NUM_FREQUENCIES = 16
 MAX_GROUPS = 16
@@ -154,6 +155,11 @@ class ConditionedUNet(nn.Module):
         self.head = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
 
     position: Tensor
+
+    @property
+    def last_stage(self) -> Stage:
+        """The stage at the end of the way up."""
+        return self.up[str(self.end)]  # type: ignore[return-value]
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
         """Map ``size / 2^start`` pixels to ``size / 2^end`` pixels."""

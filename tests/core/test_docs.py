@@ -24,7 +24,7 @@ from spectok.cli import build_app
 from spectok.config import data_override, dump_recipe, load_recipe
 from spectok.data.config import DataConfig
 from spectok.data.presets import PRESETS
-from spectok.training import TrainConfig
+from spectok.training import AdversarialConfig, LossConfig, TrainConfig
 from spectok_generation.recipe import load_prior_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -281,6 +281,9 @@ def test_every_page_is_reached_from_the_readme():
 
 def test_settings_tables_are_whole():
     assert first_cells(section("docs/training.md", "Recipes")) == set(TrainConfig.model_fields)
+    assert first_cells(section("docs/training.md", "Losses")) == set(LossConfig.model_fields)
+    adversarial = set(AdversarialConfig.model_fields)
+    assert first_cells(section("docs/training.md", "A discriminator")) == adversarial
     assert first_cells(section("docs/data.md", "Settings")) == set(DataConfig.model_fields)
 
 

@@ -65,7 +65,7 @@ def drift(output):
     from spectok.data import DataConfig, build_dataset
     from spectok.loading import load_tokenizer
     from spectok.training import Run, TrainConfig, fit
-    from spectok.training.tokenizer import tokenizer_losses
+    from spectok.training.objective import Objective
 
     model = load_tokenizer(
         "vqvae", image_size=8, in_channels=1, channels=8, codebook_dim=4, codebook_size=8
@@ -78,7 +78,7 @@ def drift(output):
     data = build_dataset(DataConfig(name="digits", image_size=8, limit=50))
     config = TrainConfig(steps=2, batch_size=4, log_every=1)
     with pytest.raises(TrainingError, match=r"quantizer\.codebook differs between processes"):
-        fit(model, data, tokenizer_losses, config, Run(output), hooks=Hooks(after_step=edit))
+        fit(model, data, Objective(model), config, Run(output), hooks=Hooks(after_step=edit))
 
 
 def test_codebooks_that_drift_apart_stop_training(tmp_path, fork_ranks):

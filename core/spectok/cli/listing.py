@@ -17,6 +17,7 @@ class Kind(enum.StrEnum):
 
     tokenizers = "tokenizers"
     quantizers = "quantizers"
+    discriminators = "discriminators"
     priors = "priors"
     datasets = "datasets"
     recipes = "recipes"
@@ -32,7 +33,7 @@ def list_installed(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
-    """List installed tokenizers, quantizers, priors, data sets, recipes or plugins."""
+    """List what is installed: tokenizers, quantizers, recipes and so on."""
     rows = _ROWS[kind]()
     if as_json:
         say(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -81,7 +82,7 @@ def _plugins() -> list[dict[str, Any]]:
     from spectok.plugins import installed
 
     plugins = installed()
-    for hook in ("tokenizers", "quantizers", "priors", "datasets"):
+    for hook in ("tokenizers", "quantizers", "discriminators", "priors", "datasets"):
         plugins.call(f"spectok_{hook}")  # a plugin may import, and then fail to register
     rows = [
         {"name": p.name, "package": p.distribution, "status": "ok", "module": p.module.__name__}
@@ -96,6 +97,7 @@ def _plugins() -> list[dict[str, Any]]:
 _ROWS = {
     Kind.tokenizers: lambda: _classes("tokenizer"),
     Kind.quantizers: lambda: _classes("quantizer"),
+    Kind.discriminators: lambda: _classes("discriminator"),
     Kind.priors: lambda: _classes("prior"),
     Kind.datasets: _datasets,
     Kind.recipes: _recipes,
@@ -106,11 +108,13 @@ _ROWS = {
 def _next_command(kind: Kind, rows: list[dict[str, Any]]) -> list[str]:
     names = [row["name"] for row in rows]
     first = next((name for name in names if name.startswith("tokenizers/")), names[0])
+    train = ["spectok", "train", "TOKENIZER"]
     commands = {
         Kind.tokenizers: ["spectok", "train", first],
-        Kind.quantizers: ["spectok", "train", "TOKENIZER", f"tokenizer.quantizer.name={first}"],
+        Kind.quantizers: [*train, f"tokenizer.quantizer.name={first}"],
+        Kind.discriminators: [*train, f"adversarial.discriminator.name={first}"],
         Kind.priors: ["spectok", "train", "prior", "--help"],
-        Kind.datasets: ["spectok", "train", "TOKENIZER", "--data", first],
+        Kind.datasets: [*train, "--data", first],
         Kind.recipes: ["spectok", "train", first],
         Kind.plugins: ["spectok", "list", "tokenizers"],
     }

@@ -87,7 +87,14 @@ def train_tokenizer(
     from spectok.training import train_tokenizer
 
     result = train_tokenizer(
-        resolved.tokenizer, resolved.data, resolved.train, folder, seed=resolved.seed, resume=resume
+        resolved.tokenizer,
+        resolved.data,
+        resolved.train,
+        folder,
+        seed=resolved.seed,
+        resume=resume,
+        losses=resolved.losses,
+        adversarial=resolved.adversarial,
     )
     say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
     model = str(folder / "model")

@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from spectok.training.config import TrainConfig
     from spectok.training.contracts import FitResult, Hooks, Phase, Run, StepOutput
     from spectok.training.loop import fit
+    from spectok.training.loss_config import AdversarialConfig, LossConfig
     from spectok.training.tokenizer import train_tokenizer
 
 _HOME = {
+    "AdversarialConfig": "loss_config",
     "FitResult": "contracts",
     "Hooks": "contracts",
+    "LossConfig": "loss_config",
     "Phase": "contracts",
     "Run": "contracts",
     "StepOutput": "contracts",
@@ -26,8 +29,10 @@ _HOME = {
 }
 
 __all__ = [
+    "AdversarialConfig",
     "FitResult",
     "Hooks",
+    "LossConfig",
     "Phase",
     "Run",
     "StepOutput",

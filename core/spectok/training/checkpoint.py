@@ -34,7 +34,11 @@ from spectok.training.config import FREE_TO_CHANGE
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.pt"
 PARTIAL = ".partial"
-FREE_SETTINGS = {"output", *(f"train.{name}" for name in FREE_TO_CHANGE)}
+FREE_SETTINGS = {
+    "output",
+    "losses.perceptual.weights",  # where the file lies on this machine
+    *(f"train.{name}" for name in FREE_TO_CHANGE),
+}
 
 
 class Stateful(Protocol):

@@ -21,11 +21,14 @@ class StepOutput:
         losses: Weighted scalar terms; the objective is their sum. The same terms on every rank.
         metrics: Scalar tensors worth logging.
         shared: What a later phase of the same micro-batch takes up, such as the reconstruction.
+        apart: Terms whose gradient ``Hooks.before_step`` adds itself: logged and watched like the
+            losses, and not part of their sum.
     """
 
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
     shared: Any = None
+    apart: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -39,14 +42,19 @@ class Phase:
     Args:
         name: Names its terms in the log and its file in a checkpoint.
         module: What it trains.
-        compute_losses: ``(module, batch, shared) -> StepOutput``, with the ``shared`` of the model.
+        compute_losses: ``(module, batch, shared) -> StepOutput``, with the ``shared`` of the model,
+            which is None where the model is not trained.
         first_step: Optimiser steps to wait before it begins.
+        alternate: From then on, train this on odd steps and all else on even ones.
+        learning_rate: Its peak learning rate. None: that of the model.
     """
 
     name: str
     module: nn.Module
     compute_losses: Callable[[nn.Module, Any, Any], StepOutput]
     first_step: int = 0
+    alternate: bool = False
+    learning_rate: float | None = None
 
 
 @dataclass
@@ -54,14 +62,18 @@ class Hooks:
     """What a kind of model adds to the loop. Each takes the model itself, unwrapped.
 
     Args:
-        before_step: Called when gradients are synchronised and unscaled, and not yet clipped.
+        begin_step: Called first in each optimiser step, with its number, counted from 0, in place
+            of the model.
+        before_step: Called when gradients are synchronised and unscaled, and not yet clipped; what
+            it returns is logged.
         after_step: Called after the optimiser step, with the optimisers.
         sample: Called on the main process, in eval mode and with averaged weights: write samples
             of a step into a directory.
         save_final: Called on the main process with the final weights: write them to a directory.
     """
 
-    before_step: Callable[[nn.Module], None] | None = None
+    begin_step: Callable[[int], None] | None = None
+    before_step: Callable[[nn.Module], Mapping[str, Tensor] | None] | None = None
     after_step: Callable[[nn.Module, list[torch.optim.Optimizer]], None] | None = None
     sample: Callable[[nn.Module, int, Path], None] | None = None
     save_final: Callable[[nn.Module, Path], None] | None = None

@@ -39,12 +39,20 @@ MAIN = "model"
 class Stage:
     """A phase that is ready to train."""
 
-    name: str
-    module: nn.Module
+    phase: Phase
     wrapped: nn.Module
     optimizer: Any
-    compute_losses: Callable[[nn.Module, Any, Any], StepOutput]
-    first_step: int
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """The phase's name."""
+        return self.phase.name
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained, unwrapped."""
+        return self.phase.module
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -128,7 +136,9 @@ def fit(
         checkpoint = checkpoint_folder(run.output, first)
         with Reporter(config.steps, first, accelerator.is_main_process) as reporter:
             for step in range(first, config.steps):
-                rates = [set_learning_rate(s.optimizer.optimizer, config, step) for s in stages]
+                rates = [set_learning_rate(s.optimizer.optimizer, s.config, step) for s in stages]
+                if session.hooks.begin_step is not None:
+                    session.hooks.begin_step(step)
                 for micro in range(config.gradient_accumulation):
                     number = step * config.gradient_accumulation + micro
                     batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
@@ -160,11 +170,11 @@ def fit(
 def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Stage:
     """Move a phase's module to the device, wrap it, and give it an optimiser."""
     phase.module.to(accelerator.device).train()
+    if phase.learning_rate is not None:
+        config = config.model_copy(update={"learning_rate": phase.learning_rate})
     optimizer = make_optimizer(phase.module, config)
     wrapped, prepared = accelerator.prepare(phase.module, optimizer)
-    return Stage(
-        phase.name, phase.module, wrapped, prepared, phase.compute_losses, phase.first_step
-    )
+    return Stage(phase, wrapped, prepared, config)
 
 
 def load(accelerator: Accelerator, config: TrainConfig, run: Run, dataset: Any, first: int) -> Any:
@@ -184,22 +194,32 @@ def load(accelerator: Accelerator, config: TrainConfig, run: Run, dataset: Any, 
 def train_on_batch(session: Session, batch: Any, step: int) -> None:
     """Take one micro-batch through every phase; on the last of a step, update the weights."""
     accelerator, window = session.accelerator, session.window
-    active = [stage for stage in session.stages if step >= stage.first_step]
+    active = active_stages(session.stages, step)
     shared = None
     with accelerator.accumulate(*(stage.wrapped for stage in active)):
         for stage in active:
             train_only(stage, session.stages)
             with accelerator.autocast():
-                output = stage.compute_losses(stage.wrapped, batch, shared)
+                output = stage.phase.compute_losses(stage.wrapped, batch, shared)
             shared = output.shared if stage.name == MAIN else shared
             objective = torch.stack([loss.float() for loss in output.losses.values()]).sum()
             accelerator.backward(objective)
-            losses = {f"{stage.prefix}loss/{name}": v for name, v in output.losses.items()}
+            terms = output.losses | output.apart
+            losses = {f"{stage.prefix}loss/{name}": v for name, v in terms.items()}
             losses |= {f"{stage.prefix}loss": objective}
             window.add(losses, step + 1, must_be_finite=True)
             window.add({stage.prefix + name: v for name, v in output.metrics.items()}, step + 1)
             if accelerator.sync_gradients:
                 update(session, stage, step)
+
+
+def active_stages(stages: list[Stage], step: int) -> list[Stage]:
+    """Return the stages that a step trains."""
+    begun = [stage for stage in stages if step >= stage.phase.first_step]
+    taking_turns = [stage for stage in begun if stage.phase.alternate]
+    if not taking_turns:
+        return begun
+    return taking_turns if step % 2 else [stage for stage in begun if not stage.phase.alternate]
 
 
 def update(session: Session, stage: Stage, step: int) -> None:
@@ -208,7 +228,7 @@ def update(session: Session, stage: Stage, step: int) -> None:
     is_main = stage is session.stages[0]
     accelerator.unscale_gradients(stage.optimizer)
     if is_main and hooks.before_step is not None:
-        hooks.before_step(session.model)
+        session.window.add(dict(hooks.before_step(session.model) or {}), step + 1)
     if session.config.max_grad_norm is not None:
         norm = nn.utils.clip_grad_norm_(stage.parameters, session.config.max_grad_norm)
         session.window.add({f"{stage.prefix}grad_norm": norm}, step + 1)

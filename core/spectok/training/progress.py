@@ -97,7 +97,8 @@ class Reporter:
                 f"{datetime.timedelta(seconds=round(left))} left"
             )
         else:
-            self._bar.update(self._task, rate=f"{rate:.0f}", loss=f"{record['loss']:.4g}")
+            loss = f"{record['loss']:.4g}" if "loss" in record else "–"
+            self._bar.update(self._task, rate=f"{rate:.0f}", loss=loss)
         self._watch_usage(record)
 
     def say(self, text: str) -> None:

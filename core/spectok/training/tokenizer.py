@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from spectok import registry
 from spectok.data import DataConfig, build_dataset
-from spectok.errors import CheckpointError
+from spectok.errors import CheckpointError, ConfigError
 from spectok.images import save_grid
 from spectok.loading import load_tokenizer
 from spectok.tokenizer import ImageTokenizer
+from spectok.training.adversarial import Adversary
 from spectok.training.batches import derive_seed
 from spectok.training.config import TrainConfig
-from spectok.training.contracts import FitResult, Hooks, Run, StepOutput
+from spectok.training.contracts import FitResult, Hooks, Run
 from spectok.training.loop import fit
+from spectok.training.loss_config import AdversarialConfig, LossConfig
+from spectok.training.objective import Objective
 
 NUM_SAMPLES = 8
 
@@ -35,6 +38,8 @@ def train_tokenizer(
     seed: int = 0,
     resume: bool = False,
     init_from: Path | str | None = None,
+    losses: LossConfig | None = None,
+    adversarial: AdversarialConfig | None = None,
 ) -> FitResult:
     """Train a tokenizer on images.
 
@@ -50,10 +55,12 @@ def train_tokenizer(
         seed: Decides initial weights, order of the data, augmentation and all else that is random.
         resume: Go on from the newest checkpoint in the folder.
         init_from: A trained tokenizer, of the same options, whose weights to start from.
+        losses: What it is trained for besides its own terms, or instead of them.
+        adversarial: The discriminator to train it against.
 
     Raises:
         ConfigError: If options are wrong, or the run to resume was another one.
-        InputError: If the images do not have the tokenizer's shape.
+        InputError: If the images do not have the tokenizer's shape, or do not suit a loss.
         DataError: If images are missing or damaged.
         CheckpointError: If weights cannot be read or state cannot be written.
         TrainingError: If training cannot go on.
@@ -73,6 +80,15 @@ def train_tokenizer(
         "seed": seed,
         "output": str(output),
     }
+    sections = {"losses": losses, "adversarial": adversarial}
+    recipe |= {name: s.model_dump(mode="json") for name, s in sections.items() if s is not None}
+    adversary = make_adversary(adversarial, model, config, seed)
+    objective = Objective(model, losses, adversary)
+
+    def before_step(_: nn.Module) -> dict[str, Tensor]:
+        metrics = {} if adversary is None else adversary.before_step()
+        model.before_step()
+        return metrics
 
     def save_final(_: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)
@@ -80,20 +96,33 @@ def train_tokenizer(
         (output / "data_report.json").write_text(report)
 
     hooks = Hooks(
-        before_step=lambda _: model.before_step(),
+        begin_step=objective.begin_step,
+        before_step=before_step,
         after_step=lambda _, optimizers: model.after_step(optimizers),
         sample=lambda _, step, folder: save_samples(model, images, step, folder),
         save_final=save_final,
     )
-    return fit(
-        model, dataset, tokenizer_losses, config, Run(output, seed, resume, recipe), hooks=hooks
-    )
+    run = Run(output, seed, resume, recipe)
+    phases = [] if adversary is None else [adversary.phase]
+    return fit(model, dataset, objective, config, run, hooks=hooks, phases=phases)
 
 
-def tokenizer_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
-    """Return the losses that a tokenizer names itself."""
-    output = model(batch["images"])
-    return StepOutput(output.losses, output.metrics, shared=output)
+def make_adversary(
+    section: AdversarialConfig | None, model: ImageTokenizer, config: TrainConfig, seed: int
+) -> Adversary | None:
+    """Return what a recipe trains a tokenizer against.
+
+    Raises:
+        ConfigError: If the precision does not suit it.
+    """
+    if section is None:
+        return None
+    if section.adaptive and config.mixed_precision == "fp16":
+        raise ConfigError(
+            "adversarial.adaptive: the gradients it compares are not scaled and vanish in fp16; "
+            "set train.mixed_precision=bf16, or adversarial.adaptive=false"
+        )
+    return Adversary(section, model, config.gradient_accumulation, seed)
 
 
 def build(options: Mapping[str, Any], seed: int) -> ImageTokenizer:

@@ -122,7 +122,13 @@ class Demo:
         recipe, folder = self.plan.tokenizers[label], self.out / "models" / label
         with self.stages.stage(label, f"train {label}: {recipe.train.steps:,} steps"):
             fit = train_tokenizer(
-                recipe.tokenizer, recipe.data, recipe.train, folder, seed=recipe.seed
+                recipe.tokenizer,
+                recipe.data,
+                recipe.train,
+                folder,
+                seed=recipe.seed,
+                losses=recipe.losses,
+                adversarial=recipe.adversarial,
             )
             tokenizer = load_tokenizer(folder / "model")
             metrics = evaluate_reconstruction(tokenizer, self.held_out.dataset) | {

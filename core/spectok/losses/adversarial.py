@@ -1,0 +1,45 @@
+"""A discriminator's hinge losses, and the weight that keeps its say in proportion.
+
+Logits have any shape: one per image, per patch or per pixel.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_RATIO = 1e4  # as in VQGAN: where the discriminator's gradient vanishes, its weight must not
+
+
+def hinge_discriminator(
+    real: Float[Tensor, "*logits"], fake: Float[Tensor, "*logits"]
+) -> Float[Tensor, ""]:
+    """Return what a discriminator minimises: half the hinge losses of images and reconstructions.
+
+    Lim and Ye, *Geometric GAN*, 2017; the factor is VQGAN's.
+    """
+    return 0.5 * ((1 - real.float()).relu().mean() + (1 + fake.float()).relu().mean())
+
+
+def hinge_generator(fake: Float[Tensor, "*logits"]) -> Float[Tensor, ""]:
+    """Return what a generator minimises: minus the mean logit of its reconstructions."""
+    return -fake.float().mean()
+
+
+def adaptive_weight(
+    reference: Float[Tensor, "*weight"], generator: Float[Tensor, "*weight"], epsilon: float = 1e-4
+) -> Float[Tensor, ""]:
+    """Return what makes the generator's gradient as long as a reference's (Eq. 7 of VQGAN).
+
+    It stays a tensor: no step waits for the device.
+
+    Args:
+        reference: Gradient of the reconstruction terms at the decoder's last layer.
+        generator: Gradient of the generator's term there.
+        epsilon: Added to the length that divides; 1e-4 in VQGAN's code, 1e-6 in QG-VAE's.
+
+    Returns:
+        A scalar in [0, 10⁴], without gradient.
+    """
+    ratio = reference.detach().float().norm() / (generator.detach().float().norm() + epsilon)
+    return ratio.clamp(0, MAX_RATIO)

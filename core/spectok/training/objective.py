@@ -1,0 +1,121 @@
+"""What a tokenizer is trained for: its own terms, those of ``losses:``, a discriminator's say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from spectok.errors import CheckpointError, ConfigError
+from spectok.losses import LPIPS, focal_frequency, l1, l2
+from spectok.losses.perceptual import check_size
+from spectok.tokenizer import ImageTokenizer
+from spectok.training.adversarial import Adversary
+from spectok.training.contracts import StepOutput
+from spectok.training.loss_config import LossConfig, PerceptualConfig
+
+
+class Objective:
+    """Computes a tokenizer's losses at a step.
+
+    Args:
+        model: The tokenizer, unwrapped.
+        losses: What is added to its own terms, or put in their place. None: nothing.
+        adversary: What it is trained against. None: nothing.
+
+    Raises:
+        CheckpointError: If the weights of a perceptual term are not on this machine.
+        InputError: If the images are too small for it.
+    """
+
+    def __init__(
+        self,
+        model: ImageTokenizer,
+        losses: LossConfig | None = None,
+        adversary: Adversary | None = None,
+    ):
+        self.losses = losses or LossConfig.model_validate({})
+        self.adversary, self.step = adversary, 0
+        self.perceptual, section = None, self.losses.perceptual
+        if section is not None:
+            check_size(section.network, model.image_shape[1:])
+            self.perceptual = load_perceptual(section)
+
+    def begin_step(self, step: int) -> None:
+        """Take note of the step, counted from 0."""
+        self.step = step
+
+    def __call__(self, module: nn.Module, batch: dict[str, Any]) -> StepOutput:
+        """Return a batch's losses.
+
+        Args:
+            module: The tokenizer, perhaps wrapped.
+            batch: With ``images``.
+
+        Raises:
+            ConfigError: If the recipe names a term that there is not.
+        """
+        output = module(batch["images"])
+        self.check_names(output.losses)
+        terms = self.terms(output.losses, batch["images"], output.reconstruction)
+        result = StepOutput(terms, output.metrics, shared=output)
+        if self.adversary is not None and self.step >= self.adversary.config.start_step:
+            self.adversary.oppose(result, output.reconstruction)
+        return result
+
+    def terms(
+        self, own: dict[str, Tensor], images: Tensor, reconstruction: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the weighted terms, without the discriminator's."""
+        if self.step < self.losses.start_step:
+            return own
+        kept = {name: loss for name, loss in own.items() if name not in self.losses.replaces}
+        functions = {"l1": l1, "l2": l2, "frequency": focal_frequency}
+        for name in self.added:
+            if name in functions:
+                kept[name] = getattr(self.losses, name) * functions[name](reconstruction, images)
+        if self.perceptual is not None and self.losses.perceptual is not None:
+            distance = self.perceptual(reconstruction, images).mean()
+            kept["perceptual"] = self.losses.perceptual.weight * distance
+        return kept
+
+    @property
+    def added(self) -> list[str]:
+        """Names of the terms that ``losses:`` adds."""
+        weighted = [name for name in ("l1", "l2", "frequency") if getattr(self.losses, name)]
+        return weighted + (["perceptual"] if self.losses.perceptual is not None else [])
+
+    def check_names(self, own: Iterable[str]) -> None:
+        """Check every term that the recipe names, long before the step at which it matters."""
+        own = list(own)
+        for name in self.losses.replaces:
+            if name not in own:
+                raise ConfigError(
+                    f"losses.replaces: {name!r} is not a term of this tokenizer, which has "
+                    f"{', '.join(own)}"
+                )
+        for name in self.added:
+            if name in own:
+                raise ConfigError(
+                    f"losses.{name}: the tokenizer itself has a term of this name; leave one out"
+                )
+        if self.adversary is not None:
+            starts_later = self.losses.start_step > self.adversary.config.start_step
+            kept = [name for name in own if name not in self.losses.replaces]
+            self.adversary.check_balance(own if starts_later else kept + self.added)
+
+
+def load_perceptual(section: PerceptualConfig) -> LPIPS:
+    """Load LPIPS.
+
+    Raises:
+        CheckpointError: Says how a recipe names the file, or does without.
+    """
+    try:
+        return LPIPS(section.network, section.weights)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"losses.perceptual: {error} (losses.perceptual.weights=FILE gives a path, "
+            f"losses.perceptual=null leaves the term out)"
+        ) from error
