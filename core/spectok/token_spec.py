@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -257,14 +258,13 @@ class TokenSpec:
 
     def _paths(self, indices: Tensor) -> Tensor:
         """Replace each index of a ``path`` level by its number among all nodes of that level."""
+        missing = self.num_tokens - indices.shape[1]
         paths: list[Tensor] = []
-        place_of = {place: i for i, place in enumerate(self._places)}
-        for i, (level_index, position) in enumerate(self._places[: indices.shape[1]]):
-            level, index = self.levels[level_index], indices[:, i]
+        for level, index in zip(self.levels, self.unflatten(F.pad(indices, (0, missing)))):
             if level.codebook == "path":
-                index = paths[place_of[(level_index - 1, position)]] * level.vocab_size + index
+                index = paths[-1] * level.vocab_size + index
             paths.append(index)
-        return torch.stack(paths, dim=1) if paths else indices
+        return self.flatten(paths)[:, : indices.shape[1]]
 
     # -- JSON ----------------------------------------------------------------------------------
 
