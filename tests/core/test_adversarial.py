@@ -16,6 +16,7 @@ from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, InputError, TrainingError
 from spectok.loading import load_tokenizer
 from spectok.recipes import list_recipes
+from spectok.testing.small import small_tokenizer
 from spectok.training import (
     AdversarialConfig,
     Hooks,
@@ -71,39 +72,37 @@ def terms(history):
 # -- the step --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def opposed(vqvae):
-    """A tokenizer, its adversary and a batch, at a step at which both are trained."""
-    model = load_tokenizer(**{"name_or_path": vqvae["name"]} | without_name(vqvae))
-    adversary = Adversary(against(weight=0.75, epsilon=1e-6), model, accumulation=1, seed=0)
-    objective = Objective(model, adversary=adversary)
-    objective.begin_step(3)
-    return model, adversary, objective, {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
-
-
 def without_name(options):
     return {key: value for key, value in options.items() if key != "name"}
 
 
-def test_adaptive_weight_is_taken_at_the_last_layer_and_applied_everywhere(opposed):
-    model, adversary, objective, batch = opposed
-    result = objective(model, batch)
-    sum(result.losses.values()).backward(retain_graph=True)
-    own = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    weight = adversary.before_step()["adaptive_weight"]
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_adaptive_weight_is_taken_at_the_last_layer_and_applied_everywhere(vqvae, accumulation):
+    model = load_tokenizer("vqvae", **without_name(vqvae))
+    adversary = Adversary(against(weight=0.75, epsilon=1e-6), model, accumulation, seed=0)
+    objective = Objective(model, adversary=adversary)
+    objective.begin_step(3)
+    batch = {"images": torch.rand(4, 1, 8, 8) * 2 - 1}
+    model.train()
+    for _ in range(accumulation):
+        result = objective(model, batch)
+        (sum(result.losses.values()) / accumulation).backward(retain_graph=True)
+    weight = (result.metrics | adversary.before_step())["adaptive_weight"]
 
+    own = sum(loss for name, loss in result.losses.items() if name != "generator")
     term = -adversary.pair.network(result.shared.reconstruction).mean()
-    assert float(result.apart["generator"]) == pytest.approx(float(term.detach()))
-    names = list(own)
-    parameters = [dict(model.named_parameters())[name] for name in names]
-    generator = dict(zip(names, torch.autograd.grad(term, parameters, retain_graph=True)))
-    (last,) = (name for name in names if dict(model.named_parameters())[name] is model.last_layer)
-    (reference,) = torch.autograd.grad(result.losses["reconstruction"], model.last_layer)
-    expected = 0.75 * reference.norm() / (generator[last].norm() + 1e-6)
-    assert float(weight) == pytest.approx(float(expected), rel=1e-5)
-    for name, parameter in zip(names, parameters):
-        combined = own[name] + expected * generator[name]
-        assert torch.allclose(parameter.grad, combined, rtol=1e-4, atol=1e-8), name
+    assert result.losses["generator"].item() == pytest.approx(term.item())
+    (reference,) = torch.autograd.grad(
+        result.losses["reconstruction"], model.last_layer, retain_graph=True
+    )
+    (generator,) = torch.autograd.grad(term, model.last_layer, retain_graph=True)
+    expected = (0.75 * reference.norm() / (generator.norm() + 1e-6)).item()
+    assert weight.item() == pytest.approx(expected, rel=1e-5)
+    assert 0.01 < expected < 1e4, "neither of the two is lost beside the other"
+    parameters = list(model.parameters())
+    combined = torch.autograd.grad(own + expected * term, parameters)
+    for parameter, gradient in zip(parameters, combined):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
     assert adversary.before_step() == {}, "each gradient is used once"
 
 
@@ -114,6 +113,15 @@ def test_last_layer_is_where_each_paper_has_it(vqvae, qgvae):
     network = listed.decoder.network
     assert listed.last_layer is network.up["0"].convolution.weight
     assert listed.last_layer is not network.head.weight
+
+
+@pytest.mark.parametrize("name", registry.list_tokenizers())
+def test_last_layer_of_every_tokenizer_is_in_the_way_of_its_images(name):
+    model = small_tokenizer(name)
+    assert any(parameter is model.last_layer for parameter in model.parameters())
+    reconstruction = model(torch.rand(2, *model.image_shape) * 2 - 1).reconstruction
+    (gradient,) = torch.autograd.grad(reconstruction.square().sum(), model.last_layer)
+    assert gradient.any()
 
 
 @pytest.mark.parametrize("alternate", [False, True])
@@ -180,9 +188,9 @@ def test_perceptual_term_is_balanced_against_the_discriminator(tmp_path, qgvae):
     model = load_tokenizer("qgvae", **options)
     adversary = Adversary(against(balance=["perceptual"], start_step=0), model, 1, 0)
     result = Objective(model, losses, adversary)(model, {"images": torch.rand(2, 1, 32, 32)})
-    assert set(result.losses) == {"perceptual", "codebook", "commitment"}
+    assert set(result.losses) == {"perceptual", "codebook", "commitment", "generator"}
     sum(result.losses.values()).backward()
-    assert 0 < float(adversary.before_step()["adaptive_weight"]) < 1e4
+    assert 0 < result.metrics["adaptive_weight"].item() < 1e4
 
 
 # -- resuming, several processes, precision --------------------------------------------------------
@@ -213,7 +221,7 @@ def fit_rank(output, options, adversarial, batch_size):
     objective = Objective(model, adversary=adversary)
     hooks = Hooks(
         begin_step=objective.begin_step,
-        before_step=lambda _: adversary.before_step(),
+        before_step=lambda _: objective.before_step(),
         after_step=lambda _, optimizers: model.after_step(optimizers),
     )
     config = TrainConfig(steps=6, batch_size=batch_size, log_every=1)

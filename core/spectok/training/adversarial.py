@@ -1,10 +1,11 @@
-"""Training a tokenizer against a discriminator, exactly, however a batch is split.
+"""Training a tokenizer against a discriminator, alike however a batch is split.
 
 The adaptive weight of VQGAN is a ratio of the lengths of two gradients. Taken in each micro-batch
 and on each process by itself, it would make four small batches another training than one large one.
-So the gradient of the generator's term is kept apart, summed over micro-batches and processes, and
-added with a weight that comes from the sums, before clipping. It costs no more than the usual form,
-which goes back through the discriminator twice.
+Here both gradients are means over the whole batch of a step. Where a step is one micro-batch, that
+takes one small sum over processes. Where it is several, the weight is known only after the last,
+and the gradient of the generator's term is kept apart until then and added before clipping; that
+costs a second backward pass through the tokenizer.
 """
 
 from __future__ import annotations
@@ -99,44 +100,67 @@ class Adversary:
         return reconstruction
 
     def oppose(self, result: StepOutput, reconstruction: Float[Tensor, "b c h w"]) -> None:
-        """Add the generator's term to a tokenizer's losses, or keep its gradient apart."""
+        """Add the generator's term to a tokenizer's losses.
+
+        With an adaptive weight its value there is without it, for the log, and its gradient is
+        either that of the weighted term or, until :meth:`before_step`, none.
+        """
         term = hinge_generator(self.pair.network(reconstruction))
         if not self.config.adaptive:
             result.losses[GENERATOR] = self.config.weight * term
             return
-        result.apart[GENERATOR] = term.detach()
         balanced = torch.stack([result.losses[name] for name in self.balance(result.losses)]).sum()
         with torch.autocast(reconstruction.device.type, enabled=False):
-            self.collect(term / self.accumulation, balanced / self.accumulation)
+            (pull,) = torch.autograd.grad(term, reconstruction)  # once through the discriminator
+            last = self.model.last_layer
+            (reference,) = torch.autograd.grad(balanced, last, retain_graph=True)
+            if self.accumulation > 1:
+                self.collect(reference, reconstruction, pull)
+                result.losses[GENERATOR] = term.detach()
+                return
+            (own,) = torch.autograd.grad(reconstruction, last, pull, retain_graph=True)
+            weight = self.weigh(*mean_over_ranks(reference, own))
+            pulled = (weight * pull * reconstruction).sum()
+            result.losses[GENERATOR] = term.detach() + (pulled - pulled.detach())
+            result.metrics["adaptive_weight"] = weight
 
-    def collect(self, generator: Tensor, balanced: Tensor) -> None:
-        """Add the gradients of one micro-batch to those of the step."""
+    def collect(self, reference: Tensor, reconstruction: Tensor, pull: Tensor) -> None:
+        """Add the gradients of one micro-batch to those of the step.
+
+        Args:
+            reference: Gradient of the terms in ``balance`` at the last layer.
+            reconstruction: What the gradient goes back from.
+            pull: Gradient of the generator's term with respect to it.
+        """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(generator, parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            reconstruction, parameters, pull, retain_graph=True, allow_unused=True
+        )
         for parameter, gradient in zip(parameters, gradients):
             if gradient is not None:  # the codebook takes none through the straight-through step
-                before = self._generator.get(parameter)
-                self._generator[parameter] = gradient if before is None else before + gradient
-        (reference,) = torch.autograd.grad(balanced, self.model.last_layer, retain_graph=True)
-        self._reference = reference if self._reference is None else self._reference + reference
+                self._generator[parameter] = gradient + self._generator.get(parameter, 0)
+        self._reference = reference + (0 if self._reference is None else self._reference)
 
     def before_step(self) -> dict[str, Tensor]:
-        """Add the generator's gradient, weighted, to that of the tokenizer's other terms.
+        """Add the gradient that was collected, weighted, to that of the tokenizer's other terms.
 
         Returns:
             The weight, for the log.
         """
         if self._reference is None:
             return {}
-        sums = sum_over_ranks(self._reference, *self._generator.values())
-        reference, *gradients = [total / world()[1] for total in sums]
-        own = dict(zip(self._generator, gradients))
-        ratio = adaptive_weight(reference, own[self.model.last_layer], self.config.epsilon)
-        weight = self.config.weight * ratio
-        for parameter, gradient in own.items():
+        sums = (self._reference, *self._generator.values())
+        reference, *means = mean_over_ranks(*(total / self.accumulation for total in sums))
+        generator = dict(zip(self._generator, means))
+        weight = self.weigh(reference, generator[self.model.last_layer])
+        for parameter, gradient in generator.items():
             parameter.grad = weight * gradient + (0 if parameter.grad is None else parameter.grad)
         self._generator, self._reference = {}, None
         return {"adaptive_weight": weight}
+
+    def weigh(self, reference: Tensor, generator: Tensor) -> Tensor:
+        """Return the weight of the generator's term, from two gradients at the last layer."""
+        return self.config.weight * adaptive_weight(reference, generator, self.config.epsilon)
 
     def balance(self, names: Mapping[str, Any] | list[str]) -> list[str]:
         """Return the terms whose gradient the generator's is measured by."""
@@ -160,6 +184,11 @@ class Adversary:
                     f"there are {', '.join(names)}: name some of these, or set "
                     f"adversarial.adaptive=false"
                 )
+
+
+def mean_over_ranks(*tensors: Tensor) -> list[Tensor]:
+    """Return the means of float32 tensors over all processes."""
+    return [total / world()[1] for total in sum_over_ranks(*tensors)]
 
 
 def build_discriminator(

@@ -21,14 +21,11 @@ class StepOutput:
         losses: Weighted scalar terms; the objective is their sum. The same terms on every rank.
         metrics: Scalar tensors worth logging.
         shared: What a later phase of the same micro-batch takes up, such as the reconstruction.
-        apart: Terms whose gradient ``Hooks.before_step`` adds itself: logged and watched like the
-            losses, and not part of their sum.
     """
 
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
     shared: Any = None
-    apart: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

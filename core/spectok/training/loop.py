@@ -204,8 +204,7 @@ def train_on_batch(session: Session, batch: Any, step: int) -> None:
             shared = output.shared if stage.name == MAIN else shared
             objective = torch.stack([loss.float() for loss in output.losses.values()]).sum()
             accelerator.backward(objective)
-            terms = output.losses | output.apart
-            losses = {f"{stage.prefix}loss/{name}": v for name, v in terms.items()}
+            losses = {f"{stage.prefix}loss/{name}": v for name, v in output.losses.items()}
             losses |= {f"{stage.prefix}loss": objective}
             window.add(losses, step + 1, must_be_finite=True)
             window.add({stage.prefix + name: v for name, v in output.metrics.items()}, step + 1)

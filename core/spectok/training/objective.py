@@ -46,6 +46,10 @@ class Objective:
         """Take note of the step, counted from 0."""
         self.step = step
 
+    def before_step(self) -> dict[str, Tensor]:
+        """Complete the gradient, once it is synchronised; return what is worth logging."""
+        return {} if self.adversary is None else self.adversary.before_step()
+
     def __call__(self, module: nn.Module, batch: dict[str, Any]) -> StepOutput:
         """Return a batch's losses.
 
@@ -59,7 +63,7 @@ class Objective:
         output = module(batch["images"])
         self.check_names(output.losses)
         terms = self.terms(output.losses, batch["images"], output.reconstruction)
-        result = StepOutput(terms, output.metrics, shared=output)
+        result = StepOutput(terms, dict(output.metrics), shared=output)
         if self.adversary is not None and self.step >= self.adversary.config.start_step:
             self.adversary.oppose(result, output.reconstruction)
         return result
@@ -69,7 +73,7 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Return the weighted terms, without the discriminator's."""
         if self.step < self.losses.start_step:
-            return own
+            return dict(own)
         kept = {name: loss for name, loss in own.items() if name not in self.losses.replaces}
         functions = {"l1": l1, "l2": l2, "frequency": focal_frequency}
         for name in self.added:

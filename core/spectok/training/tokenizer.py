@@ -68,25 +68,23 @@ def train_tokenizer(
     model = tokenizer if isinstance(tokenizer, ImageTokenizer) else build(tokenizer, seed)
     if init_from is not None:
         copy_weights(model, init_from)
+    adversary = make_adversary(adversarial, model, config, seed)
+    objective = Objective(model, losses, adversary)
     dataset = build_dataset(data, seed=seed)
     images = torch.stack([dataset[i]["images"] for i in range(min(NUM_SAMPLES, len(dataset)))])
     model.check_images(images)
     if int(os.environ.get("RANK", 0)) == 0:
         Console().print(dataset.report)
+    sections = {"data": data, "train": config, "losses": losses, "adversarial": adversarial}
     recipe = {
         "tokenizer": dict(tokenizer) if isinstance(tokenizer, Mapping) else describe(model),
-        "data": data.model_dump(mode="json"),
-        "train": config.model_dump(mode="json"),
+        **{name: s.model_dump(mode="json") for name, s in sections.items() if s is not None},
         "seed": seed,
         "output": str(output),
     }
-    sections = {"losses": losses, "adversarial": adversarial}
-    recipe |= {name: s.model_dump(mode="json") for name, s in sections.items() if s is not None}
-    adversary = make_adversary(adversarial, model, config, seed)
-    objective = Objective(model, losses, adversary)
 
     def before_step(_: nn.Module) -> dict[str, Tensor]:
-        metrics = {} if adversary is None else adversary.before_step()
+        metrics = objective.before_step()
         model.before_step()
         return metrics
 
