@@ -24,8 +24,9 @@ import time
 from pathlib import Path
 
 import psutil
-import spectok
 import torch
+
+import spectok
 from spectok.search import nearest_codes
 
 PER_POSITION = {"batch": 16, "positions": 64, "codes": 512, "dim": 64}
@@ -120,7 +121,9 @@ def measure(case: str, rounds: int) -> dict:
 def memory_in_fresh_process(case: str, name: str) -> int:
     """Measure one call's memory where nothing was allocated and freed before."""
     command = [sys.executable, __file__, "--memory", case, name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def main():

@@ -102,10 +102,10 @@ class Quantizer(nn.Module, ABC):
         finally:
             self.train(training)
 
-    def before_step(self) -> None:  # noqa: B027 - most quantizers have nothing to do here
+    def before_step(self) -> None:
         """Read gradients: called once per optimiser step, synchronised and unscaled, unclipped."""
 
-    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:  # noqa: B027
+    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
         """Edit codes: called once after each optimiser step, on every rank."""
 
 

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
+from torch import Tensor
+
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder, GridTokens
 from spectok.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
-from torch import Tensor
 
 
 class VQVAE(ImageTokenizer):

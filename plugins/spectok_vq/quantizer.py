@@ -7,9 +7,10 @@ from typing import Annotated
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
+from torch import Tensor
+
 from spectok.codebook import CodebookQuantizer
 from spectok.distributed import gather_candidates
-from torch import Tensor
 
 
 class GradientQuantizer(CodebookQuantizer):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from spectok import load_tokenizer
 from spectok.config import load_recipe
 from spectok.data import build_dataset

@@ -1,8 +1,11 @@
 """What is particular to QG-VAE: global tokens, one codebook each, resets, ordered prefixes."""
 
+import itertools
+
 import pytest
-import spectok
 import torch
+
+import spectok
 from spectok.errors import ConfigError, InputError
 from spectok_qgvae.quantizer import VoronoiQuantizer, split_pairs
 from spectok_qgvae.unet import ConditionedUNet, num_levels, positional_code
@@ -98,7 +101,8 @@ def test_reset_moves_only_unused_codes_next_to_the_most_overused():
     for unused, overused in [(0, 1), (2, 3), (4, 7)]:
         distance = (after[unused] - before[0, overused]).abs().max()
         assert 0 < distance <= 1e-3
-    untouched = [1, 3, 5, 6, 7]  # the used ones, and the unused ones there was nothing left to split
+    # The used codes, and the unused ones there was nothing left to split for.
+    untouched = [1, 3, 5, 6, 7]
     assert torch.equal(after[untouched], before[0, untouched])
 
 
@@ -113,7 +117,7 @@ def test_a_reset_at_most_doubles_the_codes_in_use_and_then_splits_cells():
         if i % 20 == 19:
             used.append(len(quantizer.encode(centres.unsqueeze(1)).unique()))
         step(quantizer, z, optimizer)
-    assert all(later <= 2 * earlier for earlier, later in zip(used, used[1:]))
+    assert all(later <= 2 * earlier for earlier, later in itertools.pairwise(used))
     assert used[0] <= 16
     assert used[-1] >= 30
 

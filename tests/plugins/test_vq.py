@@ -1,8 +1,9 @@
 """What is particular to VQ-VAE's two quantizers: gradient codes, running means, revival."""
 
 import pytest
-import spectok
 import torch
+
+import spectok
 
 
 def make(name, **options):
