@@ -41,7 +41,7 @@ def nearest_children(
     with torch.autocast(z.device.type, enabled=False):
         z, codebooks, origins = z.float(), codebooks.float(), origins.float()
         if len(codebooks) == 1:
-            return nearest_codes((z - origins).unsqueeze(0), codebooks)[0]
+            return nearest_codes(z.unsqueeze(0), codebooks + origins)[0]
         search = search_groups if z.device.type == "cpu" else search_blocks
         return search(z, parents, codebooks, origins)
 
@@ -51,11 +51,12 @@ def search_groups(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor
     order = parents.argsort(stable=True)
     sizes = torch.bincount(parents, minlength=len(codebooks)).tolist()
     rows_at_once = max(1, DISTANCE_BYTES["cpu"] // (4 * codebooks.shape[1]))
+    groups = z.index_select(0, order).split(sizes)
     keys, norms = codebooks.transpose(1, 2).unbind(), codebooks.square().sum(-1).unbind()
     nearest = [parents[:0]]
-    for group, key, norm, origin in zip(order.split(sizes), keys, norms, origins.unbind()):
-        for rows in group.split(rows_at_once) if len(group) else ():
-            residuals = z.index_select(0, rows) - origin
+    for group, key, norm, origin in zip(groups, keys, norms, origins.unbind()):
+        for part in group.split(rows_at_once) if len(group) else ():
+            residuals = part.sub_(origin)  # in the copy above: no memory to fetch for each group
             nearest.append(torch.addmm(norm, residuals, key, alpha=-2).argmin(-1))
     return torch.empty_like(parents).index_copy_(0, order, torch.cat(nearest))
 
