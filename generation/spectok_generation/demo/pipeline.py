@@ -48,7 +48,6 @@ from spectok_generation.training import OWN_TOKENS, train_prior
 
 MARKER = "demo.yaml"
 OURS = ("models", "images", "report.html", "metrics.json", "samples.png", MARKER)
-THREADS = 2  # the networks are so small that more threads only wait for one another
 NUM_EXAMPLES = 10
 BATCH_SIZE = 250
 
@@ -71,7 +70,7 @@ def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
     """
     prepare_folder(plan, out)
     stages.plan([*plan.tokenizers, "prior", "classifier", "samples"], plan.recipe.expected_seconds)
-    with few_threads():
+    with one_thread():
         data = plan.tokenizers[plan.main].data
         demo = Demo(plan, out, stages, load_split(data, data.split), load_split(data, "test"))
         competitors = {label: demo.train_tokenizer(label) for label in plan.tokenizers}
@@ -273,10 +272,14 @@ def write_results(results: Results) -> None:
 
 
 @contextmanager
-def few_threads() -> Iterator[None]:
-    """Let torch use two threads at most, and leave it as it was found."""
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, and leave it as it was found.
+
+    The networks are so small that a second thread gains little, and on a busy machine the two wait
+    for each other: training then took seventeen times as long.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, THREADS))
+    torch.set_num_threads(1)
     try:
         yield
     finally:
