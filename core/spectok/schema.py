@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -190,10 +191,13 @@ def _known_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def _lenient_sequences(hint: Any) -> Any:
     """Accept a YAML list where a signature says tuple; everything else stays strict."""
-    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    options = typing.get_args(base) if typing.get_origin(base) not in (tuple, list) else (base,)
-    if any(typing.get_origin(option) is tuple for option in options or (base,)):
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
         return Annotated[hint, Field(strict=False)]
+    if origin is Annotated:
+        return Annotated[(_lenient_sequences(arguments[0]), *arguments[1:])]
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_lenient_sequences(argument) for argument in arguments)]  # noqa: UP007
     return hint
 
 

@@ -137,3 +137,15 @@ def test_load_tokenizer_validates_its_options(options, words):
 def test_a_size_that_does_not_divide_names_one_that_does():
     with pytest.raises(ValueError, match=r"image_size 30 is not divisible .* e\.g\. 32"):
         load_tokenizer("vqvae", image_size=30, downsample_factor=4)
+
+
+def test_a_list_stands_for_a_tuple_also_beside_other_types():
+    def build(one: int | tuple[int, ...] = 4, some: tuple[int, ...] | None = None) -> None: ...
+
+    for given in (8, [4, 2], (4, 2)):
+        assert validate_options(build, {"one": given}, "x")["one"] in (8, [4, 2])
+    assert validate_options(build, {"some": [1, 2]}, "x")["some"] == [1, 2]
+    with pytest.raises(ConfigError, match=r"x\.one"):
+        validate_options(build, {"one": "8"}, "x")
+    with pytest.raises(ConfigError, match=r"x\.some"):
+        validate_options(build, {"some": 3}, "x")
