@@ -49,7 +49,13 @@ class Quantizer(nn.Module, ABC):
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
         codebook_size: Number of codes in each codebook.
+
+    Attributes:
+        decodes_first_levels: Whether :meth:`lookup` also takes the indices of the first levels
+            alone, as residual quantizers can; images then decode level by level.
     """
+
+    decodes_first_levels: bool = False
 
     def __init__(self, *, dim: int, num_tokens: int, codebook_size: int):
         super().__init__()

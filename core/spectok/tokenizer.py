@@ -91,9 +91,12 @@ class ImageTokenizer(SpectokModel, ABC):
         """Layout of this tokenizer's tokens; everything downstream reads only this."""
         shape = self.token_space.shape
         levels = tuple(level.at(shape) for level in self.quantizer.levels)
-        several_by_place = self.prefix == "tokens" and len(levels) > 1
-        order = "position" if several_by_place else "level"
-        return TokenSpec(levels, order=order, prefix=self.prefix)
+        order, prefix = "level", self.prefix
+        if len(levels) > 1 and prefix == "tokens":
+            order = "position"  # a prefix then keeps all levels of the first places
+        elif len(levels) > 1 and prefix == "none" and self.quantizer.decodes_first_levels:
+            prefix = "levels"
+        return TokenSpec(levels, order=order, prefix=prefix)
 
     # -- the pipeline ----------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ class CodebookTree(Quantizer):
         learned: Whether the codes are parameters, trained by gradient, or buffers.
     """
 
+    decodes_first_levels = True
+
     def __init__(
         self,
         *,

@@ -15,7 +15,6 @@ from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder, GridTokens
 from spectok.schema import QuantizerOption
-from spectok.token_spec import Prefix
 from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_hrvqvae.codebooks import CodebookTree
 
@@ -82,8 +81,6 @@ class HRVQVAE(ImageTokenizer):
             quantizer, dim=codebook_dim, num_tokens=size * size, codebook_size=codebook_size
         )
         self.decoder = ConvDecoder(codebook_dim, in_channels, **width)
-        is_tree = isinstance(self.quantizer, CodebookTree)
-        self.prefix: Prefix = "levels" if is_tree else "none"
 
     def decode_levels(
         self, indices: Int[Tensor, "b t"], levels: Sequence[int]
