@@ -16,6 +16,9 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
     Weight decay spares vectors (biases, gains of norms) and everything inside a quantizer: codes
     are places, and decay would drag the unused ones to the origin.
+
+    A module's attribute ``own_learning_rate``, where it has one and it is not None, takes the place
+    of ``config.learning_rate`` for the parameters in it; warm-up and schedule are the same.
     """
     codes = {
         id(p)
@@ -23,29 +26,34 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         if isinstance(child, Quantizer)
         for p in child.parameters()
     }
+    own_rates = {
+        id(p): rate
+        for child in module.modules()
+        if (rate := getattr(child, "own_learning_rate", None)) is not None
+        for p in child.parameters()
+    }
     trainable = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in codes]
-    spared = [p for p in trainable if p.ndim < 2 or id(p) in codes]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups = []
+    for rate in dict.fromkeys([config.learning_rate, *own_rates.values()]):
+        members = [p for p in trainable if own_rates.get(id(p), config.learning_rate) == rate]
+        decayed = [p for p in members if p.ndim >= 2 and id(p) not in codes]
+        spared = [p for p in members if p.ndim < 2 or id(p) in codes]
+        for params, decay in [(decayed, config.weight_decay), (spared, 0.0)]:
+            groups += [{"params": params, "weight_decay": decay, "peak": rate}] if params else []
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(
-        [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas
-    )
+    return kind(groups, lr=config.learning_rate, betas=config.betas)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
-    """Set the learning rate of a step, counted from 0, and return it.
+    """Set the learning rates of a step, counted from 0, and return that of most parameters.
 
     A function of the step rather than a scheduler object: there is no state to save, and the number
     of processes cannot change its pace.
     """
-    rate = config.learning_rate * learning_rate_factor(config, step)
+    factor = learning_rate_factor(config, step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        group["lr"] = group["peak"] * factor
+    return config.learning_rate * factor
 
 
 def learning_rate_factor(config: TrainConfig, step: int) -> float:
