@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,53 +74,3 @@ def train() -> Callable[..., Any]:
 def losses() -> Callable[[Any], list[tuple[int, str]]]:
     """Take the losses from a history as (step, every bit)."""
     return lambda history: [(r["step"], r["loss"].hex()) for r in history]
-
-
-@pytest.fixture
-def fork():
-    """Start functions in forked processes: ``fork(function, *arguments, environment=…)``.
-
-    A fork starts at once, where a fresh interpreter would import for many seconds.
-    """
-    from accelerate.state import AcceleratorState
-
-    started = []
-
-    def start(function: Callable[..., None], *args: Any, environment: Any = ()) -> Any:
-        def body() -> None:
-            AcceleratorState._reset_state(reset_partial_state=True)  # the parent's is no use here
-            os.environ.update(environment)
-            function(*args)
-
-        process = multiprocessing.get_context("fork").Process(target=body)
-        with warnings.catch_warnings():
-            # Python 3.12 warns if any library started a thread; the children use one of their own.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
-
-
-@pytest.fixture
-def fork_ranks(fork: Any):
-    """Run a function in two processes that form a group, as ``torchrun`` would start them."""
-
-    def run(function: Callable[..., None], *args: Any) -> list[int]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = [
-            fork(function, *args, environment=group | {"RANK": rank, "LOCAL_RANK": rank})
-            for rank in ("0", "1")
-        ]
-        for process in ranks:
-            process.join(120)
-        return [process.exitcode for process in ranks]
-
-    return run

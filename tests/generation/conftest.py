@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,50 +80,3 @@ def sharp() -> Callable[[Any], Any]:
         return prior.eval()
 
     return widen
-
-
-@pytest.fixture
-def fork():
-    """Start a function in a forked process: ``fork(function, *arguments, environment=…)``."""
-    from accelerate.state import AcceleratorState
-
-    started = []
-
-    def start(function: Callable[..., Any], *args: Any, environment: Any = ()) -> Any:
-        def body() -> None:
-            AcceleratorState._reset_state(reset_partial_state=True)  # the parent's is no use here
-            os.environ.update(environment)
-            function(*args)
-
-        process = multiprocessing.get_context("fork").Process(target=body)
-        with warnings.catch_warnings():
-            # Python 3.12 warns if any library started a thread; the children use one of their own.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
-
-
-@pytest.fixture
-def fork_ranks(fork: Any):
-    """Run a function in two forked processes that form a group; return their exit codes."""
-
-    def run(function: Callable[..., Any], *args: Any) -> list[int | None]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = [
-            fork(function, *args, environment=group | {"RANK": rank, "LOCAL_RANK": rank})
-            for rank in "01"
-        ]
-        for process in ranks:
-            process.join(120)
-        return [process.exitcode for process in ranks]
-
-    return run

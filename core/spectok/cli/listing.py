@@ -20,6 +20,7 @@ class Kind(enum.StrEnum):
     discriminators = "discriminators"
     priors = "priors"
     datasets = "datasets"
+    metrics = "metrics"
     recipes = "recipes"
     plugins = "plugins"
 
@@ -82,7 +83,7 @@ def _plugins() -> list[dict[str, Any]]:
     from spectok.plugins import installed
 
     plugins = installed()
-    for hook in ("tokenizers", "quantizers", "discriminators", "priors", "datasets"):
+    for hook in ("tokenizers", "quantizers", "discriminators", "priors", "datasets", "metrics"):
         plugins.call(f"spectok_{hook}")  # a plugin may import, and then fail to register
     rows = [
         {"name": p.name, "package": p.distribution, "status": "ok", "module": p.module.__name__}
@@ -100,6 +101,7 @@ _ROWS = {
     Kind.discriminators: lambda: _classes("discriminator"),
     Kind.priors: lambda: _classes("prior"),
     Kind.datasets: _datasets,
+    Kind.metrics: lambda: _classes("metric"),
     Kind.recipes: _recipes,
     Kind.plugins: _plugins,
 }
@@ -115,6 +117,7 @@ def _next_command(kind: Kind, rows: list[dict[str, Any]]) -> list[str]:
         Kind.discriminators: [*train, f"adversarial.discriminator.name={first}"],
         Kind.priors: ["spectok", "train", "prior", "--help"],
         Kind.datasets: [*train, "--data", first],
+        Kind.metrics: ["spectok", "reconstruct", "MODEL", "IMAGES", "--out", "grid.png"],
         Kind.recipes: ["spectok", "train", first],
         Kind.plugins: ["spectok", "list", "tokenizers"],
     }

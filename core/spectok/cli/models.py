@@ -109,6 +109,7 @@ def reconstruct(
     import torch
 
     from spectok.images import save_grid
+    from spectok.metrics import psnr
 
     check_picture(out)
     files = find_images(images)
@@ -127,7 +128,7 @@ def reconstruct(
     save_grid(enlarge(pair_rows(originals, reconstructions, columns)), out, columns)
     say(
         f"{count_images(len(files))}, {tokenizer.token_spec.bits_per_image:,.0f} bits each, "
-        f"PSNR {psnr(originals, reconstructions):.2f} dB: {out}"
+        f"PSNR {psnr(originals, reconstructions).mean():.2f} dB: {out}"
     )
     say_next(["spectok", "encode", model, *images, "--out", "tokens.npz"])
 
@@ -166,14 +167,3 @@ def enlarge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
     from torch.nn.functional import interpolate
 
     return interpolate(images, scale_factor=max(1, SMALLEST_SHOWN // images.shape[-1]))
-
-
-def psnr(originals: Float[Tensor, "n c h w"], reconstructions: Float[Tensor, "n c h w"]) -> float:
-    """Return the mean over images of the PSNR between 8-bit pixels, in dB."""
-    import torch
-
-    from spectok.images import to_uint8
-
-    error = to_uint8(originals).double() - to_uint8(reconstructions).double()
-    mse = error.square().flatten(1).mean(dim=1).clamp_min(1e-10)
-    return float((10 * torch.log10(255**2 / mse)).mean())
