@@ -94,6 +94,11 @@ def test_data_set_without_epochs_is_fine():
     assert EpochDataset([10, 11, 12])[(4, 2)] == 12
 
 
+def test_any_seed_that_a_recipe_takes_loads_data():
+    loader = make_loader(Points(), Stream(20, 4, seed=10**20, first=0, last=5), num_workers=0)
+    assert len(list(loader)) == 5
+
+
 class Damaged(Points):
     """Points of which one cannot be read."""
 

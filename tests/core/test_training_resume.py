@@ -108,6 +108,16 @@ def test_resume_refuses_another_recipe(tmp_path, train, vqvae):
         train(tmp_path, steps=4, resume=True, seed=3)
 
 
+def test_refused_resume_leaves_the_run_as_it_was(tmp_path, train, vqvae):
+    train(tmp_path, steps=2)
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"took 8 samples per step"):
+        train(tmp_path, steps=4, resume=True, batch_size=16)
+    with pytest.raises(ConfigError, match=r"tokenizer\.quantizer"):
+        train(tmp_path, vqvae | {"quantizer": {"name": "vq"}}, steps=4, resume=True)
+    assert (tmp_path / "recipe.yaml").read_bytes() == before
+
+
 def test_resume_refuses_another_number_of_samples_per_step(tmp_path, train):
     train(tmp_path, steps=2)
     with pytest.raises(ConfigError, match=r"took 8 samples per step, this one takes 16"):

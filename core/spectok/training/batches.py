@@ -106,7 +106,8 @@ def make_loader(dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_worke
         num_workers=num_workers,
         collate_fn=getattr(dataset, "collate", None),
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(stream.seed),  # leaves the global one alone
+        # of its own, which leaves the global one alone
+        generator=torch.Generator().manual_seed(derive_seed(stream.seed, 5)),
     )
 
 

@@ -69,12 +69,13 @@ def begin(
             f"{run.output} already holds a run, at {found[-1].name}; resume it (--resume), or give "
             f"another output folder"
         )
+    recorded = read_manifest(found[-1]) if found else None
+    if recorded is not None:  # before anything is written: what is refused leaves no trace
+        _check_same_data(recorded, manifest)
+        check_same_run(recorded["recipe"], manifest["recipe"])
     on_main(accelerator, lambda: _tidy(run, folder))
-    if not found:
+    if recorded is None:
         return 0, 0.0
-    recorded = read_manifest(found[-1])
-    _check_same_data(recorded, manifest)
-    check_same_run(recorded["recipe"], manifest["recipe"])
     load_checkpoint(found[-1], parts)
     return recorded["step"], recorded["seconds"]
 
