@@ -7,6 +7,7 @@ safetensors only, the class recorded in the config must match, every weight must
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -46,7 +47,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
         place = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if folder.is_dir():
-            check_class(read_config(folder), cls.__name__, place)
+            check_config(read_config(folder), cls, place)
         elif _looks_like_path(pretrained_model_name_or_path):
             raise CheckpointError(f"{place} is not a directory; give a saved model or a hub id")
         want_info = kwargs.pop("output_loading_info", False)
@@ -61,7 +62,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
                 f"cannot load {place}: {_first_line(error)}; if files are missing or cut short, "
                 "copy or save it again"
             ) from error
-        check_class(dict(model.config), cls.__name__, place)
+        check_config(dict(model.config), cls, place)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if names := info.get(problem):
                 shown = ", ".join(map(str, list(names)[:3])) + (" …" if len(names) > 3 else "")
@@ -126,16 +127,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_class(config: dict[str, Any], expected: str, place: str) -> None:
-    """Refuse a config that was saved by another class.
+def check_config(config: dict[str, Any], cls: type, place: str) -> None:
+    """Refuse a config that was saved by another class, or has options that this one does not take.
 
     Raises:
-        CheckpointError: Names both classes.
+        CheckpointError: Names both classes, or the options.
     """
     found = config.get("_class_name")
-    if found != expected:
+    if found != cls.__name__:
         raise CheckpointError(
-            f"{place} holds a {found or 'model of no known class'}, not {expected}"
+            f"{place} holds a {found or 'model of no known class'}, not {cls.__name__}"
+        )
+    options = inspect.signature(cls).parameters
+    unknown = sorted(key for key in config if not key.startswith("_") and key not in options)
+    if unknown:
+        raise CheckpointError(
+            f"{place} has options in {CONFIG_NAME} that {cls.__name__} does not take: "
+            f"{', '.join(unknown)}; it may have been saved by another version of spectok"
         )
 
 

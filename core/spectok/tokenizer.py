@@ -203,11 +203,19 @@ class ImageTokenizer(SpectokModel, ABC):
     # -- shapes ----------------------------------------------------------------------------------
 
     def check_images(self, images: Tensor) -> None:
-        """Check the shape of a batch.
+        """Check the type and the shape of a batch.
 
         Raises:
             InputError: Says what was given and what this tokenizer takes.
         """
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(
+                f"images of type {kind} are not a tensor of floats in [-1, 1]; bytes are turned "
+                "into one by images / 127.5 - 1"
+            )
+        if len(images) == 0:
+            raise InputError("images are an empty batch; give at least one")
         if images.ndim != 4 or tuple(images.shape[1:]) != tuple(self.image_shape):
             raise InputError(
                 f"images of shape {tuple(images.shape)} do not fit this {type(self).__name__}: it "

@@ -178,6 +178,13 @@ def test_a_class_that_nothing_provides_is_named(model):
     assert "VQVAE" in message
 
 
+def test_options_that_the_class_does_not_take_are_refused(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"channel": 8}))
+    message = failure(model)
+    assert "has options in config.json that VQVAE does not take: channel" in message
+
+
 def test_a_config_that_is_missing_or_no_json_is_refused(model):
     (model / "config.json").write_text("{")
     assert "is not valid JSON" in failure(model)

@@ -126,13 +126,16 @@ class TokenizerConformance(Conformance[ImageLearner]):
             expect_refusal(functools.partial(model.decode, indices, k), str(k))
 
     def test_wrong_images_are_rejected(self, build: Build) -> None:
-        """Images of another size or number of channels are refused, naming given and expected."""
+        """Images of another size, number of channels or type are refused, naming what was given."""
         learner = self.fresh(build)
         channels, height, width = learner.model.image_shape
         for shape in ((1, channels, height + 1, width), (1, channels + 1, height, width)):
             for function in (learner.model, learner.model.encode):
                 refused = functools.partial(function, torch.zeros(shape))
                 expect_refusal(refused, str(shape), f"{channels}, {height}, {width}")
+        right = torch.zeros(2, channels, height, width)
+        expect_refusal(functools.partial(learner.model.encode, right.byte()), "uint8")
+        expect_refusal(functools.partial(learner.model.encode, right[:0]), "empty")
 
     def test_wrong_tokens_are_rejected(self, build: Build) -> None:
         """Tokens out of range, of another length or of another type are refused."""
