@@ -489,3 +489,12 @@ def test_a_key_and_a_data_set_mean_the_recipe_made_for_both():
     assert recipe_for("qgvae", "./folder") is None
     assert recipe_for("qgvae/cifar10", None) is None
     assert recipe_for("smoke/qgvae", "digits") is None
+
+
+@pytest.mark.parametrize("images", ["faces/*.tar", "faces/{000..010}.tar", "./faces"])
+def test_a_run_on_ones_own_images_is_named_after_them(images):
+    from spectok.cli.train import default_output
+    from spectok.config import data_override, load_recipe
+
+    recipe = load_recipe("qgvae", [data_override(images)])
+    assert default_output("qgvae", recipe) == Path("runs/qgvae-faces")

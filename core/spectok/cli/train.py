@@ -137,8 +137,14 @@ def default_output(name: str, recipe: TokenizerRecipe) -> Path:
         [path.stem] if is_file else [w for w in path.parts if w not in (recipe.folder, "default")]
     )
     own = data.path is not None and data.name in OWN_DATA
-    dataset = Path(data.path or "").stem if own else data.name
+    dataset = _name_of(Path(data.path or "")) if own else data.name
     return Path("runs", "-".join(words if dataset in words else [*words, dataset]))
+
+
+def _name_of(images: Path) -> str:
+    """Return what to call one's own images: a pattern such as ``shards/*.tar`` by its folder."""
+    is_pattern = any(sign in images.name for sign in "*?[{")
+    return images.absolute().parent.name if is_pattern else images.stem
 
 
 def check_output(folder: Path, resume: bool) -> None:

@@ -67,7 +67,7 @@ def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:
         return read_shards(path, config)
     local = Path(path).expanduser()
     if not local.exists():
-        raise DataError(f"{path} does not exist; give an existing {_SUMMARIES[kind]}")
+        raise DataError(f"{path} does not exist; give {_SUMMARIES[kind]}")
     if kind == "parquet":
         from spectok.data.tables import read_parquet
 
