@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from spectok.codebook import CodebookQuantizer
-from spectok.distributed import gather_candidates
+from spectok.running import RunningQuantizer
 
 
 class GradientQuantizer(CodebookQuantizer):
@@ -50,7 +50,7 @@ class GradientQuantizer(CodebookQuantizer):
         )
 
 
-class EMAQuantizer(CodebookQuantizer):
+class EMAQuantizer(RunningQuantizer):
     """Vector quantisation with codes that are running means (van den Oord et al. 2017, appendix).
 
     On the first step every code that nothing chose is set to a random vector of the batch, which
@@ -87,66 +87,29 @@ class EMAQuantizer(CodebookQuantizer):
             num_tokens=num_tokens,
             codebook_size=codebook_size,
             num_codebooks=num_codebooks,
-            codebook_weight=0.0,
             commitment_weight=commitment_weight,
-            learned=False,
-            init_range=1.0,
+            decay=decay,
+            revive_below=revive_below,
+            revive_every=revive_every,
+            starts_on_data=True,
         )
-        self.decay, self.revive_below, self.revive_every = decay, revive_below, revive_every
         self.register_buffer("ema_counts", torch.zeros_like(self.frequency))
         self.register_buffer("ema_sums", torch.zeros_like(self.codebook))
-        self.register_buffer("pending_sums", torch.zeros_like(self.codebook), persistent=False)
-        self._vectors: list[Tensor] = []
 
     ema_counts: Tensor
     ema_sums: Tensor
-    pending_sums: Tensor
 
-    @torch.no_grad()
-    def observe(self, z: Float[Tensor, "b n d"], rows: Int[Tensor, "b n"]) -> None:
-        """Add one micro-batch to the pending counts and sums."""
-        super().observe(z, rows)
-        self.pending_sums.view(-1, self.dim).index_add_(0, rows.flatten(), z.flatten(0, 1))
-        if self.revives_at(self.steps + 1):
-            self._vectors.append(self.by_codebook(z))
-
-    def pending(self) -> tuple[Tensor, ...]:
-        """Sum the vectors over ranks too."""
-        return (self.pending_sums,)
-
-    def edit_codes(
-        self, counts: Tensor, statistics: list[Tensor], optimizers: list[torch.optim.Optimizer]
-    ) -> None:
-        """Move each chosen code to its running mean; revive codes that nothing chooses."""
+    def move_codes(self, counts: Float[Tensor, "g k"], sums: Float[Tensor, "g k d"]) -> None:
+        """Move each code that was ever chosen to its running mean."""
         self.ema_counts.lerp_(counts, 1 - self.decay)
-        self.ema_sums.lerp_(statistics[0], 1 - self.decay)
+        self.ema_sums.lerp_(sums, 1 - self.decay)
         known = (self.ema_counts > 1e-8).unsqueeze(-1)
         means = self.ema_sums / self.ema_counts.clamp_min(1e-8).unsqueeze(-1)
         self.codebook.copy_(torch.where(known, means, self.codebook))
-        if self.revives_at(self.steps) and self._vectors:
-            rare = self.frequency * self.codebook_size < self.revive_below
-            self.revive(counts == 0 if self.steps == 1 else rare, torch.cat(self._vectors, dim=1))
-        self._vectors = []
 
-    def revives_at(self, step: int) -> bool:
-        """Return whether codes are revived after an optimiser step, counted from 1."""
-        return step == 1 or (self.revive_below > 0 and step % self.revive_every == 0)
-
-    def revive(self, dead: Bool[Tensor, "g k"], vectors: Float[Tensor, "g p d"]) -> None:
-        """Set codes to random vectors of this step, with the running state of an average code.
-
-        Args:
-            dead: Codes to set, equal on all ranks.
-            vectors: Each codebook's vectors of the whole step.
-        """
-        generator = self.step_generator()
-        for group, (mask, candidates) in enumerate(zip(dead, vectors)):
-            rows = mask.nonzero().squeeze(-1)
-            if not len(rows):
-                continue
-            chosen = gather_candidates(candidates, len(rows), generator)
-            count = self.ema_counts[group].sum() / self.codebook_size
-            self.codebook[group, rows] = chosen
-            self.ema_counts[group, rows] = count
-            self.ema_sums[group, rows] = chosen * count
-            self.frequency[group, rows] = 1 / self.codebook_size
+    def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
+        """Set revived codes, with the running count and sum of an average code."""
+        super().set_codes(group, rows, vectors)
+        count = self.ema_counts[group].sum() / self.codebook_size
+        self.ema_counts[group, rows] = count
+        self.ema_sums[group, rows] = vectors * count
