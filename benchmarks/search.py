@@ -129,7 +129,7 @@ def memory_in_fresh_process(case: str, name: str) -> int:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "NAME"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/search.json")
     arguments = parser.parse_args()
@@ -140,7 +140,7 @@ def main():
         return
     report = {
         "command": "python benchmarks/search.py",
-        "machine": f"{arguments.threads} threads of an {platform.machine()} CPU, no GPU",
+        "machine": f"{arguments.threads} thread(s) of a 2-core {platform.machine()} CPU, no GPU",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "per_position": PER_POSITION | measure("per_position", arguments.rounds),
         "shared": SHARED | measure("shared", arguments.rounds),
