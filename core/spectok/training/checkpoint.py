@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from spectok.errors import CheckpointError, ConfigError, TrainingError
 from spectok.training.config import FREE_TO_CHANGE
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"
 PARTIAL = ".partial"
 FREE_SETTINGS = {
