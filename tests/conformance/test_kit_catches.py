@@ -102,7 +102,7 @@ class LastMicroBatch(EMAQuantizer):
     """Revives with vectors of the last micro-batch of a step."""
 
     def observe(self, z, rows):
-        self._vectors = []
+        self._followed = []
         super().observe(z, rows)
 
 
