@@ -1,4 +1,4 @@
-"""FQ-VAE: Frequency-Quantized Variational Autoencoder Based on 2D-FFT, Feng & Liu, CMC 2025."""
+"""FQ-VAE: Frequency-Quantized Variational Autoencoder Based on 2D-FFT, Feng & Liu, 2025."""
 
 from __future__ import annotations
 
