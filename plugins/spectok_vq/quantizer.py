@@ -46,7 +46,7 @@ class GradientQuantizer(CodebookQuantizer):
             codebook_weight=codebook_weight,
             commitment_weight=commitment_weight,
             learned=True,
-            init_range=1 / codebook_size,
+            init_range=1 / max(codebook_size, 1),
         )
 
 

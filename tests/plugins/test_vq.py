@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import spectok
+from spectok.errors import InputError
 
 
 def make(name, **options):
@@ -44,8 +45,7 @@ def test_ema_codes_become_the_running_means_of_their_members():
         z = torch.randn(16, 1, 3)
         chosen = quantizer(z).indices.flatten()
         quantizer.after_step()
-        if i == 0 and len(chosen.unique()) < 2:
-            pytest.skip("the first step revived a code; choose another seed")
+        assert i > 0 or len(chosen.unique()) == 2  # otherwise the first step revives a code
         for k in range(2):
             sums[k] = 0.5 * sums[k] + 0.5 * z[chosen == k].sum((0, 1))
             counts[k] = 0.5 * counts[k] + 0.5 * (chosen == k).sum()
@@ -138,3 +138,9 @@ def test_l1_and_l2_reconstruction():
     for name, value in [("l1", 0.5), ("l2", 0.25)]:
         model = spectok.load_tokenizer("vqvae", reconstruction_loss=name)
         assert model.reconstruction_losses(images, other)["reconstruction"].item() == value
+
+
+@pytest.mark.parametrize("name", ["vq", "ema"])
+def test_an_empty_codebook_is_refused(name):
+    with pytest.raises(InputError, match="codebook_size 0 must be at least 1"):
+        make(name, codebook_size=0)
