@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import spectok
+from spectok.data import DataConfig, build_dataset
 from spectok.errors import InputError
 from spectok.losses import focal_frequency
 from spectok.nn.vqgan import PixelAttention, VQGANDecoder
@@ -228,6 +229,45 @@ def test_the_spectrum_loss_trains_the_encoder_unless_detached(detach):
     model.spectrum_losses(activations, complements)["spectrum"].backward()
     assert model.decoder.complements[0].branch[-1].weight.grad.abs().sum() > 0
     assert (model.encoder.stem.weight.grad is None) == detach
+
+
+def digits(split, count):
+    data = build_dataset(DataConfig.model_validate({"name": "digits", "split": split}))
+    return torch.stack([data[i]["images"] for i in range(count)])
+
+
+def fit(model, data, steps, learning_rate):
+    """Train as the trainer does, on batches of 32."""
+    config = TrainConfig.model_validate({"learning_rate": learning_rate, "warmup_steps": 20})
+    optimizer = make_optimizer(model.train(), config)
+    for step in range(steps):
+        set_learning_rate(optimizer, config, step)
+        losses = model(data[torch.randint(len(data), (32,))]).losses
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        model.after_step([optimizer])
+    return model.eval()
+
+
+def test_complements_learn_the_spectra_of_the_encoder():
+    """DSL brings each C_i nearer to A_i than nothing is, and than one that did not learn it."""
+    data, distances = digits("train", 128), []
+    for weight in (1e-9, 1.0):
+        torch.manual_seed(0)
+        model = fit(tiny(spectrum_weight=weight), data, steps=20, learning_rate=5e-3)
+        with torch.no_grad():
+            batch, loss = data[:32], model.spectrum_loss
+            z_q = model.embed(model.encode(batch))
+            complements = model.decoder.decode(model.token_space.to_latents(z_q))[1]
+            distances.append(
+                [
+                    loss([a], [c]) / loss([a], [torch.zeros_like(c)])  # all widths are about equal
+                    for a, c in zip(model.encoder.stages(batch), complements)
+                ]
+            )
+    for without, learned in zip(*distances):
+        assert learned < min(1, without)
 
 
 ROWS = {  # of Table 2; the discriminator is the recipe's
