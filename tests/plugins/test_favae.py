@@ -236,13 +236,13 @@ def digits(split, count):
     return torch.stack([data[i]["images"] for i in range(count)])
 
 
-def fit(model, data, steps, learning_rate):
-    """Train as the trainer does, on batches of 32."""
+def fit(model, data, steps, learning_rate, batch_size=32):
+    """Train as the trainer does."""
     config = TrainConfig.model_validate({"learning_rate": learning_rate, "warmup_steps": 20})
     optimizer = make_optimizer(model.train(), config)
     for step in range(steps):
         set_learning_rate(optimizer, config, step)
-        losses = model(data[torch.randint(len(data), (32,))]).losses
+        losses = model(data[torch.randint(len(data), (batch_size,))]).losses
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -255,7 +255,7 @@ def test_complements_learn_the_spectra_of_the_encoder():
     data, distances = digits("train", 128), []
     for weight in (1e-9, 1.0):
         torch.manual_seed(0)
-        model = fit(tiny(spectrum_weight=weight), data, steps=20, learning_rate=5e-3)
+        model = fit(tiny(spectrum_weight=weight), data, 20, 5e-3, batch_size=8)
         with torch.no_grad():
             batch, loss = data[:32], model.spectrum_loss
             z_q = model.embed(model.encode(batch))
