@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectok.distributed import world
 from spectok.errors import InputError, TokenError
+from spectok_generation.conditions import Condition, check_count, join
 from spectok_generation.priors.base import AutoregressivePrior
 
 OnToken = Callable[[Tensor, int], None]
@@ -58,7 +59,7 @@ class SamplingOptions:
 def sample_tokens(
     prior: AutoregressivePrior,
     num_images: int,
-    labels: Int[Tensor, "n"] | None = None,
+    condition: Condition | None = None,
     *,
     seed: int = 0,
     options: SamplingOptions | None = None,
@@ -70,7 +71,7 @@ def sample_tokens(
     Args:
         prior: A trained prior, on the device to sample on.
         num_images: Images in all; they are numbered from 0.
-        labels: Class of each image, for a class-conditional prior.
+        condition: Class or text of each image, for a prior that takes one.
         seed: With the image's number, the only source of randomness.
         options: Temperature and the like.
         batch_size: Images drawn at once on each process.
@@ -81,14 +82,14 @@ def sample_tokens(
     """
     if num_images < 1 or batch_size < 1:
         raise InputError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
-    if labels is not None and labels.shape != (num_images,):
-        raise InputError(f"labels of shape {tuple(labels.shape)} are not ({num_images},)")
+    if condition is not None:
+        check_count(condition, num_images)
     rank, size = world()
     tokens = torch.zeros(num_images, prior.token_spec.num_tokens, dtype=torch.int64)
     mine = list(range(rank, num_images, size))
     for start in range(0, len(mine), batch_size):
         numbers = mine[start : start + batch_size]
-        chosen = labels[numbers] if labels is not None else None
+        chosen = condition[numbers] if condition is not None else None
         drawn = sample_batch(prior, numbers, chosen, seed=seed, options=options)
         tokens[numbers] = drawn.cpu()
         if on_images is not None:
@@ -104,7 +105,7 @@ def sample_tokens(
 def sample_batch(
     prior: AutoregressivePrior,
     numbers: Sequence[int],
-    labels: Int[Tensor, "b"] | None = None,
+    condition: Condition | None = None,
     *,
     seed: int = 0,
     options: SamplingOptions | None = None,
@@ -116,14 +117,14 @@ def sample_batch(
     Args:
         prior: A trained prior; it is put into eval mode meanwhile.
         numbers: The number of each image, which with ``seed`` decides its randomness.
-        labels: Class of each image.
+        condition: Class or text of each image.
         seed: See :func:`sample_tokens`.
         options: Temperature and the like.
         prefix: The first p tokens of each image, kept as they are.
         on_token: Called as ``on_token(indices, k)`` whenever the first k tokens are there.
 
     Raises:
-        InputError: If labels or guidance do not fit the prior.
+        InputError: If condition or guidance do not fit the prior.
         TokenError: If the prefix is outside the spec.
     """
     options = options or SamplingOptions()
@@ -133,7 +134,7 @@ def sample_batch(
     spec.validate(indices)
     uniforms = torch.stack([image_uniforms(seed, n, spec.num_tokens) for n in numbers])
     uniforms = uniforms.to(prior.device)
-    conditions, guided = _conditions(prior, labels, batch, options.guidance)
+    conditions, guided = _conditions(prior, condition, batch, options.guidance)
     was_training = prior.training
     prior.eval()
     try:
@@ -142,8 +143,8 @@ def sample_batch(
             known = indices[:, :place]
             logits = prior.next_logits(state, known.repeat(2, 1) if guided else known)
             if guided:
-                with_class, without = logits.chunk(2)
-                logits = without + options.guidance * (with_class - without)
+                conditional, without = logits.chunk(2)
+                logits = without + options.guidance * (conditional - without)
             indices[:, place] = draw_tokens(logits, uniforms[:, place], options)
             if on_token is not None:
                 on_token(indices, place + 1)
@@ -186,17 +187,18 @@ def draw_tokens(
 
 
 def _conditions(
-    prior: AutoregressivePrior, labels: Tensor | None, batch: int, guidance: float
-) -> tuple[Int[Tensor, "n"], bool]:
-    """Return the classes to start from, doubled by "no class" where guidance needs both."""
-    prior.check_can_omit(labels)
-    conditions = prior.check_labels(labels, batch)
+    prior: AutoregressivePrior, condition: Condition | None, batch: int, guidance: float
+) -> tuple[Condition, bool]:
+    """Return the conditions to start from, doubled by none where guidance needs both."""
+    prior.check_can_omit(condition)
+    checked = prior.check_condition(condition, batch)
     if guidance == 1.0:
-        return conditions, False
-    if labels is None:
-        raise InputError(f"guidance {guidance} needs labels to be guided towards")
+        return checked, False
+    if condition is None:
+        kind = "a text" if prior.condition_name == "text" else "labels"
+        raise InputError(f"guidance {guidance} needs {kind} to be guided towards")
     prior.check_can_omit(None)
-    return torch.cat([conditions, torch.full_like(conditions, prior.num_classes)]), True
+    return join(checked, prior.null_condition(batch)), True
 
 
 def _copy_prefix(indices: Tensor, prefix: Tensor | None) -> int:

@@ -65,7 +65,7 @@ def test_cached_logits_equal_uncached_ones(spec, sharp):
 
 def test_logits_are_as_wide_as_the_largest_vocabulary(spec):
     prior = create_prior("gpt", spec, **TINY)
-    logits = prior.logits(some_sequences(spec, 2), prior.check_labels(None, 2))
+    logits = prior.logits(some_sequences(spec, 2), prior.check_condition(None, 2))
     assert logits.shape == (2, spec.num_tokens, spec.max_vocab_size)
     for place, size in enumerate(spec.vocab_sizes):
         assert torch.isfinite(logits[:, place, :size]).all()

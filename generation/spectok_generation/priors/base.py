@@ -1,4 +1,4 @@
-"""The prior contract: a model of ``p(indices | class)`` built from a ``TokenSpec`` alone."""
+"""The prior contract: a model of ``p(indices | condition)`` built from a ``TokenSpec`` alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from spectok import TokenSpec
 from spectok.distributed import draw_per_sample
 from spectok.errors import InputError
 from spectok.modeling import SpectokModel
+from spectok_generation.conditions import (
+    Condition,
+    TextFeatures,
+    check_labels,
+    check_text,
+    hide,
+)
 
 
 @dataclass
@@ -34,18 +41,30 @@ class PriorOutput:
 class Prior(SpectokModel, ABC):
     """A model of one tokenizer's tokens that never asks which tokenizer it is.
 
+    It is conditioned on nothing, on a class or on a text; see :mod:`spectok_generation.conditions`.
+
     A subclass's constructor, decorated with ``register_to_config``, takes ``token_spec``,
-    ``num_classes`` and ``tokenizer`` by keyword, then its own options; that signature is the
-    schema of the recipe section ``prior:``. It passes the first two on to this class.
+    ``num_classes`` and ``tokenizer`` by keyword, and ``text`` if it reads text, then its own
+    options; that signature is the schema of the recipe section ``prior:``.
 
     Args:
         token_spec: Layout of the tokens, as :meth:`spectok.TokenSpec.to_dict` writes it.
-        num_classes: Number of classes of a class-conditional prior; 0 for an unconditional one.
+        num_classes: Number of classes of a class-conditional prior; 0 for any other.
+        condition_dropout: Share of training images whose class or text is hidden, which
+            classifier-free guidance and likelihoods without a condition need.
+        text_width: Length of the text features of a text-conditional prior; 0 for any other.
     """
 
-    def __init__(self, token_spec: dict[str, Any], num_classes: int):
+    def __init__(
+        self,
+        token_spec: dict[str, Any],
+        num_classes: int = 0,
+        condition_dropout: float = 0.0,
+        text_width: int = 0,
+    ):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.text_width = num_classes, text_width
+        self.condition_dropout = condition_dropout
         self._spec = TokenSpec.from_dict(token_spec)
 
     @property
@@ -58,33 +77,62 @@ class Prior(SpectokModel, ABC):
         """What is known of the tokenizer: its fingerprint, path, image shape and class names."""
         return dict(self.config["tokenizer"] or {})
 
+    @property
+    def condition_name(self) -> str | None:
+        """What it is conditioned on: ``"class"``, ``"text"`` or None."""
+        return "text" if self.text_width else "class" if self.num_classes else None
+
     @abstractmethod
     def forward(
-        self, indices: Int[Tensor, "b t"], labels: Int[Tensor, "b"] | None = None
+        self, indices: Int[Tensor, "b t"], condition: Condition | None = None
     ) -> PriorOutput:
         """Return the losses of a batch of tokens.
 
         Args:
             indices: int64 tokens laid out as :attr:`token_spec` says.
-            labels: Class of each image, for a class-conditional prior.
+            condition: Class or text of each image, for a prior that takes one.
         """
 
-    def check_labels(self, labels: Int[Tensor, "b"] | None, batch_size: int) -> Int[Tensor, "b"]:
-        """Return one class per image; ``num_classes`` itself stands for "no class".
+    def check_condition(self, condition: Condition | None, batch_size: int) -> Condition:
+        """Return one condition per image, on this prior's device; None becomes "no condition".
 
         Raises:
-            InputError: If a class is out of range or given to an unconditional prior.
+            InputError: If it is not of the kind, number or range that this prior takes.
         """
-        if labels is None:
-            return torch.full((batch_size,), self.num_classes, device=self.device)
-        if self.num_classes == 0:
-            raise InputError("labels were given to a prior without classes; leave them out")
-        if labels.shape != (batch_size,):
-            raise InputError(f"labels of shape {tuple(labels.shape)} are not ({batch_size},)")
-        if ((labels < 0) | (labels >= self.num_classes)).any():
-            wrong = int(labels[(labels < 0) | (labels >= self.num_classes)][0])
-            raise InputError(f"class {wrong} is outside 0..{self.num_classes - 1}")
-        return labels.long().to(self.device)
+        if condition is None:
+            return self.null_condition(batch_size)
+        if isinstance(condition, TextFeatures):
+            return check_text(condition, self.text_width, batch_size).to(self.device)
+        return check_labels(condition, self.num_classes, batch_size).to(self.device)
+
+    def null_condition(self, batch_size: int) -> Condition:
+        """Return "no condition" for each image of a batch."""
+        if self.text_width:
+            return TextFeatures.none(batch_size, self.text_width, self.device)
+        return torch.full((batch_size,), self.num_classes, device=self.device)
+
+    def drop_condition(self, condition: Condition) -> Condition:
+        """Hide the condition of some images, in training, as ``condition_dropout`` says."""
+        if not self.training or self.condition_dropout == 0 or self.condition_name is None:
+            return condition
+        hidden = draw_per_sample(len(condition)) < self.condition_dropout
+        return hide(condition, hidden, self.num_classes)
+
+    def check_can_omit(self, condition: Condition | None) -> None:
+        """Refuse to leave the condition out where the prior was never trained without one.
+
+        Raises:
+            InputError: With the remedy.
+        """
+        if condition is not None or self.condition_name is None or self.condition_dropout:
+            return
+        kind = self.condition_name
+        option = "class_dropout" if "class_dropout" in self.config else "condition_dropout"
+        one = f"one of its {self.num_classes} classes" if kind == "class" else "a text"
+        raise InputError(
+            f"this prior was trained with the {kind} always given ({option}=0): give {one}, and "
+            f"train with {option} for guidance"
+        )
 
 
 class AutoregressivePrior(Prior):
@@ -92,37 +140,25 @@ class AutoregressivePrior(Prior):
 
     A subclass defines :meth:`logits` for all places at once, and :meth:`start` and
     :meth:`next_logits` for the sampler. The likelihood is exact.
-
-    Args:
-        token_spec: See :class:`Prior`.
-        num_classes: See :class:`Prior`.
-        class_dropout: Share of training images whose class is hidden, which classifier-free
-            guidance and likelihoods without a class need.
     """
 
-    def __init__(self, token_spec: dict[str, Any], num_classes: int, class_dropout: float = 0.0):
-        super().__init__(token_spec, num_classes)
-        self.class_dropout = class_dropout
-
     @abstractmethod
-    def logits(
-        self, indices: Int[Tensor, "b t"], labels: Int[Tensor, "b"]
-    ) -> Float[Tensor, "b t k"]:
+    def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
         """Return logits of each place given the places before it.
 
         K is the largest vocabulary; entries beyond a place's own vocabulary are -inf.
 
         Args:
             indices: Valid tokens.
-            labels: Checked classes; ``num_classes`` stands for "no class".
+            condition: A checked condition; see :meth:`Prior.check_condition`.
         """
 
     @abstractmethod
-    def start(self, labels: Int[Tensor, "b"]) -> Any:
+    def start(self, condition: Condition) -> Any:
         """Return the state of a new batch of sequences, its cache allocated for all T places.
 
         Args:
-            labels: Checked classes; ``num_classes`` stands for "no class".
+            condition: A checked condition; see :meth:`Prior.check_condition`.
         """
 
     @abstractmethod
@@ -136,14 +172,11 @@ class AutoregressivePrior(Prior):
         """
 
     def forward(
-        self, indices: Int[Tensor, "b t"], labels: Int[Tensor, "b"] | None = None
+        self, indices: Int[Tensor, "b t"], condition: Condition | None = None
     ) -> PriorOutput:
         """Return the mean negative log-likelihood, in nats per token, and its size in bits."""
-        labels = self.check_labels(labels, indices.shape[0])
-        if self.training and self.class_dropout > 0 and self.num_classes:
-            hidden = draw_per_sample(indices.shape[0]) < self.class_dropout
-            labels = labels.masked_fill(hidden.to(labels.device), self.num_classes)
-        nll = -self._token_log_probs(indices, labels).mean()
+        condition = self.drop_condition(self.check_condition(condition, indices.shape[0]))
+        nll = -self._token_log_probs(indices, condition).mean()
         bits = nll.detach() / math.log(2)
         metrics = {"bits_per_token": bits}
         if self._num_pixels:
@@ -152,32 +185,21 @@ class AutoregressivePrior(Prior):
 
     @torch.no_grad()
     def log_prob(
-        self, indices: Int[Tensor, "b t"], labels: Int[Tensor, "b"] | None = None
+        self, indices: Int[Tensor, "b t"], condition: Condition | None = None
     ) -> Float[Tensor, "b"]:
-        """Return ``log p(indices | class)`` of each image, in nats.
+        """Return ``log p(indices | condition)`` of each image, in nats.
 
         Raises:
             TokenError: If indices are outside the spec.
-            InputError: If the prior needs a class and none is given.
+            InputError: If the prior needs a condition and none is given.
         """
         self.token_spec.validate(indices)
-        self.check_can_omit(labels)
-        return self._token_log_probs(indices, self.check_labels(labels, len(indices))).sum(1)
+        self.check_can_omit(condition)
+        checked = self.check_condition(condition, len(indices))
+        return self._token_log_probs(indices, checked).sum(1)
 
-    def check_can_omit(self, labels: Tensor | None) -> None:
-        """Refuse to leave the class out where the prior was never trained without one.
-
-        Raises:
-            InputError: With the remedy.
-        """
-        if labels is None and self.num_classes and self.class_dropout == 0:
-            raise InputError(
-                f"this prior was trained with the class always given (class_dropout=0): give one "
-                f"of its {self.num_classes} classes, and train with class_dropout for guidance"
-            )
-
-    def _token_log_probs(self, indices: Tensor, labels: Tensor) -> Float[Tensor, "b t"]:
-        log_probs = self.logits(indices, labels).float().log_softmax(-1)
+    def _token_log_probs(self, indices: Tensor, condition: Condition) -> Float[Tensor, "b t"]:
+        log_probs = self.logits(indices, condition).float().log_softmax(-1)
         return log_probs.gather(2, indices.unsqueeze(2)).squeeze(2)
 
     @functools.cached_property

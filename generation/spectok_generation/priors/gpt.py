@@ -98,7 +98,7 @@ class GPT(AutoregressivePrior):
         dropout: Rate = 0.1,
         class_dropout: Rate = 0.0,
     ):
-        super().__init__(token_spec, num_classes, class_dropout)
+        super().__init__(token_spec, num_classes, condition_dropout=class_dropout)
         layers, heads, wide = SIZES[size]
         layers, heads, wide = num_layers or layers, num_heads or heads, width or wide
         if wide % heads:
