@@ -115,6 +115,16 @@ class Quantizer(nn.Module, ABC):
         """Edit codes: called once after each optimiser step, on every rank."""
 
 
+def outermost_quantizers(module: nn.Module) -> list[Quantizer]:
+    """Return the quantizers of a model, leaving out those that are parts of another quantizer.
+
+    A quantizer made of others passes ``before_step`` and ``after_step`` on to them itself.
+    """
+    if isinstance(module, Quantizer):
+        return [module]
+    return [found for child in module.children() for found in outermost_quantizers(child)]
+
+
 class _StraightThrough(torch.autograd.Function):
     """Forward the codes bit for bit; send their gradient to the encoder."""
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from spectok.errors import InputError
 from spectok.modeling import SpectokModel
 from spectok.outputs import TokenizerOutput
-from spectok.quantizer import Quantizer
-from spectok.token_spec import Prefix, TokenSpec
+from spectok.quantizer import Quantizer, outermost_quantizers
+from spectok.token_spec import Order, Prefix, TokenSpec
 
 
 class TokenSpace(nn.Module, ABC):
@@ -74,6 +74,11 @@ class ImageTokenizer(SpectokModel, ABC):
     Attributes:
         image_shape: ``(C, H, W)`` of the images.
         latent_shape: ``(c, h, w)`` of the latents.
+        order: How the levels of a quantizer with several become one sequence; see
+            :class:`~spectok.TokenSpec`.
+        prefix: Whether the start of a sequence decodes on its own. Where it is ``"none"`` and whole
+            levels come one after another, a quantizer whose first levels decode makes it
+            ``"levels"``.
     """
 
     encoder: nn.Module
@@ -82,6 +87,7 @@ class ImageTokenizer(SpectokModel, ABC):
     decoder: nn.Module
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
+    order: Order = "level"
     prefix: Prefix = "none"
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
@@ -91,10 +97,12 @@ class ImageTokenizer(SpectokModel, ABC):
         """Layout of this tokenizer's tokens; everything downstream reads only this."""
         shape = self.token_space.shape
         levels = tuple(level.at(shape) for level in self.quantizer.levels)
-        order, prefix = "level", self.prefix
-        if len(levels) > 1 and prefix == "tokens":
+        order, prefix = self.order, self.prefix
+        if len(levels) == 1:
+            order = "level"
+        elif prefix == "tokens":
             order = "position"  # a prefix then keeps all levels of the first places
-        elif len(levels) > 1 and prefix == "none" and self.quantizer.decodes_first_levels:
+        elif prefix == "none" and order == "level" and self.quantizer.decodes_first_levels:
             prefix = "levels"
         return TokenSpec(levels, order=order, prefix=prefix)
 
@@ -189,16 +197,14 @@ class ImageTokenizer(SpectokModel, ABC):
 
     def before_step(self) -> None:
         """Call once per optimiser step, when gradients are synchronised and not yet clipped."""
-        for module in self.modules():
-            if isinstance(module, Quantizer):
-                module.before_step()
+        for quantizer in outermost_quantizers(self):
+            quantizer.before_step()
 
     def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
         """Call once after each optimiser step, on every rank: codebooks are edited here."""
         optimizers = list(optimizers)
-        for module in self.modules():
-            if isinstance(module, Quantizer):
-                module.after_step(optimizers)
+        for quantizer in outermost_quantizers(self):
+            quantizer.after_step(optimizers)
 
     # -- shapes ----------------------------------------------------------------------------------
 

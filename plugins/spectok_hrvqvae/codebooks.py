@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spectok.codebook import USED_SHARE
+from spectok.counting import USED_SHARE, SteppedQuantizer
 from spectok.outputs import QuantizerOutput
 from spectok.quantizer import (
-    Quantizer,
     QuantizerLevel,
     codebook_losses,
     perplexity,
@@ -22,7 +21,7 @@ from spectok.quantizer import (
 from spectok_hrvqvae.tree import descend, nodes_of, partial_sums, path_of
 
 
-class CodebookTree(Quantizer):
+class CodebookTree(SteppedQuantizer):
     """Hierarchical residual quantisation (Eq. 3 to 6); a subclass decides how codes are kept alive.
 
     Args:
@@ -36,6 +35,7 @@ class CodebookTree(Quantizer):
     """
 
     decodes_first_levels = True
+    step_seed = 0x7EE5
 
     def __init__(
         self,

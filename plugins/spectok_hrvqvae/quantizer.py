@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.codebook import FREQUENCY_DECAY
+from spectok.counting import FREQUENCY_DECAY
 from spectok.distributed import (
     broadcast_from_main,
     clear_moments,
@@ -95,16 +95,13 @@ class TreeQuantizer(CodebookTree):
             learned=learned,
         )
         self.decay, self.revive_below, self.revive_every = decay, revive_below, revive_every
-        self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("pending_counts", torch.zeros(codebook_size), persistent=False)
         if not learned:
             self.register_buffer("ema_counts", torch.zeros(codebook_size))
             self.register_buffer("ema_sums", torch.zeros(codebook_size, dim))
             self.register_buffer("pending_sums", torch.zeros(codebook_size, dim), persistent=False)
-        self._steps: int | None = None
         self._vectors: list[Tensor] = []
 
-    num_steps: Tensor
     pending_counts: Tensor
     ema_counts: Tensor
     ema_sums: Tensor
@@ -128,8 +125,7 @@ class TreeQuantizer(CodebookTree):
             return
         optimizers, pending = list(optimizers), self._pending()
         counts, *sums = sum_over_ranks(*pending)
-        self._steps = self.steps + 1
-        self.num_steps += 1
+        self.count_step()
         if self.steps == 1 and self._vectors:
             self.start(int(counts.sum()), optimizers)
         else:
@@ -265,18 +261,3 @@ class TreeQuantizer(CodebookTree):
         """Take codes and statistics from rank 0: sums on a GPU may round differently per rank."""
         for state in (*self.codebooks, *self._running()):
             state.copy_(broadcast_from_main(state))
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps taken, read from the buffer only once: no device sync in the step."""
-        if self._steps is None:
-            self._steps = int(self.num_steps)
-        return self._steps
-
-    def step_generator(self) -> torch.Generator:
-        """Return a CPU generator in a state that depends only on the step: equal on all ranks."""
-        return torch.Generator().manual_seed(0x7EE5 + self.steps)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._steps = None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spectok.quantizer import Quantizer
+from spectok.quantizer import outermost_quantizers
 from spectok.schema import validate_options
 from spectok.testing.base import Build, Conformance
 from spectok.testing.expect import expect, expect_refusal
@@ -98,9 +98,8 @@ class TokenizerConformance(Conformance[ImageLearner]):
         """``embed(indices)`` returns the vectors that the quantizer made of the image."""
         learner = self.fresh(build)
         model, images, made = learner.model.eval(), learner.batch(2), []
-        for module in model.modules():
-            if isinstance(module, Quantizer):
-                module.register_forward_hook(lambda _module, _args, output: made.append(output.z_q))
+        for quantizer in outermost_quantizers(model):
+            quantizer.register_forward_hook(lambda _module, _args, output: made.append(output.z_q))
         with torch.no_grad():
             indices = model(images).indices
             expect(
