@@ -1,10 +1,9 @@
 """Nearest child under a known parent: each vector is compared with the codes of its parent only.
 
-Vectors are sorted by parent and multiplied group by group, so that a parent's codes are read once
-for all its vectors and nothing of size vectors x codes x dim is made. On a CPU each group is one
-small product, whose vectors stay in the cache; on an accelerator, where launching hundreds of them
-would cost more than the work, groups are cut into blocks of equal length and all blocks are one
-batched product.
+Vectors are sorted by parent and cut into blocks of equal length, each of one parent, and many
+blocks at once are one batched product: a parent's codes are read once for a block of vectors,
+nothing of size vectors x codes x dim is made, and the number of operations does not grow with the
+number of parents.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from spectok.search import DISTANCE_BYTES, nearest_codes
 
-BLOCK = 32  # vectors in a block: half a block per parent is padding
+BLOCK = 32  # vectors in a block: on average half a block per parent is padding
 
 
 @torch.no_grad()
@@ -42,56 +41,56 @@ def nearest_children(
         z, codebooks, origins = z.float(), codebooks.float(), origins.float()
         if len(codebooks) == 1:
             return nearest_codes(z.unsqueeze(0), codebooks + origins)[0]
-        search = search_groups if z.device.type == "cpu" else search_blocks
-        return search(z, parents, codebooks, origins)
+        return search_blocks(z, parents, codebooks, origins, exact_count=z.device.type == "cpu")
 
 
-def search_groups(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor) -> Tensor:
-    """Take one group after the other; see :func:`nearest_children`."""
-    order = parents.argsort(stable=True)
-    sizes = torch.bincount(parents, minlength=len(codebooks)).tolist()
-    rows_at_once = max(1, DISTANCE_BYTES["cpu"] // (4 * codebooks.shape[1]))
-    groups = z.index_select(0, order).split(sizes)
-    keys, norms = codebooks.transpose(1, 2).unbind(), codebooks.square().sum(-1).unbind()
-    nearest = [parents[:0]]
-    for group, key, norm, origin in zip(groups, keys, norms, origins.unbind()):
-        for part in group.split(rows_at_once) if len(group) else ():
-            residuals = part.sub_(origin)  # in the copy above: no memory to fetch for each group
-            nearest.append(torch.addmm(norm, residuals, key, alpha=-2).argmin(-1))
-    return torch.empty_like(parents).index_copy_(0, order, torch.cat(nearest))
+def search_blocks(
+    z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor, *, exact_count: bool
+) -> Tensor:
+    """Take blocks of vectors of one parent, many at once; see :func:`nearest_children`.
 
-
-def search_blocks(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor) -> Tensor:
-    """Take blocks of vectors of one parent, all at once; see :func:`nearest_children`.
-
-    The number of blocks is an upper bound that depends on shapes alone: reading the true number
-    would wait for the device.
+    Args:
+        z: P vectors.
+        parents: The codebook of each.
+        codebooks: M codes for each parent.
+        origins: Where each parent is.
+        exact_count: Whether to read the number of blocks, for which an accelerator would have to
+            be waited for, or take an upper bound that depends on shapes alone.
     """
-    order = parents.argsort(stable=True)
-    counts = torch.bincount(parents, minlength=len(codebooks))
-    ends = (counts + BLOCK - 1).div(BLOCK, rounding_mode="floor").cumsum(0)
-    num_blocks = len(z) // BLOCK + min(len(z), len(codebooks))
-    owners = torch.searchsorted(ends, torch.arange(num_blocks, device=z.device), right=True)
-    owners = owners.clamp_max(len(codebooks) - 1)
-    slots = _slots(parents[order], counts, ends)
-    residuals = z[order] - origins[parents[order]]
-    padded = z.new_zeros(num_blocks * BLOCK, z.shape[1]).index_copy_(0, slots, residuals)
-    norms = codebooks.square().sum(-1, keepdim=True).transpose(1, 2)  # (G, 1, M)
-    _, num_codes, dim = codebooks.shape
-    blocks_at_once = max(1, DISTANCE_BYTES["cuda"] // (4 * num_codes * (BLOCK + dim)))
-    nearest = [
-        torch.baddbmm(norms[own], blocks, codebooks[own].transpose(1, 2), alpha=-2).argmin(-1)
-        for own, blocks in zip(
-            owners.split(blocks_at_once), padded.view(-1, BLOCK, dim).split(blocks_at_once)
-        )
-    ]  # (blocks, BLOCK) each
-    found = torch.cat(nearest).flatten()[slots]
-    return torch.empty_like(parents).index_copy_(0, order, found)
+    num_codes, dim = codebooks.shape[1:]
+    owners, slots, order = _lay_out(parents, len(codebooks), exact_count)
+    rows = slots.new_zeros(len(owners) * BLOCK).index_copy_(0, slots, order)  # padding: vector 0
+    norms = codebooks.square().sum(-1).unsqueeze(1)  # (G, 1, M)
+    budget = DISTANCE_BYTES.get(z.device.type, DISTANCE_BYTES["cuda"])
+    budget //= 2  # so that a CPU's cache also holds what they are read from
+    blocks = max(1, budget // (4 * (BLOCK * dim + num_codes * (dim + BLOCK))))
+    nearest = rows.new_empty(len(owners), BLOCK)
+    # One buffer for all products: fresh memory costs a CPU more than the gathering itself.
+    buffer = z.new_empty(min(blocks, len(owners)) * BLOCK, dim)
+    for own, row, found in zip(
+        owners.split(blocks), rows.split(blocks * BLOCK), nearest.split(blocks)
+    ):
+        residuals = torch.index_select(z, 0, row, out=buffer[: len(row)]).view(-1, BLOCK, dim)
+        residuals -= origins.index_select(0, own).unsqueeze(1)
+        keys = codebooks.index_select(0, own).transpose(1, 2)  # (blocks, D, M)
+        distances = torch.baddbmm(norms.index_select(0, own), residuals, keys, alpha=-2)
+        torch.argmin(distances, -1, out=found)
+    children = nearest.flatten().index_select(0, slots)
+    return torch.empty_like(parents).index_copy_(0, order, children)
 
 
-def _slots(parents: Tensor, counts: Tensor, ends: Tensor) -> Tensor:
-    """Place each vector, sorted by parent, in the blocks of its parent; ``ends`` counts blocks."""
-    first_vector = counts.cumsum(0) - counts
+def _lay_out(
+    parents: Tensor, num_parents: int, exact_count: bool
+) -> tuple[Int[Tensor, "blocks"], Int[Tensor, "p"], Int[Tensor, "p"]]:
+    """Return each block's parent, the places of the sorted vectors in the blocks, their order."""
+    order = parents.argsort()
+    counts = torch.bincount(parents, minlength=num_parents)
+    ends = (counts + BLOCK - 1).div(BLOCK, rounding_mode="floor").cumsum(0)  # in blocks
+    bound = len(parents) // BLOCK + min(len(parents), num_parents)
+    num_blocks = int(ends[-1]) if exact_count else bound
+    block = torch.arange(num_blocks, device=parents.device)
+    owners = torch.searchsorted(ends, block, right=True).clamp_max(num_parents - 1)
     first_block = torch.cat([ends.new_zeros(1), ends[:-1]])
-    rank = torch.arange(len(parents), device=parents.device) - first_vector[parents]
-    return first_block[parents] * BLOCK + rank
+    shift = first_block * BLOCK - (counts.cumsum(0) - counts)
+    place = torch.arange(len(parents), device=parents.device)
+    return owners, place + shift.index_select(0, parents.index_select(0, order)), order

@@ -12,7 +12,7 @@ from spectok.search import DISTANCE_BYTES
 from spectok.testing import QuantizerConformance
 from spectok_generation import create_prior, sample_tokens
 from spectok_hrvqvae.revival import split_pairs, with_fair_share
-from spectok_hrvqvae.search import search_blocks, search_groups
+from spectok_hrvqvae.search import search_blocks
 from spectok_hrvqvae.start import hierarchical_kmeans
 from spectok_hrvqvae.tree import descend, members, nodes_of, partial_sums, path_of
 
@@ -134,15 +134,15 @@ def test_greedy_choice_equals_brute_force_within_the_chosen_path(checked_shapes)
 
 @pytest.mark.parametrize("num_vectors", [0, 1, 40, 3000])
 @pytest.mark.parametrize("budget", [1, 10_000, 1 << 20])
-def test_blocks_and_groups_find_the_same_children(num_vectors, budget, monkeypatch):
-    for device in ("cpu", "cuda"):
-        monkeypatch.setitem(DISTANCE_BYTES, device, budget)
+def test_blocks_find_the_nearest_children(num_vectors, budget, monkeypatch):
+    monkeypatch.setitem(DISTANCE_BYTES, "cpu", budget)
     codebooks, origins = torch.randn(70, 5, 8), torch.randn(70, 8)
     z, parents = torch.randn(num_vectors, 8), torch.randint(70, (num_vectors,)) ** 2 % 70
     away = (z - origins[parents]).unsqueeze(1) - codebooks[parents]
     expected = away.square().sum(-1).argmin(-1)
-    assert torch.equal(search_groups(z, parents, codebooks, origins), expected)
-    assert torch.equal(search_blocks(z, parents, codebooks, origins), expected)
+    for exact_count in (True, False):
+        found = search_blocks(z, parents, codebooks, origins, exact_count=exact_count)
+        assert torch.equal(found, expected)
 
 
 def test_a_flat_tree_is_plain_vector_quantisation():
