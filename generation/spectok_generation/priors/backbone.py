@@ -1,0 +1,182 @@
+"""GPT-2 over the places of a ``TokenSpec``: what ``gpt`` and ``cat`` have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from transformers import EncoderDecoderCache, GPT2Config, GPT2Model, StaticCache
+
+from spectok.errors import ConfigError
+from spectok_generation.conditions import Condition, TextFeatures
+from spectok_generation.priors.base import AutoregressivePrior
+from spectok_generation.priors.codebooks import CodebookHead, parent_places
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a transformer.
+
+    Args:
+        num_layers: Blocks.
+        num_heads: Attention heads; must divide the width.
+        width: Length D of the hidden vectors.
+    """
+
+    num_layers: int
+    num_heads: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"prior.width {self.width} is not divisible by prior.num_heads {self.num_heads}"
+            )
+
+
+@dataclass
+class DecodingState:
+    """A batch of sequences being sampled.
+
+    Args:
+        cache: Keys and values, allocated once for all T places and for all of the context.
+        start: First input of each sequence, which predicts place 0.
+        context: What the blocks look at beside the sequence.
+        num_fed: How many inputs the cache holds; input i predicts place i.
+    """
+
+    cache: StaticCache | EncoderDecoderCache
+    start: Float[Tensor, "b d"]
+    context: TextFeatures | None
+    num_fed: int = 0
+
+
+class GPT2Prior(AutoregressivePrior):
+    """GPT-2 blocks over the places of a ``TokenSpec``.
+
+        condition            indices (B,T)
+          | start              | token_spec.code_ids: which code of which codebook
+        start (B,1,D)        codes (B,T-1,D)
+          └── concatenate ─────┘
+        inputs (B,T,D)       input i predicts place i: + place embedding
+          |                                           + code chosen at the level above, if the
+          |                                             codebook of place i hangs on it
+        backbone             causal; each block looks at the context too, if there is one
+          |
+        head                 each codebook has its own weights; K logits per place
+        logits (B,T,K)
+
+    A subclass says what a condition is turned into: :meth:`start_inputs` and :meth:`context`.
+
+    Args:
+        token_spec: See :class:`Prior`.
+        shape: Size of the transformer.
+        dropout: On embeddings, attention and residual branches.
+        cross_attention: Whether there is a context.
+        **conditions: What :class:`Prior` takes.
+    """
+
+    def __init__(
+        self,
+        token_spec: dict[str, Any],
+        shape: Shape,
+        dropout: float,
+        cross_attention: bool = False,
+        **conditions: Any,
+    ):
+        super().__init__(token_spec, **conditions)
+        spec = self.token_spec
+        config = GPT2Config(
+            n_layer=shape.num_layers,
+            n_head=shape.num_heads,
+            n_embd=shape.width,
+            n_positions=spec.num_tokens,
+            vocab_size=spec.num_codes,
+            resid_pdrop=dropout,
+            attn_pdrop=dropout,
+            embd_pdrop=dropout,
+            bos_token_id=None,
+            eos_token_id=None,
+            add_cross_attention=cross_attention,
+        )
+        self.backbone = GPT2Model(config)
+        self.head = CodebookHead(spec, shape.width)
+        self._parents = parent_places(spec)
+
+    @abstractmethod
+    def start_inputs(self, condition: Condition) -> Float[Tensor, "b d"]:
+        """Return the first input of each sequence."""
+
+    def context(self, condition: Condition) -> TextFeatures | None:
+        """Return what the blocks look at beside the sequence, in vectors of length D."""
+        return None
+
+    def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
+        """See :meth:`AutoregressivePrior.logits`."""
+        inputs = self._inputs(indices[:, :-1], self.start_inputs(condition), first=0)
+        context = _as_arguments(self.context(condition))
+        hidden = self.backbone(inputs_embeds=inputs, use_cache=False, **context)
+        return self.head(hidden.last_hidden_state)
+
+    def start(self, condition: Condition) -> DecodingState:
+        """See :meth:`AutoregressivePrior.start`."""
+        context, config = self.context(condition), self.backbone.config
+        cache: Any = StaticCache(config, max_cache_len=self.token_spec.num_tokens)
+        if context is not None:  # keys and values of the context are computed once
+            length = context.features.shape[1]
+            cache = EncoderDecoderCache(cache, StaticCache(config, max_cache_len=length))
+        return DecodingState(cache, self.start_inputs(condition), context)
+
+    def next_logits(
+        self, state: DecodingState, indices: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b v"]:
+        """See :meth:`AutoregressivePrior.next_logits`."""
+        place = indices.shape[1]
+        inputs = self._inputs(indices, state.start, first=state.num_fed)
+        hidden = self.backbone(
+            inputs_embeds=inputs,
+            past_key_values=state.cache,
+            position_ids=torch.arange(state.num_fed, place + 1, device=inputs.device)[None],
+            use_cache=True,
+            **_as_arguments(state.context),
+        ).last_hidden_state
+        state.num_fed = place + 1
+        return self.head.at(hidden[:, -1], place).float()
+
+    def _inputs(
+        self, indices: Int[Tensor, "b k"], start: Float[Tensor, "b d"], first: int
+    ) -> Float[Tensor, "b n d"]:
+        """Return the inputs that predict places first..k from the first k tokens."""
+        codes = self.token_spec.code_ids(indices)
+        inputs = self.backbone.wte(codes[:, max(first - 1, 0) :])
+        if first == 0:
+            inputs = torch.cat([start[:, None], inputs], dim=1)
+        if any(parent is not None for parent in self._parents):
+            inputs = inputs + self._parent_codes(codes, first)
+        return inputs
+
+    def _parent_codes(self, codes: Int[Tensor, "b k"], first: int) -> Float[Tensor, "b n d"]:
+        parents = self._parents[first : codes.shape[1] + 1]
+        columns = [0 if parent is None else parent + 1 for parent in parents]
+        known = torch.tensor([c > 0 for c in columns], device=codes.device)
+        chosen = F.pad(codes, (1, 0))[:, columns]  # column 0 is a placeholder
+        return self.backbone.wte(chosen) * known[:, None]
+
+
+def _as_arguments(context: TextFeatures | None) -> dict[str, Tensor]:
+    """Return what GPT-2 calls a context."""
+    if context is None:
+        return {}
+    return {
+        "encoder_hidden_states": context.features,
+        "encoder_attention_mask": context.mask,
+    }
