@@ -7,6 +7,7 @@ tokenizer. It round-trips through JSON, so it travels with every cache and every
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -95,9 +96,14 @@ class TokenSpec:
             raise TokenError(f"order {self.order!r} or prefix {self.prefix!r} is not known")
         if self.levels[0].codebook == "path":
             raise TokenError("level 0 has no level above it: its codebook cannot be 'path'")
-        one_shape = self.order == "position" or any(v.codebook == "path" for v in self.levels)
-        if one_shape and len(shapes) > 1:
-            raise TokenError(f"order='position' and 'path' codebooks need equal shapes: {shapes}")
+        if self.order == "position" and len(shapes) > 1:
+            raise TokenError(f"levels of order='position' need equal shapes: {shapes}")
+        for above, level in itertools.pairwise(self.levels):
+            if level.codebook == "path" and level.shape != above.shape:
+                raise TokenError(
+                    f"a 'path' level and the one above need equal shapes: {level.shape} is not "
+                    f"{above.shape}"
+                )
         if self.prefix == "levels" and self.order != "level":
             raise TokenError("prefix='levels' needs order='level'")
         if self.prefix == "tokens" and self.order == "level" and self.num_levels > 1:
