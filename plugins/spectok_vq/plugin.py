@@ -1,4 +1,4 @@
-"""Registers the tokenizer ``vqvae`` and the quantizers ``vq`` and ``ema``."""
+"""Registers ``vqvae`` and its successors, and the quantizers ``vq`` and ``ema``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from spectok import hookimpl
 
 @hookimpl
 def spectok_tokenizers() -> dict[str, Any]:
-    """Register ``vqvae``."""
+    """Register ``vqvae``, ``vqvae2``, ``cvqvae`` and ``vqgan``."""
+    from spectok_vq.cvqvae import CVQVAE
     from spectok_vq.model import VQVAE
+    from spectok_vq.vqgan import VQGAN
+    from spectok_vq.vqvae2 import VQVAE2
 
-    return {"vqvae": VQVAE}
+    return {"vqvae": VQVAE, "vqvae2": VQVAE2, "cvqvae": CVQVAE, "vqgan": VQGAN}
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""Stochastic quantisation: SQ-VAE, and the relaxed categorical codes of DALL-E's dVAE."""

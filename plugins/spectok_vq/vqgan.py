@@ -1,0 +1,113 @@
+"""VQGAN: Taming Transformers for High-Resolution Image Synthesis, Esser, Rombach, Ommer, 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from diffusers.configuration_utils import register_to_config
+from pydantic import Field
+from torch import Tensor
+
+from spectok import losses
+from spectok.errors import InputError
+from spectok.loading import build_quantizer
+from spectok.nn import GridTokens, VQGANDecoder, VQGANEncoder
+from spectok.schema import QuantizerOption
+from spectok.tokenizer import ImageTokenizer, check_divisible
+
+
+class VQGAN(ImageTokenizer):
+    """A grid of local tokens from a deep residual autoencoder, made to be trained adversarially.
+
+        images
+          | encoder       residual blocks per level, halved between levels; attention
+        latents (B, codebook_dim, H/f, W/f), f = 2^(levels - 1)
+          | token_space   one vector per latent pixel
+        z
+          | quantizer     nearest code of one shared codebook
+        z_q
+          | token_space   back on the grid
+        latents
+          | decoder       the encoder's mirror, with one more block per level
+        images
+
+    The networks and the pixels' error are here. LPIPS and the discriminator of Eq. 6 are the
+    recipe's sections ``losses:`` and ``adversarial:``.
+
+    Args:
+        image_size: Height and width, in pixels; divisible by f.
+        in_channels: 1 for grey, 3 for colour.
+        codebook_size: Codes in the codebook; 1,024 or 16,384 in the paper.
+        codebook_dim: Length of a code; 256 in the paper.
+        channels: Channels of the first level; 128 in the paper.
+        channel_multipliers: Channels of each level as a multiple of that; 1, 1, 2, 2, 4 in the
+            paper.
+        num_blocks: Residual blocks per level of the encoder; the decoder has one more.
+        attention_sizes: Heights of feature maps at which attention follows each residual block; 16
+            in the paper. The middle of both networks always attends.
+        quantizer: Name or mapping of any registered quantizer.
+        reconstruction_loss: ``"l1"`` as in the released code, or ``"l2"``; on the [-1, 1] scale.
+
+    Raises:
+        InputError: If sizes do not fit each other.
+    """
+
+    decoder: VQGANDecoder
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: Annotated[int, Field(ge=4)] = 32,
+        in_channels: Annotated[int, Field(ge=1)] = 3,
+        codebook_size: Annotated[int, Field(ge=2)] = 1024,
+        codebook_dim: Annotated[int, Field(ge=1)] = 256,
+        channels: Annotated[int, Field(ge=1)] = 128,
+        channel_multipliers: Annotated[
+            tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)
+        ] = (1, 2, 4),
+        num_blocks: Annotated[int, Field(ge=1)] = 2,
+        attention_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (),
+        quantizer: QuantizerOption = "vq",
+        reconstruction_loss: Literal["l1", "l2"] = "l1",
+    ):
+        super().__init__()
+        num_levels = len(channel_multipliers)
+        factor = 2 ** (num_levels - 1)
+        check_divisible(image_size, factor)
+        check_attention(attention_sizes, image_size, num_levels)
+        size = image_size // factor
+        self.image_shape = (in_channels, image_size, image_size)
+        self.latent_shape = (codebook_dim, size, size)
+        shape: dict[str, Any] = {
+            "image_size": image_size,
+            "channels": channels,
+            "channel_multipliers": channel_multipliers,
+            "num_blocks": num_blocks,
+            "attention_sizes": attention_sizes,
+        }
+        self.encoder = VQGANEncoder(in_channels, codebook_dim, **shape)
+        self.token_space = GridTokens(size, size, codebook_dim)
+        self.quantizer = build_quantizer(
+            quantizer, dim=codebook_dim, num_tokens=size * size, codebook_size=codebook_size
+        )
+        self.decoder = VQGANDecoder(codebook_dim, in_channels, **shape)
+
+    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Return the mean error per pixel, absolute or squared."""
+        per_pixel = losses.l1 if self.config["reconstruction_loss"] == "l1" else losses.l2
+        return {"reconstruction": per_pixel(reconstruction, images)}
+
+
+def check_attention(attention_sizes: Sequence[int], image_size: int, num_levels: int) -> None:
+    """Check that there are feature maps of these heights.
+
+    Raises:
+        InputError: Names the heights that there are.
+    """
+    heights = [image_size >> level for level in range(num_levels)]
+    if not set(attention_sizes) <= set(heights):
+        raise InputError(
+            f"attention_sizes {list(attention_sizes)} are not all heights of feature maps, which "
+            f"are {', '.join(map(str, heights))}; choose some of these, or none"
+        )
