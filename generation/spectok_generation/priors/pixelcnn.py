@@ -1,0 +1,257 @@
+"""The gated PixelCNN on the tokens of any tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from spectok import TokenSpec
+from spectok.errors import ConfigError
+from spectok_generation.conditions import Condition
+from spectok_generation.priors.backbone import Count, Rate
+from spectok_generation.priors.base import AutoregressivePrior
+from spectok_generation.priors.codebooks import CodebookHead
+from spectok_generation.priors.gated import GatedStack, Maps, StackCache
+from spectok_generation.priors.grids import grid_size, nearest_cells, plan_passes
+
+Kernel = Annotated[int, Field(ge=3)]
+
+
+@dataclass
+class PixelCNNState:
+    """A batch of sequences being sampled.
+
+    Args:
+        class_vectors: Of the class of each sequence.
+        vectors: Embedded tokens of each level, zero where there are none yet.
+        cache: Of the pass under way.
+        features: Of the position under way.
+        summaries: Of the finished passes.
+        num_fed: How many tokens all of these know.
+    """
+
+    class_vectors: Tensor
+    vectors: list[Tensor]
+    cache: StackCache
+    features: Tensor
+    summaries: list[Tensor] = field(default_factory=list)
+    num_fed: int = 0
+
+
+class PixelCNN(AutoregressivePrior):
+    """Gated PixelCNN (van den Oord et al. 2016) over a ``TokenSpec``.
+
+        indices (B,T)
+          | token_spec.code_ids     which code of which codebook
+        vectors (B,N,D) of each level
+          | one grid per pass
+        grid (B,D,h,w)            maps: class + position + summaries of earlier passes
+          | stack <─────────────────┘
+        features (B,N,D)          of each position, from the positions before it
+          | to_head, + vectors that earlier levels chose at the same position
+        hidden (B,N,head_width) of each level
+          | head                  each codebook has its own weights; K logits per place
+        logits (B,T,K)
+
+    A pass runs a stack over a grid. With ``order="level"`` there is one pass per level, and each
+    knows all of the earlier levels. With ``order="position"`` there is a single one, whose
+    positions hold a token of every level.
+
+    The tokens that levels of one shape have at one position are predicted in turn, each from the
+    earlier ones: p(k1) p(k2|k1) p(k3|k1,k2). Where codebooks hang on a path, that is a softmax over
+    the leaves of the tree, exact, and as small as its branches.
+
+    A list ``(T,)`` is folded, in its order, into the squarest grid that holds it: laid out as one
+    row, a token would see only as many tokens to the left as there are layers.
+
+    Args:
+        token_spec: Layout of the tokens, as a dict.
+        num_classes: Number of classes; 0 for an unconditional prior.
+        tokenizer: Record of the tokenizer whose tokens these are.
+        num_layers: Layers of each pass.
+        width: Channels D.
+        first_kernel: Side of the first layer's neighbourhood; odd.
+        kernel: Side of the other layers' neighbourhood; odd.
+        head_width: Channels before the output layer.
+        dropout: On the gated features of the horizontal stack.
+        class_dropout: Share of training images whose class is hidden.
+
+    Raises:
+        ConfigError: If a kernel is even.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        token_spec: dict[str, Any],
+        num_classes: int = 0,
+        tokenizer: dict[str, Any] | None = None,
+        num_layers: Count = 15,
+        width: Count = 128,
+        first_kernel: Kernel = 7,
+        kernel: Kernel = 3,
+        head_width: Count = 512,
+        dropout: Rate = 0.0,
+        class_dropout: Rate = 0.0,
+    ):
+        super().__init__(token_spec, num_classes, condition_dropout=class_dropout)
+        for name, side in (("first_kernel", first_kernel), ("kernel", kernel)):
+            if side % 2 == 0:
+                raise ConfigError(f"prior.{name} {side} is even and has no middle; use {side + 1}")
+        spec = self.token_spec
+        self.passes = plan_passes(spec)
+        self.sizes = [grid_size(spec.levels[levels[0]]) for levels in self.passes]
+        self.code_vectors = nn.Embedding(spec.num_codes, width)
+        self.class_vectors = nn.Embedding(num_classes + 1, width)  # the last one: no class
+        self.positions = nn.ParameterList([torch.zeros(1, width, *size) for size in self.sizes])
+        kernels = [first_kernel, *[kernel] * (num_layers - 1)]
+        self.stacks = nn.ModuleList(GatedStack(width, kernels, dropout) for _ in self.passes)
+        self.summarize = nn.ModuleList(Summary(width) for _ in self.passes[1:])
+        self.to_head = nn.ModuleList(
+            PositionHead(spec, level, width, head_width) for level in range(spec.num_levels)
+        )
+        self.head = CodebookHead(spec, head_width)
+        self._places = [
+            [place for place, owner in enumerate(spec.level_of_place) if owner == level]
+            for level in range(spec.num_levels)
+        ]
+        by_level = [place for places in self._places for place in places]
+        self._in_sequence = sorted(range(spec.num_tokens), key=by_level.__getitem__)
+
+    def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
+        """See :meth:`AutoregressivePrior.logits`."""
+        classes = self.class_vectors(condition)
+        codes = self.code_vectors(self.token_spec.code_ids(indices))
+        vectors = [codes[:, places] for places in self._places]
+        summaries, hidden = [], []
+        for number, levels in enumerate(self.passes):
+            grid = self._grid(number, vectors)
+            maps = self._maps(number, classes, summaries)
+            features = rearrange(self.stacks[number](grid, maps), "b d h w -> b (h w) d")
+            features = features[:, : vectors[levels[0]].shape[1]]
+            hidden += [self.to_head[level](features, vectors) for level in levels]
+            if number < len(self.summarize):
+                summaries.append(self.summarize[number](grid))
+        return self.head(torch.cat(hidden, dim=1)[:, self._in_sequence])
+
+    def start(self, condition: Condition) -> PixelCNNState:
+        """See :meth:`AutoregressivePrior.start`."""
+        classes = self.class_vectors(condition)
+        batch, width = classes.shape
+        vectors = [classes.new_zeros(batch, len(places), width) for places in self._places]
+        cache = self._new_cache(0, classes, [])
+        return PixelCNNState(classes, vectors, cache, cache.features(0))
+
+    def next_logits(
+        self, state: PixelCNNState, indices: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b v"]:
+        """See :meth:`AutoregressivePrior.next_logits`."""
+        spec, place = self.token_spec, indices.shape[1]
+        for codes in spec.code_ids(indices)[:, state.num_fed :].unbind(1):
+            self._feed(state, self.code_vectors(codes))
+        level, position = spec.level_of_place[place], spec.position_of_place[place]
+        here = [v[:, position : position + 1] for v in state.vectors[: level + 1]]
+        hidden = self.to_head[level](state.features.unsqueeze(1), here)
+        return self.head.at(hidden.squeeze(1), place).float()
+
+    def _feed(self, state: PixelCNNState, vectors: Float[Tensor, "b d"]) -> None:
+        """Take in the token of the place under way; compute what the next one needs."""
+        spec, place = self.token_spec, state.num_fed
+        level, position = spec.level_of_place[place], spec.position_of_place[place]
+        state.vectors[level][:, position] = vectors
+        state.num_fed += 1
+        number = len(state.summaries)
+        levels = self.passes[number]
+        if level != levels[-1]:
+            return  # the next token is of the same position
+        if position + 1 < spec.levels[level].num_tokens:
+            whole = torch.stack([state.vectors[i][:, position] for i in levels])
+            state.cache.put(position, whole.sum(0))
+            state.features = state.cache.features(position + 1)
+        elif number < len(self.summarize):
+            state.summaries.append(self.summarize[number](self._grid(number, state.vectors)))
+            state.cache = self._new_cache(number + 1, state.class_vectors, state.summaries)
+            state.features = state.cache.features(0)
+
+    def _new_cache(self, number: int, classes: Tensor, summaries: list[Tensor]) -> StackCache:
+        stack: Any = self.stacks[number]
+        maps = self._maps(number, classes, summaries)
+        return StackCache(stack, maps, len(classes), self.sizes[number][1])
+
+    def _grid(self, number: int, vectors: list[Tensor]) -> Float[Tensor, "b d h w"]:
+        """Lay out the tokens of a pass; what a folded list leaves of its grid is zero."""
+        whole = torch.stack([vectors[level] for level in self.passes[number]]).sum(0)
+        height, width = self.sizes[number]
+        whole = F.pad(whole, (0, 0, 0, height * width - whole.shape[1]))
+        return rearrange(whole, "b (h w) d -> b d h w", h=height)
+
+    def _maps(self, number: int, classes: Tensor, summaries: list[Tensor]) -> Maps:
+        """Return what a pass is conditioned on: class, position, earlier passes."""
+        maps = [classes[:, :, None, None], self.positions[number]]
+        levels = self.token_spec.levels
+        for i, summary in enumerate(summaries[:number]):
+            cells = torch.tensor(nearest_cells(levels[i], levels[number]), device=summary.device)
+            maps.append(summary.flatten(2)[:, :, cells].unflatten(2, self.sizes[number]))
+        return maps
+
+
+class Summary(nn.Module):
+    """What later passes are told of a finished one: at each position, its surroundings and all.
+
+    Args:
+        width: Channels D.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
+        self.overall = nn.Linear(width, width)
+
+    def forward(self, grid: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """Summarise a grid of vectors."""
+        local = grid + self.body(grid)
+        return local + self.overall(local.mean((2, 3)))[:, :, None, None]
+
+
+class PositionHead(nn.Module):
+    """From features of positions to the hidden vectors of one level's tokens.
+
+    Args:
+        spec: Layout of the tokens.
+        level: The level.
+        width: Channels D of features and of code vectors.
+        head_width: Length of the hidden vectors.
+    """
+
+    def __init__(self, spec: TokenSpec, level: int, width: int, head_width: int):
+        super().__init__()
+        shape = spec.levels[level].shape
+        self.above = [i for i in range(level) if spec.levels[i].shape == shape]
+        self.from_features = nn.Linear(width, head_width)
+        self.from_codes = nn.Linear(width, head_width, bias=False) if self.above else None
+
+    def forward(
+        self, features: Float[Tensor, "b n d"], vectors: list[Tensor]
+    ) -> Float[Tensor, "b n f"]:
+        """Add what earlier levels chose at the same positions.
+
+        Args:
+            features: Of n positions.
+            vectors: Of each earlier level's tokens, ``(B, n, D)`` where it has these positions.
+        """
+        hidden = self.from_features(features)
+        if self.from_codes is not None:
+            chosen = torch.stack([vectors[i] for i in self.above]).sum(0)
+            hidden = hidden + self.from_codes(chosen)
+        return hidden.relu()
