@@ -25,7 +25,7 @@ from spectok.errors import ConfigError, UnknownNameError, did_you_mean
 SUPPLIED = {
     "quantizer": ("dim", "num_tokens", "codebook_size"),
     "discriminator": ("image_shape",),
-    "prior": ("token_spec", "num_classes", "tokenizer"),
+    "prior": ("token_spec", "num_classes", "tokenizer", "text"),
 }
 
 

@@ -90,7 +90,7 @@ def extract_tokens(
         raise CheckpointError(f"cannot write tokens to {temporary}: {error}") from error
     if world()[0] == 0:
         os.replace(temporary, target)
-    _barrier()
+    barrier()
     return TokenCache(target)
 
 
@@ -148,7 +148,7 @@ def _write_cache(
     if rank == 0:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-    _barrier()
+    barrier()
     share = range(rank * header.count // size, (rank + 1) * header.count // size)
     width = index_width(tokenizer.token_spec)
     with contextlib.ExitStack() as stack:
@@ -167,7 +167,7 @@ def _write_cache(
                 files[CAPTIONS].write(lines.encode())
             if on_images is not None:
                 on_images(len(images))
-    _barrier()
+    barrier()
     if rank == 0:
         _join_shares(directory, header, size)
         text = json.dumps(asdict(header), indent=2) + "\n"
@@ -204,6 +204,7 @@ def _join_shares(directory: Path, header: CacheHeader, size: int) -> None:
                 part.unlink()
 
 
-def _barrier() -> None:
+def barrier() -> None:
+    """Wait for all processes, if there are several."""
     if world()[1] > 1:
         dist.barrier()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
 
 from spectok import TokenSpec, registry
-from spectok.errors import CheckpointError
+from spectok.errors import CheckpointError, ConfigError
 from spectok.modeling import read_config
 from spectok.schema import SUPPLIED, validate_options
 from spectok_generation.priors.base import Prior
@@ -19,6 +20,7 @@ def create_prior(
     *,
     num_classes: int = 0,
     tokenizer: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
     **options: Any,
 ) -> Prior:
     """Build a fresh prior for a token layout.
@@ -26,8 +28,10 @@ def create_prior(
     Args:
         name: A registered name, such as ``"gpt"``.
         token_spec: Layout of the tokens.
-        num_classes: Number of classes; 0 for an unconditional prior.
-        tokenizer: Record of the tokenizer; see :func:`spectok_generation.tokens.tokenizer_record`.
+        num_classes: Number of classes; 0 for a prior without classes.
+        tokenizer: Record of the tokenizer; see :func:`spectok_generation.records.tokenizer_record`.
+        text: Record of the encoder whose texts it is conditioned on; see
+            :attr:`spectok_generation.text.TextEncoder.record`.
         **options: The prior's own options.
 
     Raises:
@@ -36,9 +40,26 @@ def create_prior(
     """
     cls = registry.get_prior(name)
     options = validate_options(cls, options, "prior", SUPPLIED["prior"])
+    if text is not None:
+        check_reads_text(name, cls)
+        options["text"] = text
     return cls(
         token_spec=token_spec.to_dict(), num_classes=num_classes, tokenizer=tokenizer, **options
     )
+
+
+def check_reads_text(name: str, cls: type[Prior]) -> None:
+    """Refuse to condition a prior on text that does not read any.
+
+    Raises:
+        ConfigError: Names the priors that do.
+    """
+    priors = registry.list_registered("prior")
+    reading = [
+        key for key, prior in priors.items() if "text" in inspect.signature(prior).parameters
+    ]
+    if "text" not in inspect.signature(cls).parameters:
+        raise ConfigError(f"prior.name: {name} reads no text; these do: {', '.join(reading)}")
 
 
 def load_prior(path: str | os.PathLike[str]) -> Prior:

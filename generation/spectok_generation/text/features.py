@@ -1,0 +1,188 @@
+"""The text features of a data set's captions, computed once for each different caption.
+
+They are kept in a directory::
+
+    header.json       fingerprints of encoder and captions, and the sizes
+    features.bin      float16 vectors of all tokens of all different captions, one after the other
+    texts.npz         where each caption's tokens begin, and which caption each row has
+
+Half precision is finer than the encoder's own rounding matters to a prior; padding takes no room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from spectok.distributed import world
+from spectok.errors import CheckpointError, DataError
+from spectok_generation.conditions import TextFeatures
+from spectok_generation.extraction import barrier
+from spectok_generation.text.encoder import TextEncoder
+
+HEADER, FEATURES, TEXTS = "header.json", "features.bin", "texts.npz"
+CHUNK = 256
+"""Captions encoded between two reports of progress."""
+
+
+class CaptionFeatures:
+    """Features of a data set's captions, read from disk by memory map.
+
+    Args:
+        directory: Where :func:`encode_captions` put them.
+
+    Raises:
+        CheckpointError: If it holds no features, or they are damaged.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        path = Path(directory)
+        self.header = read_header(path)
+        with np.load(path / TEXTS) as texts:
+            self._ends, self._texts = texts["ends"], texts["rows"]
+        shape = (int(self._ends[-1]), int(self.header["width"]))
+        expected, found = 2 * shape[0] * shape[1], (path / FEATURES).stat().st_size
+        if found != expected:
+            raise CheckpointError(
+                f"{path / FEATURES} is damaged: {found} bytes instead of {expected}; delete {path}"
+            )
+        self._features = np.memmap(path / FEATURES, dtype="<f2", mode="r", shape=shape)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The encoder that made them; see :attr:`TextEncoder.record`."""
+        return self.header["encoder"]
+
+    def rows(self, rows: Sequence[int]) -> TextFeatures:
+        """Return the float32 features of several rows, as long as their longest caption."""
+        texts = self._texts[np.asarray(rows)]
+        ends = self._ends[texts + 1]
+        starts = self._ends[texts]
+        mask = np.arange((ends - starts).max()) < (ends - starts)[:, None]  # (b, l)
+        features = np.zeros((*mask.shape, self.header["width"]), dtype=np.float32)
+        for row, (start, end) in enumerate(zip(starts, ends)):
+            features[row, : end - start] = self._features[start:end]
+        return TextFeatures(torch.from_numpy(features), torch.from_numpy(mask))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+class Captioned(Dataset[dict[str, Any]]):
+    """A data set whose batches carry the text features of their rows as ``"text"``.
+
+    Args:
+        dataset: Items with ``"index"``, the row.
+        features: Of its captions.
+    """
+
+    def __init__(self, dataset: Any, features: CaptionFeatures):
+        self.dataset, self.features = dataset, features
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[index]
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch, its texts as long as the longest of them."""
+        return default_collate(items) | {"text": self.features.rows([i["index"] for i in items])}
+
+
+def encode_captions(
+    encoder: TextEncoder,
+    captions: Sequence[str] | None,
+    directory: str | os.PathLike[str],
+    on_captions: Callable[[int], None] | None = None,
+) -> CaptionFeatures:
+    """Encode a data set's captions into a directory, each different one once.
+
+    Features of the same encoder and captions are opened as they are. The main process encodes;
+    the others wait.
+
+    Args:
+        encoder: On the device to run on.
+        captions: One for each row.
+        directory: Where the features go.
+        on_captions: Called with the number of different captions done since the last call.
+
+    Raises:
+        DataError: If there are no captions, or one is empty.
+        CheckpointError: If the directory holds other features, or writing fails.
+    """
+    if not captions:
+        raise DataError("the data has no captions to learn from; see docs/data.md for their forms")
+    blank = [row for row, caption in enumerate(captions) if not caption.strip()]
+    if blank:
+        raise DataError(f"image {blank[0]} has an empty caption ({len(blank)} in all); write them")
+    target, texts = Path(directory), hash_captions(captions)
+    if (target / HEADER).is_file():
+        found = read_header(target)
+        if (found["encoder"]["fingerprint"], found["captions"]) != (encoder.fingerprint, texts):
+            raise CheckpointError(
+                f"{target} already holds the features of other captions or of another encoder "
+                f"({found['encoder']['source']}); choose another directory or delete it"
+            )
+        return CaptionFeatures(target)
+    if world()[0] == 0:
+        header = {"encoder": encoder.record, "captions": texts, "width": encoder.width}
+        try:
+            _write(encoder, captions, target, header, on_captions)
+        except OSError as error:
+            raise CheckpointError(f"cannot write text features to {target}: {error}") from error
+    barrier()
+    return CaptionFeatures(target)
+
+
+def read_header(directory: Path) -> dict[str, Any]:
+    """Read what a directory of features says of itself.
+
+    Raises:
+        CheckpointError: If it holds none.
+    """
+    try:
+        return json.loads((directory / HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} holds no text features: {error}") from error
+
+
+def hash_captions(captions: Sequence[str]) -> str:
+    """Return a hash of all captions in their order."""
+    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
+
+
+def _write(
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    target: Path,
+    header: dict[str, Any],
+    on_captions: Callable[[int], None] | None,
+) -> None:
+    """Write beside the target and rename, so that features are there in full or not at all."""
+    temporary = target.with_name(target.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    different = list(dict.fromkeys(captions))
+    place = {caption: number for number, caption in enumerate(different)}
+    lengths: list[int] = [0]
+    with (temporary / FEATURES).open("wb") as file:
+        for start in range(0, len(different), CHUNK):
+            text = encoder(different[start : start + CHUNK])
+            file.write(text.features[text.mask].cpu().numpy().astype("<f2").tobytes())
+            lengths += text.mask.sum(1).tolist()
+            if on_captions is not None:
+                on_captions(len(text))
+    rows = np.array([place[caption] for caption in captions])
+    np.savez(temporary / TEXTS, ends=np.cumsum(lengths), rows=rows)
+    (temporary / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, target)

@@ -1,0 +1,130 @@
+"""``load_text_encoder``: the name of an open_clip model, or a folder, to an encoder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spectok.errors import CheckpointError, ConfigError, did_you_mean
+from spectok_generation.text.encoder import TextEncoder
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+WITHOUT = (
+    "give a local file (text.pretrained=FILE.safetensors) or folder, or fit a small one: "
+    "spectok train clip --data DATA"
+)
+
+
+def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
+    """Load the text half of an open_clip model, in eval mode.
+
+    Args:
+        name: Folder of a run of ``spectok train clip``, or of any model that open_clip saved; or
+            the name of an open_clip model, such as ``"ViT-L-14-quickgelu"``.
+        pretrained: With a name: open_clip's tag of its weights, such as ``"openai"``, or a file.
+
+    Raises:
+        ConfigError: If there is no such model or tag.
+        CheckpointError: If weights are not on this machine, or do not load.
+    """
+    folder = model_folder(name)
+    if folder is not None:
+        if pretrained is not None:
+            raise ConfigError(f"text.pretrained: {name} is a folder with weights; leave it out")
+        return _load(f"local-dir:{folder}", None, str(folder))
+    _check_name(name)
+    if pretrained is not None and Path(pretrained).is_file():
+        return _load(name, str(Path(pretrained).resolve()), f"{name} from {pretrained}")
+    _check_tag(name, pretrained)
+    return _load(name, pretrained, f"{name} ({pretrained})")
+
+
+def model_folder(name: str) -> Path | None:
+    """Return the folder of a saved CLIP, given itself or its run; None if it is no folder.
+
+    Raises:
+        CheckpointError: If it is a folder with something else.
+    """
+    given = Path(name).expanduser()
+    for folder in (given / "model", given):
+        if (folder / CONFIG).is_file():
+            return folder.resolve()
+    if given.is_dir():
+        raise CheckpointError(f"{given} holds no CLIP (no {CONFIG}); {WITHOUT}")
+    return None
+
+
+def _check_name(name: str) -> None:
+    import open_clip
+
+    known = open_clip.list_models()
+    if name not in known:
+        raise ConfigError(
+            f"text.encoder: {name!r} is neither a folder nor a model of open_clip"
+            f"{did_you_mean(name, known)}; {WITHOUT}"
+        )
+
+
+def _check_tag(name: str, pretrained: str | None) -> None:
+    """Refuse weights that do not exist, or that were trained with another activation."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        given = "missing" if pretrained is None else f"{pretrained!r} is neither a file nor a tag"
+        raise ConfigError(
+            f"text.pretrained: {given}; open_clip has weights of {name} called "
+            f"{', '.join(tags) or 'nothing'}; or {WITHOUT}"
+        )
+    trained: dict[str, Any] = open_clip.get_pretrained_cfg(name, str(pretrained))
+    built = open_clip.get_model_config(name) or {}
+    if trained.get("quick_gelu", False) != built.get("quick_gelu", False):
+        plain = name.removesuffix("-quickgelu")
+        other = plain if plain != name else f"{name}-quickgelu"
+        raise ConfigError(
+            f"text.encoder: weights {pretrained!r} of {name} were trained with another activation; "
+            f"use {other}"
+        )
+
+
+def _load(name: str, pretrained: str | None, source: str) -> TextEncoder:
+    import open_clip
+
+    is_tag = pretrained is not None and not Path(pretrained).is_file()
+    try:
+        with _quiet():
+            model = open_clip.create_model(name, pretrained, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        if is_tag:
+            raise CheckpointError(
+                f"the weights of {source} are not on this machine and cannot be downloaded "
+                f"({_origin(name, pretrained)}); {WITHOUT}"
+            ) from error
+        raise CheckpointError(
+            f"cannot load the CLIP {source}: {lines[0]}; if files are missing or cut short, copy "
+            f"or save it again"
+        ) from error
+    return TextEncoder(model, tokenizer, source)
+
+
+def _origin(name: str, pretrained: str | None) -> str:
+    import open_clip
+
+    known: dict[str, Any] = open_clip.get_pretrained_cfg(name, str(pretrained))
+    return str(known.get("hf_hub") or known.get("url"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip, which logs what it raises, from saying everything twice."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,116 @@
+"""The recipe of a small CLIP, and which text encoder a prior's recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from spectok.config import (
+    Override,
+    Recipe,
+    apply_overrides,
+    data_override,
+    read_recipe,
+    resolve_recipe,
+)
+from spectok.data.config import DataConfig
+from spectok.errors import ConfigError
+from spectok.recipes import list_recipes
+from spectok.schema import Registered, Section
+from spectok.training.config import TrainConfig
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ClipConfig(Section):
+    """Sizes of a CLIP: a vision transformer and a text transformer with one space in common.
+
+    Args:
+        embed_dim: Length of the vectors that are compared, and of the text features.
+        patch_size: Side of the vision transformer's patches, in pixels.
+        image_layers: Blocks of the vision transformer.
+        image_width: Its width.
+        text_layers: Blocks of the text transformer.
+        text_width: Its width.
+        head_width: Width of an attention head in both; must divide both widths.
+        context_length: Most tokens of a caption, begin and end of text included.
+    """
+
+    embed_dim: Count = 128
+    patch_size: Count = 8
+    image_layers: Count = 4
+    image_width: Count = 128
+    text_layers: Count = 4
+    text_width: Count = 128
+    head_width: Count = 32
+    context_length: int = Field(32, ge=3)
+
+
+class ClipRecipe(Recipe):
+    """What ``spectok train clip`` reads.
+
+    Args:
+        clip: Sizes of the model.
+        data: Captioned images.
+        train: How to train.
+    """
+
+    main: ClassVar[str] = "clip"
+    folder: ClassVar[str] = "generation"
+
+    clip: ClipConfig = ClipConfig.model_validate({})
+    data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
+    train: TrainConfig = TrainConfig.model_validate({})
+
+    @classmethod
+    def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Give grey images the three channels that open_clip's image transforms expect."""
+        return raw | {"data": {"channels": 3} | raw["data"]}
+
+
+class TextConfig(Section):
+    """Which text encoder a prior reads captions with.
+
+    Args:
+        encoder: Folder of a CLIP or of its run, the name of an open_clip model, or a recipe of a
+            CLIP, which is then trained first, inside the run.
+        pretrained: With the name of a model: open_clip's tag of its weights, or a file.
+    """
+
+    encoder: str
+    pretrained: str | None = None
+
+
+def load_clip_recipe(
+    name: str | None = None, overrides: Iterable[Override] = (), data: str | None = None
+) -> ClipRecipe:
+    """Read, override and validate the recipe of a CLIP.
+
+    Args:
+        name: A YAML file or the name of a recipe. None: the recipe made for the data, if there is
+            one, and else the defaults.
+        overrides: ``"a.b=c"``, or pairs of dotted path and value.
+        data: Directory, file, hub id or name of a data set.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+    """
+    found = clip_recipe_file(name or f"clip/{data}")
+    if name is not None and found is None:
+        known = ", ".join(recipe for recipe in list_recipes() if "/clip/" in recipe)
+        raise ConfigError(f"no recipe {name} of a CLIP; there are {known}, or give a YAML file")
+    raw = read_recipe(str(found), ClipRecipe) if found else {}
+    own_data = [data_override(data)] if data is not None else []
+    return resolve_recipe(apply_overrides(raw, [*own_data, *overrides]), ClipRecipe)
+
+
+def clip_recipe_file(name: str) -> Path | None:
+    """Return the file of a CLIP's recipe; None if that is no such recipe."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    recipes = list_recipes()
+    path = recipes.get(name) or recipes.get(f"{ClipRecipe.folder}/{name}")
+    return path if path is not None and path.parent.name == "clip" else None
