@@ -115,13 +115,20 @@ def sample(
         int, typer.Option(min=0, help="Image i depends on the seed and on i alone.")
     ] = 0,
     temperature: Annotated[
-        float, typer.Option(help="Below 1: likelier and less varied images.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Below 1: likelier and less varied images (default: 1)."),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="Keep only the k likeliest codes of each token.")
     ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Keep the likeliest codes up to this probability.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Latent diffusion: ddim, ddpm or flow.")
+    ] = None,
+    num_steps: Annotated[
+        int | None, typer.Option(help="Latent diffusion: denoising steps (default: about 50).")
     ] = None,
     guidance: Annotated[float, typer.Option(help="Above 1: pulled towards the class.")] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 64,
@@ -132,18 +139,20 @@ def sample(
     """Draw new images from a trained prior."""
     from spectok.cli.models import check_picture, enlarge
     from spectok.images import save_grid
-    from spectok_generation.generate import choose_labels, decode_tokens, load_pair
-    from spectok_generation.sampling import SamplingOptions, sample_tokens
+    from spectok_generation.generate import choose_labels, draw_images, load_pair, make_options
 
     check_picture(out)
-    options = SamplingOptions(temperature, top_k, top_p, guidance)
+    wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    wishes |= {"scheduler": scheduler, "num_steps": num_steps, "guidance": guidance}
     with _device() as device:
         model, decoder = load_pair(prior, tokenizer)
+        options = make_options(model, wishes)
         labels = choose_labels(model, num_images, label)
         model.to(device)
         with progress("sampling", num_images) as advance:
-            indices = sample_tokens(
+            images = draw_images(
                 model,
+                decoder.to(device),
                 num_images,
                 labels,
                 seed=seed,
@@ -151,7 +160,6 @@ def sample(
                 batch_size=batch_size,
                 on_images=advance,
             )
-        images = decode_tokens(decoder.to(device), indices, batch_size)
     save_grid(enlarge(images), out, columns)
     say(f"{num_images} images: {out}")
     again = ["spectok", "sample", "--prior", prior, "--out", str(out), "--seed", str(seed + 1)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,27 @@ from torch import Tensor
 
 from spectok import ImageTokenizer, load_tokenizer, registry
 from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok_generation.conditions import Condition, check_count
+from spectok_generation.diffusion import LDM, DiffusionOptions, sample_latents
 from spectok_generation.priors import AutoregressivePrior, Prior, load_prior
 from spectok_generation.records import describe_record, same_tokenizer, tokenizer_record
+from spectok_generation.sampling import SamplingOptions, sample_batch
+from spectok_generation.sharing import share_out
 
 OWN_TOKENIZER = Path("tokenizer", "model")
 """Where a run that trained its own tokenizer keeps it."""
+DRAWABLE = (AutoregressivePrior, LDM)
+"""Kinds of priors that images can be drawn from."""
+
+Options = SamplingOptions | DiffusionOptions
 
 
 def load_pair(
     prior_path: str | os.PathLike[str], tokenizer_path: str | os.PathLike[str] | None = None
-) -> tuple[AutoregressivePrior, ImageTokenizer]:
+) -> tuple[Any, ImageTokenizer]:
     """Load a trained prior and the tokenizer it belongs to, in eval mode.
+
+    The prior is an :class:`AutoregressivePrior` or an :class:`LDM`, for :func:`draw_images`.
 
     Args:
         prior_path: Directory of a saved prior, or of its run.
@@ -33,7 +45,7 @@ def load_pair(
         InputError: If the prior is not one that the sampler can draw from.
     """
     prior = load_prior(prior_path)
-    if not isinstance(prior, AutoregressivePrior):
+    if not isinstance(prior, DRAWABLE):
         raise InputError(f"{prior_path} holds a {type(prior).__name__}, which is not sampled here")
     where = os.fspath(tokenizer_path or _recorded_path(prior, Path(prior_path)))
     tokenizer = load_trained(where)
@@ -97,6 +109,106 @@ def choose_labels(
         known = f"0..{prior.num_classes - 1}" if prior.num_classes else "none: it is unconditional"
         raise InputError(f"class {wanted} is not one of this prior's classes ({known})")
     return torch.full((num_images,), wanted)
+
+
+def make_options(prior: Prior, wishes: Mapping[str, Any]) -> Options:
+    """Return the options that a kind of prior takes, from those of them that are wished for.
+
+    Args:
+        prior: A trained prior.
+        wishes: Values by name; None: not wished for.
+
+    Raises:
+        InputError: If one is of another kind of prior, or out of range.
+    """
+    kind = DiffusionOptions if isinstance(prior, LDM) else SamplingOptions
+    known = [field.name for field in dataclasses.fields(kind)]
+    given = {name: value for name, value in wishes.items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"{name} {given[name]} means nothing to {type(prior).__name__}, which takes "
+                f"{', '.join(known)}; leave it out"
+            )
+    return kind(**given)
+
+
+def draw_images(
+    prior: Prior,
+    tokenizer: ImageTokenizer,
+    num_images: int,
+    condition: Condition | None = None,
+    *,
+    seed: int = 0,
+    options: Options | None = None,
+    batch_size: int = 64,
+    on_images: Callable[[int], None] | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """Draw images from a prior of any kind, shared out among the processes.
+
+    Args:
+        prior: A trained prior, on the device to sample on.
+        tokenizer: The tokenizer it belongs to, on the same device.
+        num_images: Images in all; they are numbered from 0.
+        condition: Class or text of each image, for a prior that takes one.
+        seed: With the image's number, the only source of randomness.
+        options: :class:`SamplingOptions` or, for an :class:`LDM`, :class:`DiffusionOptions`.
+        batch_size: Images drawn at once on each process.
+        on_images: Called with the number of images drawn over all processes since the last call.
+
+    Returns:
+        Images on the CPU, about [-1, 1] (not clamped), the same on every process.
+
+    Raises:
+        InputError: If condition or options do not fit the prior.
+    """
+    if condition is not None:
+        check_count(condition, num_images)
+
+    def draw(numbers: list[int]) -> Tensor:
+        chosen = None if condition is None else condition[numbers]
+        return draw_batch(prior, tokenizer, numbers, chosen, seed=seed, options=options)
+
+    images = torch.zeros(num_images, *tokenizer.image_shape)
+    return share_out(draw, images, batch_size, prior.device, on_images)
+
+
+def draw_batch(
+    prior: Prior,
+    tokenizer: ImageTokenizer,
+    numbers: Sequence[int],
+    condition: Condition | None = None,
+    *,
+    seed: int = 0,
+    options: Options | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Draw one batch of images on this process alone; see :func:`draw_images`.
+
+    Args:
+        prior: A trained prior.
+        tokenizer: The tokenizer it belongs to, on the same device.
+        numbers: The number of each image, which with ``seed`` decides its randomness.
+        condition: Class or text of each image.
+        seed: See :func:`draw_images`.
+        options: See :func:`draw_images`.
+    """
+    if isinstance(prior, LDM):
+        if isinstance(options, SamplingOptions):
+            raise InputError("an LDM draws latents, not tokens; give DiffusionOptions")
+        latents = sample_latents(prior, numbers, condition, seed=seed, options=options)
+        return decode_latents(tokenizer, latents)
+    if not isinstance(prior, AutoregressivePrior) or isinstance(options, DiffusionOptions):
+        raise InputError(f"a {type(prior).__name__} does not draw latents; give SamplingOptions")
+    tokens = sample_batch(prior, numbers, condition, seed=seed, options=options)
+    return decode_tokens(tokenizer, tokens)
+
+
+@torch.no_grad()
+def decode_latents(
+    tokenizer: ImageTokenizer, latents: Float[Tensor, "n lc lh lw"]
+) -> Float[Tensor, "n c h w"]:
+    """Quantise and decode latents into images on the CPU, about [-1, 1] (not clamped)."""
+    return tokenizer.decode_latents(latents.to(tokenizer.device, tokenizer.dtype)).float().cpu()
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict
         "class": type(tokenizer).__name__,
         "path": path,
         "image_shape": list(tokenizer.image_shape),
+        "latent_shape": list(tokenizer.latent_shape),
     }
 
 

@@ -3,6 +3,8 @@
 tokenizer ── trained first, if a recipe names it ──> output/tokenizer/
 images    ── extract_tokens ──> output/tokens/
 tokens    ── fit ──> output/model/
+
+A prior of latents needs no tokens: each batch of images is encoded when its turn comes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from spectok import ImageTokenizer
+from spectok import ImageTokenizer, registry
 from spectok.cli.console import progress, say
 from spectok.data import DataConfig, build_dataset
 from spectok.distributed import world
@@ -24,12 +26,26 @@ from spectok.errors import ConfigError
 from spectok.images import save_grid
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit, train_tokenizer
 from spectok.training.launch import accelerated
+from spectok_generation.diffusion.latents import measure_latents
+from spectok_generation.diffusion.model import LDM
+from spectok_generation.examples import (
+    Examples,
+    absolute,
+    fit_data,
+    latent_examples,
+    token_examples,
+)
 from spectok_generation.extraction import Extraction, extract_tokens
-from spectok_generation.generate import OWN_TOKENIZER, choose_labels, decode_tokens, load_trained
-from spectok_generation.priors import AutoregressivePrior, Prior, create_prior
+from spectok_generation.generate import (
+    DRAWABLE,
+    OWN_TOKENIZER,
+    choose_labels,
+    draw_batch,
+    load_trained,
+)
+from spectok_generation.priors import Prior, create_prior
 from spectok_generation.recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.records import tokenizer_record
-from spectok_generation.sampling import sample_batch
 from spectok_generation.tokens import TokenCache
 
 OWN_TOKENS = "tokens"
@@ -58,15 +74,20 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         tokenizer = None
         if path is not None:
             tokenizer = load_trained(path).to(accelerator.device)
-        cache = prepare_tokens(recipe, output, tokenizer, path)
+        if issubclass(registry.get_prior(recipe.prior["name"]), LDM):
+            examples = latent_examples(recipe, tokenizer, path)
+        else:
+            examples = token_examples(prepare_tokens(recipe, output, tokenizer, path))
         torch.manual_seed(recipe.seed)
-        prior = build_prior(recipe, cache)
-        compute_losses = conditional_losses if prior.num_classes else unconditional_losses
+        prior = build_prior(recipe, examples)
+        if isinstance(prior, LDM) and tokenizer is not None:
+            prior.set_statistics(*measure_latents(tokenizer, examples.dataset))
         hooks = Hooks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
-        if tokenizer is not None and isinstance(prior, AutoregressivePrior):
+        if tokenizer is not None and isinstance(prior, DRAWABLE):
             hooks.sample = sampler(tokenizer, recipe.seed)
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
-        return fit(prior, cache, compute_losses, recipe.train, run, hooks=hooks)
+        losses = make_losses(examples, conditional=prior.num_classes > 0)
+        return fit(prior, examples.dataset, losses, recipe.train, run, hooks=hooks)
 
 
 def check_unfinished(output: Path, resume: bool) -> None:
@@ -146,53 +167,49 @@ def extract_data(
         path: Where the tokenizer was loaded from; a folder is remembered as an absolute path.
         seed: Seed of the augmentation.
     """
-    channels, height, _ = tokenizer.image_shape
-    fitting = {"image_size": data.image_size or height, "channels": data.channels or channels}
-    data = data.model_copy(update=fitting)
+    data = fit_data(data, tokenizer)
     augmented = how.copies > 1
     dataset = build_dataset(data, seed=seed, train=augmented)
     if augmented:
         flip, shift = data.horizontal_flip, data.max_shift
         how = replace(how, augmentation=f"flip {flip}, shift {shift}, seed {seed}")
-    if path is not None and Path(path).is_dir():
-        path = str(Path(path).resolve())
     say(str(dataset.report))
     with progress("extracting tokens", len(dataset) * how.copies // world()[1]) as advance:
+        path = absolute(path)
         return extract_tokens(tokenizer, dataset, directory, how, path=path, on_images=advance)
 
 
-def build_prior(recipe: PriorRecipe, cache: TokenCache) -> Prior:
-    """Build the prior of a recipe for the tokens of a cache."""
+def build_prior(recipe: PriorRecipe, examples: Examples) -> Prior:
+    """Build the prior of a recipe for what it is trained on."""
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
-    record = cache.header.tokenizer | {"class_names": cache.header.class_names}
     return create_prior(
         recipe.prior["name"],
-        cache.token_spec,
-        num_classes=cache.num_classes if recipe.class_conditional else 0,
-        tokenizer=record,
+        examples.token_spec,
+        num_classes=examples.num_classes if recipe.class_conditional else 0,
+        tokenizer=examples.tokenizer,
         **options,
     )
 
 
-def unconditional_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
-    """Return the losses of a batch of tokens."""
-    output = model(batch["indices"])
-    return StepOutput(output.losses, output.metrics)
+def make_losses(
+    examples: Examples, *, conditional: bool
+) -> Callable[[nn.Module, dict[str, Any]], StepOutput]:
+    """Return ``(model, batch) -> losses``, given the classes or not."""
 
+    def compute_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
+        output = model(examples.inputs(batch), batch["label"] if conditional else None)
+        return StepOutput(output.losses, output.metrics)
 
-def conditional_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
-    """Return the losses of a batch of tokens given their classes."""
-    output = model(batch["indices"], batch["label"])
-    return StepOutput(output.losses, output.metrics)
+    return compute_losses
 
 
 def sampler(tokenizer: ImageTokenizer, seed: int) -> Callable[[nn.Module, int, Path], None]:
     """Return a hook that writes a grid of images drawn from the prior, always the same numbers."""
 
     def sample(model: nn.Module, step: int, folder: Path) -> None:
-        prior = cast(AutoregressivePrior, model)
+        prior = cast(Prior, model)
         labels = choose_labels(prior, NUM_SAMPLES)
-        indices = sample_batch(prior, range(NUM_SAMPLES), labels, seed=seed)
-        save_grid(decode_tokens(tokenizer, indices), folder / f"step-{step:08d}.png")
+        images = draw_batch(prior, tokenizer, range(NUM_SAMPLES), labels, seed=seed)
+        save_grid(images, folder / f"step-{step:08d}.png")
 
     return sample

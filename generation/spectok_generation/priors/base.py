@@ -83,13 +83,12 @@ class Prior(SpectokModel, ABC):
         return "text" if self.text_width else "class" if self.num_classes else None
 
     @abstractmethod
-    def forward(
-        self, indices: Int[Tensor, "b t"], condition: Condition | None = None
-    ) -> PriorOutput:
-        """Return the losses of a batch of tokens.
+    def forward(self, inputs: Tensor, condition: Condition | None = None) -> PriorOutput:
+        """Return the losses of a batch.
 
         Args:
-            indices: int64 tokens laid out as :attr:`token_spec` says.
+            inputs: int64 tokens laid out as :attr:`token_spec` says; or, for a prior that models
+                them before they are quantised, the tokenizer's latents.
             condition: Class or text of each image, for a prior that takes one.
         """
 

@@ -1,0 +1,66 @@
+"""Latents to train on: computed afresh from the images of each batch, measured once.
+
+Nothing is cached. The encoder costs a fraction of the network that learns, latents may take more
+room than their images, and images can be augmented differently in each epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from spectok import ImageTokenizer
+from spectok.distributed import sum_over_ranks, world
+from spectok.errors import DataError
+
+NUM_MEASURED = 4096
+"""Images that statistics are measured on, spread evenly over the data."""
+
+
+@torch.no_grad()
+def encode_latents(
+    tokenizer: ImageTokenizer, images: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b lc lh lw"]:
+    """Encode images in float32, whatever the autocast of the training around it."""
+    with torch.autocast(images.device.type, enabled=False):
+        return tokenizer.encode_latents(images.to(tokenizer.dtype)).float()
+
+
+def measure_latents(
+    tokenizer: ImageTokenizer, dataset: Any, batch_size: int = 64
+) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
+    """Return mean and standard deviation of each latent channel, over images and places.
+
+    Measured on at most :data:`NUM_MEASURED` images; each process does its share.
+
+    Args:
+        tokenizer: A trained tokenizer, on the device to run on; it is put into eval mode.
+        dataset: A :class:`spectok.data.ImageDataset`.
+        batch_size: Images encoded at once.
+
+    Raises:
+        DataError: If there are no images, or an encoded one is not finite.
+    """
+    if len(dataset) == 0:
+        raise DataError("there are no images to measure latents on; check the data")
+    tokenizer.eval()
+    rank, size = world()
+    rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), NUM_MEASURED)).long().tolist()
+    channels = tokenizer.latent_shape[0]
+    sums = torch.zeros(3, channels, dtype=torch.float64, device=tokenizer.device)
+    # A generator of its own: an iterator that drew from the global one would shift training.
+    share = Subset(dataset, rows[rank::size])
+    for batch in DataLoader(share, batch_size, generator=torch.Generator()):
+        latents = encode_latents(tokenizer, batch["images"].to(tokenizer.device)).double()
+        values = latents.transpose(0, 1).flatten(1)  # (c, b * h * w)
+        sums += torch.stack([torch.ones_like(values), values, values**2]).sum(2)
+    count, total, squares = sum_over_ranks(sums)[0]
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    if not (mean.isfinite() & std.isfinite()).all():
+        raise DataError("the tokenizer's latents are not finite; train it again")
+    return mean.float(), std.float()

@@ -1,0 +1,119 @@
+"""Drawing latents: noise in, one denoising step after the other.
+
+All noise of image ``i`` comes from a stream of its own on the CPU, seeded by ``(seed, i)``. The
+image does not depend on the batch it is drawn in, on the number of processes or on the kind of
+device, up to the rounding of batched products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spectok.errors import InputError
+from spectok.training.batches import derive_seed
+from spectok_generation.conditions import Condition, join
+from spectok_generation.diffusion.model import LDM
+from spectok_generation.diffusion.noising import Sampler
+
+
+@dataclass(frozen=True)
+class DiffusionOptions:
+    """How latents are drawn.
+
+    Args:
+        scheduler: ``ddpm`` or ``ddim`` for diffusion, ``flow`` for flow. None: ``ddim`` or
+            ``flow``.
+        num_steps: Denoising steps. None: all steps of training for ``ddpm``, about 50 for others.
+        guidance: Scale of classifier-free guidance (Ho and Salimans 2022); 1 is the conditional
+            model itself.
+    """
+
+    scheduler: Sampler | None = None
+    num_steps: int | None = None
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps is not None and self.num_steps < 1:
+            raise InputError(f"num_steps {self.num_steps} must be at least 1")
+        if self.guidance < 0:
+            raise InputError(f"guidance {self.guidance} must be at least 0")
+
+
+@torch.no_grad()
+def sample_latents(
+    prior: LDM,
+    numbers: Sequence[int],
+    condition: Condition | None = None,
+    *,
+    seed: int = 0,
+    options: DiffusionOptions | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Draw the latents of one batch of images.
+
+    Args:
+        prior: A trained prior; it is put into eval mode meanwhile.
+        numbers: The number of each image, which with ``seed`` decides its randomness.
+        condition: Class or text of each image.
+        seed: With the image's number, the only source of randomness.
+        options: Scheduler, steps and guidance.
+
+    Returns:
+        float32 latents, for ``tokenizer.decode_latents``.
+
+    Raises:
+        InputError: If condition or options do not fit the prior.
+    """
+    options = options or DiffusionOptions()
+    scheduler = prior.noise_schedule.make_sampler(
+        options.scheduler, options.num_steps, prior.device
+    )
+    generators = [image_generator(seed, number) for number in numbers]
+    noise = [torch.randn(prior.latent_shape, generator=generator) for generator in generators]
+    latents = torch.stack(noise).to(prior.device)
+    predict = _predictor(prior, condition, len(numbers), options.guidance)
+    was_training = prior.training
+    prior.eval()
+    try:
+        for time in scheduler.timesteps:
+            prediction = predict(latents, time.expand(len(numbers)))
+            latents = scheduler.step(prediction, time, latents, generator=generators).prev_sample
+    finally:
+        prior.train(was_training)
+    return prior.restore(latents)
+
+
+def image_generator(seed: int, number: int) -> torch.Generator:
+    """Return the generator, on the CPU, of all noise that belongs to one image.
+
+    Raises:
+        InputError: If seed or number is negative.
+    """
+    if seed < 0 or number < 0:
+        raise InputError(f"seed {seed} and image number {number} must be at least 0")
+    return torch.Generator().manual_seed(derive_seed(seed, number))
+
+
+def _predictor(
+    prior: LDM, condition: Condition | None, batch: int, guidance: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return ``(latents, times) -> prediction``, guided where that is asked for."""
+    prior.check_can_omit(condition)
+    checked = prior.check_condition(condition, batch)
+    if guidance == 1.0:
+        return lambda latents, times: prior.denoiser(latents, times, checked).float()
+    if condition is None:
+        raise InputError(f"guidance {guidance} needs a class or a text to be guided towards")
+    prior.check_can_omit(None)
+    both = join(checked, prior.null_condition(batch))
+
+    def predict(latents: Tensor, times: Tensor) -> Tensor:
+        prediction = prior.denoiser(latents.repeat(2, 1, 1, 1), times.repeat(2), both).float()
+        given, without = prediction.chunk(2)
+        return without + guidance * (given - without)
+
+    return predict

@@ -1,0 +1,94 @@
+"""What a prior is trained on: the tokens of images, or their latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spectok import ImageTokenizer, TokenSpec
+from spectok.cli.console import say
+from spectok.data import DataConfig, build_dataset
+from spectok.errors import ConfigError
+from spectok_generation.diffusion.latents import encode_latents
+from spectok_generation.recipe import PriorRecipe
+from spectok_generation.records import tokenizer_record
+from spectok_generation.tokens import TokenCache
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A data set, and what a prior is to learn of it.
+
+    Args:
+        dataset: Its batches have what ``inputs`` needs, and ``label`` or ``caption`` where the
+            data has them.
+        inputs: Turns a batch into what the prior's ``forward`` takes.
+        token_spec: Layout of the tokens.
+        num_classes: Number of classes; 0 without labels.
+        tokenizer: Record of the tokenizer, with the names of the classes.
+    """
+
+    dataset: Any
+    inputs: Callable[[dict[str, Any]], Tensor]
+    token_spec: TokenSpec
+    num_classes: int
+    tokenizer: dict[str, Any]
+
+
+def token_examples(cache: TokenCache) -> Examples:
+    """Return the tokens of a cache."""
+    record = cache.header.tokenizer | {"class_names": cache.header.class_names}
+    return Examples(
+        cache, lambda batch: batch["indices"], cache.token_spec, cache.num_classes, record
+    )
+
+
+def latent_examples(
+    recipe: PriorRecipe, tokenizer: ImageTokenizer | None, path: str | None
+) -> Examples:
+    """Return the images of a recipe, whose latents are computed batch by batch.
+
+    Args:
+        recipe: Of a prior that learns latents.
+        tokenizer: A trained tokenizer, on the device to train on.
+        path: Where it was loaded from.
+
+    Raises:
+        ConfigError: If the recipe gives tokens, or copies of them.
+    """
+    if tokenizer is None or recipe.tokens is not None:
+        raise ConfigError(
+            f"tokens: {recipe.prior['name']} learns the latents of images, not their tokens; give "
+            f"--tokenizer and --data instead"
+        )
+    if recipe.copies != 1:
+        raise ConfigError(
+            f"copies: {recipe.copies} copies are of tokens, and {recipe.prior['name']} learns "
+            f"latents, which are computed afresh in every epoch; leave copies out"
+        )
+    dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
+    say(str(dataset.report))
+    record = tokenizer_record(tokenizer, absolute(path)) | {"class_names": dataset.class_names}
+    return Examples(
+        dataset,
+        lambda batch: encode_latents(tokenizer, batch["images"]),
+        tokenizer.token_spec,
+        dataset.num_classes or 0,
+        record,
+    )
+
+
+def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:
+    """Return a ``data:`` section with the size and channels that a tokenizer takes."""
+    channels, height, _ = tokenizer.image_shape
+    fitting = {"image_size": data.image_size or height, "channels": data.channels or channels}
+    return data.model_copy(update=fitting)
+
+
+def absolute(path: str | None) -> str | None:
+    """Return the absolute path of a folder; anything else, such as a hub id, as it is."""
+    return str(Path(path).resolve()) if path is not None and Path(path).is_dir() else path

@@ -1,0 +1,51 @@
+"""Sharing out the drawing of images among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from spectok.distributed import world
+from spectok.errors import InputError
+
+
+def share_out(
+    draw: Callable[[list[int]], Tensor],
+    result: Tensor,
+    batch_size: int,
+    device: Any,
+    on_images: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Draw many images, each on one of the processes.
+
+    Args:
+        draw: Returns what belongs to the images of these numbers; the same whatever the batch.
+        result: Zeros on the CPU with a row for each image; filled in place.
+        batch_size: Images drawn at once on each process.
+        device: Where the processes exchange their rows.
+        on_images: Called with the number of images drawn over all processes since the last call.
+
+    Returns:
+        All rows on the CPU, the same on every process.
+
+    Raises:
+        InputError: If there is nothing to draw.
+    """
+    num_images = len(result)
+    if num_images < 1 or batch_size < 1:
+        raise InputError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+    rank, size = world()
+    mine = list(range(rank, num_images, size))
+    for start in range(0, len(mine), batch_size):
+        numbers = mine[start : start + batch_size]
+        result[numbers] = draw(numbers).to("cpu", result.dtype)
+        if on_images is not None:
+            on_images(min(len(numbers) * size, num_images - start * size))
+    if size == 1:
+        return result
+    shared = result.to(device)  # every row is zero on all ranks but its own
+    dist.all_reduce(shared)
+    return shared.cpu()
