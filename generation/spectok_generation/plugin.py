@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 @hookimpl
 def spectok_priors() -> dict[str, type[Any]]:
     """Register the priors."""
+    from spectok_generation.diffusion.model import LDM
+    from spectok_generation.priors.cat import CAT
     from spectok_generation.priors.gpt import GPT
+    from spectok_generation.priors.pixelcnn import PixelCNN
 
-    return {"gpt": GPT}
+    return {"cat": CAT, "gpt": GPT, "ldm": LDM, "pixelcnn": PixelCNN}
 
 
 @hookimpl
