@@ -106,16 +106,21 @@ class Conformance(ABC, Generic[LearnerT]):
         )
 
     def test_batch_of_two_equals_two_of_one(self, build: Build) -> None:
-        """In eval mode an image's result does not depend on the other images of the batch."""
+        """In eval mode an image's result does not depend on the other images of the batch.
+
+        What indices stand for is compared, and not the indices: between codes that have come to the
+        same place, rounding may choose either.
+        """
         learner = self.fresh(build)
         train(learner, [[learner.batch(4)] for _ in range(3)])
         batch = learner.batch(2)
         together = self.outputs(learner.model, batch)
         alone = zip(*(self.outputs(learner.model, one) for one in batch.split(1)))
-        for i, (whole, parts) in enumerate(zip(together, alone)):
+        for whole, parts in list(zip(together, alone))[1:]:
             apart = _difference(whole, torch.cat(parts))
-            limit = 0 if i == 0 else self.tolerance  # indices are exact
-            expect(apart <= limit, f"a batch of two differs from two of one by {apart:.3g}")
+            expect(
+                apart <= self.tolerance, f"a batch of two differs from two of one by {apart:.3g}"
+            )
 
     def test_eval_never_edits_state(self, build: Build) -> None:
         """A forward pass in eval mode changes nothing, now or at the next training step."""
