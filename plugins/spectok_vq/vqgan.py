@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from diffusers.configuration_utils import register_to_config
@@ -10,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from spectok import losses
-from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import GridTokens, VQGANDecoder, VQGANEncoder
+from spectok.nn.vqgan import check_attention
 from spectok.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
 
@@ -65,7 +64,7 @@ class VQGAN(ImageTokenizer):
         channels: Annotated[int, Field(ge=1)] = 128,
         channel_multipliers: Annotated[
             tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)
-        ] = (1, 2, 4),
+        ] = (1, 1, 2),
         num_blocks: Annotated[int, Field(ge=1)] = 2,
         attention_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (),
         quantizer: QuantizerOption = "vq",
@@ -97,17 +96,3 @@ class VQGAN(ImageTokenizer):
         """Return the mean error per pixel, absolute or squared."""
         per_pixel = losses.l1 if self.config["reconstruction_loss"] == "l1" else losses.l2
         return {"reconstruction": per_pixel(reconstruction, images)}
-
-
-def check_attention(attention_sizes: Sequence[int], image_size: int, num_levels: int) -> None:
-    """Check that there are feature maps of these heights.
-
-    Raises:
-        InputError: Names the heights that there are.
-    """
-    heights = [image_size >> level for level in range(num_levels)]
-    if not set(attention_sizes) <= set(heights):
-        raise InputError(
-            f"attention_sizes {list(attention_sizes)} are not all heights of feature maps, which "
-            f"are {', '.join(map(str, heights))}; choose some of these, or none"
-        )
