@@ -58,7 +58,7 @@ class Denoiser(nn.Module):
     """A UNet that takes latents of any size, and a class or a text.
 
         noisy (B,c,h,w)     times (B,)     class (B,)  or  text (B,L,D)
-          | pad               |              |               | a learned vector goes first
+          | pad               |              |               | layer norm; a learned vector first
           └───────────────────┴─── unet ─────┴───────────────┘
                               | crop
                             prediction (B,c,h,w)
@@ -67,7 +67,8 @@ class Denoiser(nn.Module):
     border is cut off again: it is part of the network, and nothing outside sees it.
 
     A text is read by cross-attention. The learned vector is what there is to attend to where a text
-    has no tokens, so "no text" does not depend on the features that are hidden.
+    has no tokens, so "no text" does not depend on the features that are hidden. The layer norm
+    makes the scale of the text encoder of no account.
 
     Args:
         num_channels: Channels c of the latents.
@@ -81,7 +82,8 @@ class Denoiser(nn.Module):
         self.multiple = 2 ** (len(shape.channels) - 1)
         if text_width:
             self.unet: nn.Module = _text_unet(num_channels, shape, text_width)
-            self.no_text = nn.Parameter(torch.randn(1, 1, text_width) / math.sqrt(text_width))
+            self.read_text = nn.LayerNorm(text_width)
+            self.null_text = nn.Parameter(torch.randn(1, 1, text_width))
         else:
             self.unet = _unet(num_channels, shape, num_classes)
         self.has_classes = num_classes > 0
@@ -105,10 +107,10 @@ class Denoiser(nn.Module):
 
     def _run(self, noisy: Tensor, times: Tensor, condition: Condition) -> Tensor:
         if isinstance(condition, TextFeatures):
-            seen = condition.mask
-            words = condition.features.masked_fill(~seen.unsqueeze(2), 0)
-            first = self.no_text.to(words.dtype).expand(len(words), -1, -1)
-            features, mask = torch.cat([first, words], dim=1), F.pad(seen, (1, 0), value=True)
+            words = self.read_text(condition.features)
+            first = self.null_text.to(words.dtype).expand(len(words), -1, -1)
+            features = torch.cat([first, words], dim=1)
+            mask = F.pad(condition.mask, (1, 0), value=True)
             return self.unet(noisy, times, features, encoder_attention_mask=mask).sample
         labels = condition if self.has_classes else None
         return self.unet(noisy, times, class_labels=labels).sample
