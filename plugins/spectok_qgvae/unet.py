@@ -205,6 +205,9 @@ def _groups(channels: int) -> int:
 
 
 def _resize(x: Tensor, scale: float) -> Tensor:
+    """Resize by a power of two: means of pixels on the way down, bilinear on the way up."""
+    if scale < 1:  # by a half, the same as bilinear and several times faster
+        return F.avg_pool2d(x, round(1 / scale))
     if scale == 1:
         return x
     return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
