@@ -1,12 +1,13 @@
 """FQ-VAE's parts switched one at a time, and a CVQ-VAE grid beside it, at equal bits and steps.
 
     python benchmarks/fqvae_variants.py                 # digits, all variants, one after the other
-    python benchmarks/fqvae_variants.py default literal --steps 200
-    python benchmarks/fqvae_variants.py default cvqvae --data cifar10 --path DIR --limit 8000
+    python benchmarks/fqvae_variants.py default literal train.steps=200
+    python benchmarks/fqvae_variants.py default cvqvae --data cifar10 data.path=DIR
+    python benchmarks/fqvae_variants.py cvqvae --data cifar10 data.path=DIR train.learning_rate=1e-3
 
-Every variant is the recipe ``fqvae/<data>`` with the overrides below, trained with the ``train:``
-section of that recipe; reconstructions come from indices alone, on the test split. Results are
-merged by name into ``results/fqvae_<data>.json``.
+Every variant is the recipe ``fqvae/digits`` or ``compare/cifar10/fqvae`` with the overrides below,
+trained with the ``train:`` section of that recipe; reconstructions come from indices alone, on the
+test split. Results are merged by name and further settings into ``results/fqvae_<data>.json``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from spectok.loading import load_tokenizer
 from spectok.metrics import evaluate_reconstruction
 from spectok.training.tokenizer import train_tokenizer
 
+RECIPES = {"digits": "fqvae/digits", "cifar10": "compare/cifar10/fqvae"}
 TOKENIZER, QUANTIZER = "tokenizer.", "tokenizer.quantizer."
 LITERAL = {
     TOKENIZER + "codebook_dim": None,
@@ -36,11 +38,13 @@ LITERAL = {
 }
 GRID = {
     TOKENIZER + "extractor": "convolution",
-    TOKENIZER + "codebook_dim": 16,
-    TOKENIZER + "channels": 80,
     TOKENIZER + "num_blocks": 2,
     TOKENIZER + "graph_gate": None,
     QUANTIZER + "name": "cvq",
+}
+GRID_WIDTHS = {
+    "digits": {TOKENIZER + "codebook_dim": 16, TOKENIZER + "channels": 80},
+    "cifar10": {TOKENIZER + "codebook_dim": 64, TOKENIZER + "channels": 128},  # as in VQ-VAE
 }
 CLOSEST = {QUANTIZER + "anchor": "closest"}
 VARIANTS: dict[str, dict] = {
@@ -52,6 +56,7 @@ VARIANTS: dict[str, dict] = {
     "filters start as random phases": {TOKENIZER + "filter_init": "phase"},
     "filters start as translations": {TOKENIZER + "filter_init": "shifts"},
     "one codebook for all tokens": {QUANTIZER + "num_codebooks": 1},
+    "a codebook per token": {QUANTIZER + "num_codebooks": None},
     "one projection for all tokens": {TOKENIZER + "num_heads": 1},
     "twice the numbers per token": {TOKENIZER + "codebook_dim": 8},
     "4 channels, half the filters": {TOKENIZER + "latent_channels": 4},
@@ -65,46 +70,51 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def run(name: str, recipe: TokenizerRecipe) -> dict:
+def run(recipe: TokenizerRecipe) -> dict:
     """Train one variant, and measure its reconstructions of the test split."""
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
         train_tokenizer(recipe.tokenizer, recipe.data, recipe.train, output, seed=recipe.seed)
         model = load_tokenizer(output / "model")
     held_out = recipe.data.model_copy(update={"split": "test", "limit": None})
     measured = evaluate_reconstruction(model, build_dataset(held_out))
-    kept = ("psnr", "ssim", "codebook_usage", "perplexity", "bits_per_image", "parameters")
+    kept = ("psnr", "ssim", "mse", "codebook_usage", "perplexity", "bits_per_image", "parameters")
     result = {key: measured[key] for key in kept}
-    steps, images = recipe.train.steps, recipe.data.limit or "all"
-    seconds = round(time.perf_counter() - start)
-    return result | {"steps": steps, "training_images": images, "seconds": seconds}
+    return result | {
+        "steps": recipe.train.steps,
+        "learning_rate": recipe.train.learning_rate,
+        "training_images": recipe.data.limit or "all",
+        "seconds": round(time.perf_counter() - start),
+        "cpu_seconds": round(time.process_time() - cpu),
+    }
 
 
 def main() -> None:
     """Run the variants that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", help=f"among {', '.join(VARIANTS)}; default: all")
-    parser.add_argument("--data", default="digits", help="the recipe fqvae/<data>")
-    parser.add_argument("--path", help="local images of the data set")
-    parser.add_argument("--limit", type=int, help="training images")
-    parser.add_argument("--steps", type=int, help="training steps; default: the recipe's")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="VARIANT|key=value",
+        help=f"variants, by default all: {', '.join(VARIANTS)}; and settings for all of them",
+    )
+    parser.add_argument("--data", choices=RECIPES, default="digits")
     arguments = parser.parse_args()
-    given = {
-        "data.path": arguments.path,
-        "data.limit": arguments.limit,
-        "train.steps": arguments.steps,
-    }
-    common = {key: value for key, value in given.items() if value is not None}
+    settings = [word for word in arguments.words if "=" in word]
     path = Path(__file__).parent / "results" / f"fqvae_{arguments.data}.json"
-    for name in arguments.variants or VARIANTS:
-        overrides = list((common | VARIANTS[name]).items())
-        result = run(name, load_recipe(f"fqvae/{arguments.data}", overrides))
+    for name in [word for word in arguments.words if "=" not in word] or VARIANTS:
+        widths = GRID_WIDTHS[arguments.data] if VARIANTS[name] is GRID else {}
+        overrides = VARIANTS[name] | widths
+        recipe = load_recipe(RECIPES[arguments.data], [*overrides.items(), *settings])
+        result = run(recipe)
         results = json.loads(path.read_text()) if path.is_file() else {}
-        results[name] = result | {"overrides": VARIANTS[name], "torch": torch.__version__}
+        shown = [setting for setting in settings if not setting.startswith("data.path=")]
+        label = ", ".join([name, *shown])
+        results[label] = result | {"overrides": overrides, "torch": torch.__version__}
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"{name:36s} {result['psnr']:.2f} dB, perplexity {result['perplexity']:.1f}")
+        print(f"{label:36s} {result['psnr']:.2f} dB, perplexity {result['perplexity']:.1f}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,63 +14,53 @@ from spectok.metrics import count_codes
 from spectok.tokenizer import ImageTokenizer
 
 
-@torch.no_grad()
-def usage_curve(
-    tokenizer: ImageTokenizer, batches: Iterable[Float[Tensor, "b c h w"]]
-) -> Int[Tensor, "n"]:
-    """Count how often each code is chosen, most used first (Fig. 3).
+class CodeStudy(NamedTuple):
+    """What a data set makes of the codes of a tokenizer.
 
-    Args:
-        tokenizer: Any tokenizer; put into eval mode.
-        batches: Images on the tokenizer's device.
-
-    Returns:
-        One count for each of the ``token_spec.num_codes`` codes, over all codebooks.
+    Attributes:
+        usage: How often each of the ``token_spec.num_codes`` codes is chosen.
+        information: By how much the mean squared error grows on the [-1, 1] scale, averaged over
+            all images, when one code is deleted; 0 for a code that nothing uses. None for a
+            tokenizer of several levels.
+        num_images: Images looked at.
     """
-    spec = tokenizer.eval().token_spec
-    counts = torch.zeros(spec.num_codes, dtype=torch.int64)
-    for images in batches:
-        counts += count_codes(spec, tokenizer.encode(images).cpu())
-    return counts.sort(descending=True).values
+
+    usage: Int[Tensor, "n"]
+    information: Float[Tensor, "n"] | None
+    num_images: int
 
 
 @torch.no_grad()
-def unit_information(
+def study_codes(
     tokenizer: ImageTokenizer, batches: Iterable[Float[Tensor, "b c h w"]]
-) -> Float[Tensor, "n"]:
-    """Return by how much the mean squared error grows when one code is deleted (Fig. 4).
+) -> CodeStudy:
+    """Count how often each code is chosen (Fig. 3), and weigh what it carries (Fig. 4).
 
     To delete a code is to put zeros in its place, wherever an image uses it. The paper decodes the
     whole data set once for each code; an image can only change for the codes it uses, so here it is
     decoded once for each of those.
 
     Args:
-        tokenizer: A tokenizer with one level; put into eval mode.
+        tokenizer: Any tokenizer; put into eval mode.
         batches: Images on the tokenizer's device.
 
-    Returns:
-        Growth of the error on the [-1, 1] scale, averaged over all images, for each of the
-        ``token_spec.num_codes`` codes; 0 for a code that nothing uses.
-
     Raises:
-        InputError: If the tokenizer has more than one level, or there are no images.
+        InputError: If there are no images.
     """
     spec = tokenizer.eval().token_spec
-    if spec.num_levels != 1:
-        raise InputError(
-            f"unit information needs one code per position; this tokenizer has {spec.num_levels} "
-            f"levels"
-        )
+    usage = torch.zeros(spec.num_codes, dtype=torch.int64)
     growth, num_images = torch.zeros(spec.num_codes, dtype=torch.float64), 0
     for images in batches:
         indices = tokenizer.encode(images)
-        for image, row in zip(images, indices):
+        usage += count_codes(spec, indices.cpu())
+        num_images += len(images)
+        for image, row in zip(images, indices) if spec.num_levels == 1 else ():
             codes, errors = _errors_without(tokenizer, image, row)
             growth[codes.cpu()] += errors.double().cpu()
-        num_images += len(images)
     if not num_images:
-        raise InputError("unit information needs at least one image; the batches are empty")
-    return (growth / num_images).float()
+        raise InputError("a study of codes needs at least one image; the batches are empty")
+    information = (growth / num_images).float() if spec.num_levels == 1 else None
+    return CodeStudy(usage, information, num_images)
 
 
 def _errors_without(

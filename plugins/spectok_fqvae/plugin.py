@@ -1,10 +1,13 @@
-"""Registers the tokenizer ``fqvae`` and the quantizers ``cvq`` and ``cvq_pearson``."""
+"""Registers ``fqvae``, the quantizers ``cvq`` and ``cvq_pearson``, and ``spectok codes``."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectok import hookimpl
+
+if TYPE_CHECKING:
+    import typer
 
 
 @hookimpl
@@ -21,3 +24,11 @@ def spectok_quantizers() -> dict[str, Any]:
     from spectok_fqvae.quantizer import ClusteringQuantizer, PearsonQuantizer
 
     return {"cvq": ClusteringQuantizer, "cvq_pearson": PearsonQuantizer}
+
+
+@hookimpl
+def spectok_commands(app: typer.Typer, train: typer.Typer) -> None:
+    """Add ``spectok codes``."""
+    from spectok_fqvae.cli import add_commands
+
+    add_commands(app)

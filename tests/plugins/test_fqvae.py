@@ -5,13 +5,16 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import spectok
+from spectok.cli import main
 from spectok.config import load_recipe
 from spectok.errors import ConfigError, InputError
-from spectok_fqvae.analysis import unit_information, usage_curve
+from spectok_fqvae.analysis import CodeStudy, study_codes
 from spectok_fqvae.filters import independent_bins, start_filters
 from spectok_fqvae.graph import GraphGate
+from spectok_fqvae.pictures import draw_codes
 from spectok_fqvae.quantizer import correlations
 from spectok_fqvae.token_space import map_sizes
 
@@ -335,11 +338,14 @@ def test_one_token_changes_pixels_everywhere():
     assert (difference.abs().amax((0, 1)) > 1e-7).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 8])
-def test_table_3_trades_channels_for_filters(channels):
-    model = tiny(latent_channels=channels)
-    assert model.token_space.num_filters * channels == model.token_spec.num_tokens == 8
+@pytest.mark.parametrize("form", [tiny, literal])
+@pytest.mark.parametrize("channels", [1, 2, 4, 8, 16])
+def test_table_3_trades_channels_for_filters(form, channels):
+    model = form(latent_channels=channels, num_tokens=16)
+    assert model.token_space.num_filters * channels == model.token_spec.num_tokens == 16
+    assert model.token_spec.bits_per_image == 16 * 3
     assert model.latent_shape == (channels, 16, 16)
+    train(model, steps=1)
 
 
 FREQUENCY, SPATIAL = {}, {"extractor": "convolution", **GRID}
@@ -353,19 +359,21 @@ TABLE_2 = {
     "G": SPATIAL | {"quantizer": "cvq_pearson"},
     "H": FREQUENCY | {"quantizer": "vq"},
     "I": FREQUENCY | {"quantizer": "cvq_pearson"},
-    "transformer": {"extractor": "transformer", **GRID},
-    "literal": {"codebook_dim": None, "filter_init": "noise", "network": "conv"},
 }
+TABLE_4 = {
+    "convolution": SPATIAL,
+    "transformer": {"extractor": "transformer", **GRID},
+    "2D-FFT": FREQUENCY,
+    "2D-FFT, literal": {"codebook_dim": None, "filter_init": "noise", "network": "conv"},
+}
+ROWS = TABLE_2 | TABLE_4
 
 
-@pytest.mark.parametrize("row", TABLE_2)
-def test_every_row_of_tables_2_and_4_trains(row):
-    torch.manual_seed(0)
-    model = tiny(**TABLE_2[row]).train()
+def train(model, steps):
+    """Train on one batch; return the errors, and check that every parameter takes part."""
+    optimizer, errors = torch.optim.Adam(model.train().parameters(), lr=3e-3), []
     images = torch.rand(8, 1, 16, 16) * 2 - 1
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    errors = []
-    for _ in range(12):
+    for _ in range(steps):
         losses = model(images).losses
         errors.append(losses["reconstruction"].item())
         optimizer.zero_grad()
@@ -373,8 +381,16 @@ def test_every_row_of_tables_2_and_4_trains(row):
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
         optimizer.step()
         model.after_step([optimizer])
+    return errors
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_tables_2_and_4_trains(row):
+    torch.manual_seed(0)
+    model = tiny(**ROWS[row])
+    errors = train(model, steps=12)
     assert errors[-1] < errors[0]
-    assert (model.token_space.gate is None) == (TABLE_2[row].get("graph_gate", "") is None)
+    assert (model.token_space.gate is None) == (ROWS[row].get("graph_gate", "") is None)
 
 
 def test_literal_codes_are_whole_maps_of_one_codebook():
@@ -433,6 +449,21 @@ def test_each_data_set_has_a_literal_recipe_of_equal_bits(data):
     assert paper["quantizer"]["num_codebooks"] == 1
 
 
+@pytest.mark.parametrize("extractor", ["convolution", "transformer"])
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "celeba64", "lsun_church128"])
+def test_each_data_set_has_the_other_extractors_of_table_4(data, extractor):
+    ours, other = recipe(f"literal_{data}"), recipe(f"{extractor}_{data}")
+    assert other["extractor"] == extractor
+    assert other["num_tokens"] == (ours["image_size"] // 4) ** 2
+    assert other["quantizer"] == ours["quantizer"]
+
+
+def test_the_recipe_for_comparisons_has_the_bits_of_an_8x8_grid():
+    chosen = load_recipe("compare/cifar10/fqvae").tokenizer
+    options = {key: value for key, value in chosen.items() if key != "name"}
+    assert spectok.load_tokenizer("fqvae", **options).token_spec.bits_per_image == 64 * 9
+
+
 # -- what codes carry (Fig. 3 and 4) ---------------------------------------------------------------
 
 
@@ -440,7 +471,7 @@ def test_each_data_set_has_a_literal_recipe_of_equal_bits(data):
 def test_unit_information_is_the_error_without_a_code(options):
     torch.manual_seed(0)
     model, images = tiny(**options).eval(), torch.rand(3, 1, 16, 16)
-    measured = unit_information(model, [images[:2], images[2:]])
+    measured = study_codes(model, [images[:2], images[2:]]).information
     indices = model.encode(images)
     ids = model.token_spec.code_ids(indices)
     vectors = model.embed(indices)
@@ -457,14 +488,48 @@ def test_unit_information_is_the_error_without_a_code(options):
     assert (measured[unused] == 0).all()
 
 
-def test_unit_information_needs_images():
+def test_a_study_needs_images():
     with pytest.raises(InputError, match="at least one image"):
-        unit_information(tiny(), [])
+        study_codes(tiny(), [])
 
 
-def test_usage_curve_counts_every_token_and_falls():
-    model = tiny()
-    curve = usage_curve(model, [torch.rand(3, 1, 16, 16), torch.rand(2, 1, 16, 16)])
-    assert len(curve) == 8 * 8
-    assert curve.sum() == 5 * 8
-    assert (curve.diff() <= 0).all()
+def test_usage_counts_every_token():
+    study = study_codes(tiny(), [torch.rand(3, 1, 16, 16), torch.rand(2, 1, 16, 16)])
+    assert len(study.usage) == 8 * 8
+    assert study.usage.view(8, 8).sum(1).tolist() == [5] * 8  # a codebook per token
+    assert study.num_images == 5
+
+
+def test_several_levels_are_counted_and_not_weighed():
+    model = spectok.load_tokenizer("hrvqvae", image_size=16, in_channels=1, channels=8)
+    study = study_codes(model, [torch.rand(2, 1, 16, 16)])
+    assert study.information is None
+    assert study.usage.sum() == 2 * model.token_spec.num_tokens
+
+
+def test_the_command_draws_models_together(tmp_path, capsys):
+    names = []
+    for name, options in {"frequency": {}, "grid": SPATIAL}.items():
+        tiny(**options).save_pretrained(tmp_path / name)
+        names.append(str(tmp_path / name))
+    picture = tmp_path / "codes.png"
+    with pytest.raises(SystemExit) as stop:
+        main(["codes", *names, "--data", "digits", "--out", str(picture), "--limit", "3"])
+    printed = capsys.readouterr().out
+    assert not stop.value.code
+    assert "3 images" in printed
+    assert all(name in printed for name in names)
+    with Image.open(picture) as drawn:
+        assert drawn.width > 2 * drawn.height
+
+
+def test_curves_fall_and_share_an_axis():
+    few, many = torch.tensor([3, 0, 9]), torch.arange(12)
+    figure = draw_codes({"few": CodeStudy(few, None, 1), "many": CodeStudy(many, many / 2, 1)})
+    usage, information = figure.axes
+    curves = [line.get_xydata() for line in [*usage.lines[:2], *information.lines]]
+    assert [len(curve) for curve in curves] == [3, 12, 12]
+    for curve in curves:
+        assert (curve[:-1, 1] >= curve[1:, 1]).all()
+        assert 0 < curve[:, 0].min() < curve[:, 0].max() < 1
+    assert usage.lines[0].get_ydata().mean() == pytest.approx(1)

@@ -1,0 +1,46 @@
+"""Usage and unit information of codes as curves (FQ-VAE, Fig. 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Num
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from spectok_fqvae.analysis import CodeStudy
+
+
+def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
+    """Draw one curve per model for usage, and one for information where it was measured.
+
+    Codes are sorted by what is drawn, largest first. The horizontal axis is the share of all codes,
+    so that codebooks of different sizes can be drawn together.
+
+    Args:
+        studies: Name of a model -> its codes.
+    """
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, study) in enumerate(studies.items()):
+        usage = study.usage.double() / study.usage.double().mean()
+        left.plot(*descending(usage), color=f"C{number}", label=name)
+        if study.information is not None:
+            right.plot(*descending(study.information), color=f"C{number}", label=name)
+    left.axhline(1, color="0.6", linewidth=0.8, linestyle=":")  # all codes used alike
+    left.set(ylabel="choices / mean over all codes", title="usage", yscale="symlog")
+    right.set(ylabel="growth of the mean squared error", title="information of single codes")
+    right.ticklabel_format(axis="y", scilimits=(0, 0))
+    for axes in (left, right):
+        axes.set(xlabel="share of codes, largest first", xlim=(0, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def descending(values: Num[Tensor, "n"]) -> tuple[list[float], list[float]]:
+    """Return the share of values up to each one, and the values, largest first."""
+    count = len(values)
+    places = (torch.arange(count) + 0.5) / count
+    return places.tolist(), values.sort(descending=True).values.tolist()
