@@ -79,6 +79,8 @@ class ImageTokenizer(SpectokModel, ABC):
         prefix: Whether the start of a sequence decodes on its own. Where it is ``"none"`` and whole
             levels come one after another, a quantizer whose first levels decode makes it
             ``"levels"``.
+        interior: ``(top, left, height, width)`` of the pixels that training compares, where the
+            data has an added border; None for all. Set by the trainer, not saved.
     """
 
     encoder: nn.Module
@@ -89,6 +91,7 @@ class ImageTokenizer(SpectokModel, ABC):
     latent_shape: tuple[int, int, int]
     order: Order = "level"
     prefix: Prefix = "none"
+    interior: tuple[int, int, int, int] | None = None
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
 
@@ -121,7 +124,7 @@ class ImageTokenizer(SpectokModel, ABC):
             keep = keep.to(images.device)
         latents = self.token_space.to_latents(quantized.z_q.to(z.dtype), keep)
         reconstruction = self.decoder(latents)
-        losses = self.reconstruction_losses(images, reconstruction) | quantized.losses
+        losses = self.compare(images, reconstruction) | quantized.losses
         indices = self._to_sequence(quantized.indices)
         return TokenizerOutput(reconstruction, indices, losses, quantized.metrics)
 
@@ -190,6 +193,17 @@ class ImageTokenizer(SpectokModel, ABC):
     @abstractmethod
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms that compare reconstruction and images."""
+
+    def compare(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Return :meth:`reconstruction_losses` inside the border; for a :meth:`forward` to call."""
+        return self.reconstruction_losses(self.inside(images), self.inside(reconstruction))
+
+    def inside(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Return the part of a batch that :attr:`interior` names."""
+        if self.interior is None:
+            return images
+        top, left, height, width = self.interior
+        return images[..., top : top + height, left : left + width]
 
     def draw_prefix(self, batch_size: int) -> Int[Tensor, "b"] | None:
         """Draw how many leading tokens each training image keeps; None to keep all."""

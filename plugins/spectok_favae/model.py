@@ -153,7 +153,7 @@ class FAVAE(ImageTokenizer):
         quantized = self.quantizer(z)
         latents = self.token_space.to_latents(quantized.z_q.to(z.dtype))
         reconstruction, complements = self.decoder.decode(latents)
-        terms = self.reconstruction_losses(images, reconstruction)
+        terms = self.compare(images, reconstruction)
         terms |= self.spectrum_losses(activations, complements) | quantized.losses
         indices = self._to_sequence(quantized.indices)
         return TokenizerOutput(reconstruction, indices, terms, quantized.metrics)

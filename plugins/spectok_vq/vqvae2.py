@@ -161,7 +161,7 @@ class VQVAE2(ImageTokenizer):
         bottom = self.quantizer(self.token_space.bottom_vectors(latents, top_codes))
         decoded = self.token_space.to_latents(top_codes, bottom.z_q.to(latents.dtype))
         reconstruction = self.decoder(decoded)
-        terms, metrics = self.reconstruction_losses(images, reconstruction), {}
+        terms, metrics = self.compare(images, reconstruction), {}
         for name, grid in (("top", top), ("bottom", bottom)):
             terms |= {f"{name}_{key}": value for key, value in grid.losses.items()}
             metrics |= {f"{name}_{key}": value for key, value in grid.metrics.items()}

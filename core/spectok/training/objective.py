@@ -36,7 +36,7 @@ class Objective:
         adversary: Adversary | None = None,
     ):
         self.losses = losses or LossConfig.model_validate({})
-        self.adversary, self.step = adversary, 0
+        self.adversary, self.step, self.inside = adversary, 0, model.inside
         self.perceptual, section = None, self.losses.perceptual
         if section is not None:
             check_size(section.network, model.image_shape[1:])
@@ -62,7 +62,8 @@ class Objective:
         """
         output = module(batch["images"])
         self.check_names(output.losses)
-        terms = self.terms(output.losses, batch["images"], output.reconstruction)
+        pair = self.inside(batch["images"]), self.inside(output.reconstruction)
+        terms = self.terms(output.losses, *pair)
         result = StepOutput(terms, dict(output.metrics), shared=output)
         if self.adversary is not None and self.step >= self.adversary.config.start_step:
             self.adversary.oppose(result, output.reconstruction)

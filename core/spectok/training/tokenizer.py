@@ -43,6 +43,8 @@ def train_tokenizer(
 ) -> FitResult:
     """Train a tokenizer on images.
 
+    Where the data has an added border, errors are counted inside it; a discriminator sees it all.
+
     The folder gets the trained model in ``model/``, and beside it ``recipe.yaml``,
     ``data_report.json``, ``log.jsonl``, ``samples/`` (originals over reconstructions) and
     ``checkpoints/``.
@@ -73,6 +75,7 @@ def train_tokenizer(
     dataset = build_dataset(data, seed=seed)
     images = torch.stack([dataset[i]["images"] for i in range(min(NUM_SAMPLES, len(dataset)))])
     model.check_images(images)
+    model.interior = dataset.interior
     if int(os.environ.get("RANK", 0)) == 0:
         Console().print(dataset.report)
     sections = {"data": data, "train": config, "losses": losses, "adversarial": adversarial}
