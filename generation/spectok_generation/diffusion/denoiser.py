@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from spectok.errors import ConfigError
@@ -89,7 +89,7 @@ class Denoiser(nn.Module):
         self.has_classes = num_classes > 0
 
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], times: Float[Tensor, "b"], condition: Condition
+        self, noisy: Float[Tensor, "b c h w"], times: Num[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "b c h w"]:
         """Return the network's prediction.
 
@@ -142,8 +142,8 @@ def _text_unet(num_channels: int, shape: UNetShape, text_width: int) -> UNet2DCo
         block_out_channels=tuple(shape.channels),
         layers_per_block=shape.layers,
         dropout=shape.dropout,
-        # what this class calls the width of a head is their number
-        attention_head_dim=tuple(width // HEAD_WIDTH for width in shape.channels),
+        # what this class calls the width of a head is their number, one for each level
+        attention_head_dim=tuple(width // HEAD_WIDTH for width in shape.channels),  # type: ignore[arg-type]
         norm_num_groups=_norm_groups(shape),
         cross_attention_dim=text_width,
     )

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from spectok.errors import ConfigError, InputError
@@ -34,7 +34,7 @@ class Noised:
     """
 
     noisy: Float[Tensor, "b c h w"]
-    times: Float[Tensor, "b"]
+    times: Num[Tensor, "b"]
     target: Float[Tensor, "b c h w"]
 
 
