@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spectok_generation.extraction import extract_tokens
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
     from spectok_generation.sampling import SamplingOptions, sample_tokens
+    from spectok_generation.text.loading import load_text_encoder
     from spectok_generation.tokens import TokenCache
 
 _HOME = {
@@ -22,6 +23,7 @@ _HOME = {
     "create_prior": "priors",
     "extract_tokens": "extraction",
     "load_prior": "priors",
+    "load_text_encoder": "text.loading",
     "sample_tokens": "sampling",
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "create_prior",
     "extract_tokens",
     "load_prior",
+    "load_text_encoder",
     "sample_tokens",
 ]
 

@@ -41,6 +41,13 @@ def train_prior(
         str | None, typer.Option(help="Folder of tokens written by 'spectok extract'.")
     ] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Condition on captions, read by this CLIP: the folder of a run of 'spectok train "
+            "clip', or the name of a model of open_clip (then with text.pretrained=TAG or FILE)."
+        ),
+    ] = None,
     output: Annotated[
         str | None, typer.Option(help="Folder of the run. (default: runs/PRIOR-TOKENIZER)")
     ] = None,
@@ -56,7 +63,7 @@ def train_prior(
     if len(named) > 1:
         raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
     name = named[0] if named else PRIOR
-    given = [("tokenizer", tokenizer), ("tokens", tokens)]
+    given = [("tokenizer", tokenizer), ("tokens", tokens), ("text.encoder", text)]
     overrides = [*[pair for pair in given if pair[1]], *[word for word in words if "=" in word]]
     recipe = load_prior_recipe(name, overrides, data)
     folder = Path(output or recipe.output or default_output(name, recipe))
@@ -65,7 +72,10 @@ def train_prior(
 
     result = run(recipe, folder, resume=resume)
     say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
-    say_next(["spectok", "sample", "--prior", str(folder), "--out", "samples.png"])
+    draw = ["spectok", "sample", "--prior", str(folder)]
+    if recipe.text is not None:
+        draw = ["spectok", "text-to-image", "PROMPT", "--model", str(folder)]
+    say_next([*draw, "--out", "samples.png"])
 
 
 def extract(
@@ -93,7 +103,7 @@ def extract(
 
     config = load_data(tokenizer, data, overrides or [])
     how = Extraction(copies, batch_size=batch_size, num_workers=num_workers)
-    with _device() as device:
+    with process_device() as device:
         model = load_trained(tokenizer).to(device)
         cache = extract_data(model, config, out, how, path=tokenizer, seed=seed)
     size = sum(path.stat().st_size for path in out.iterdir())
@@ -144,7 +154,7 @@ def sample(
     check_picture(out)
     wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wishes |= {"scheduler": scheduler, "num_steps": num_steps, "guidance": guidance}
-    with _device() as device:
+    with process_device() as device:
         model, decoder = load_pair(prior, tokenizer)
         options = make_options(model, wishes)
         labels = choose_labels(model, num_images, label)
@@ -167,7 +177,7 @@ def sample(
 
 
 @contextlib.contextmanager
-def _device() -> Iterator[Any]:
+def process_device() -> Iterator[Any]:
     """Give this process its device, and join the group it was launched in."""
     from spectok.training.config import TrainConfig
     from spectok.training.launch import accelerated

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from spectok import ImageTokenizer, TokenSpec
-from spectok.cli.console import say
+from spectok.cli.console import progress, say
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import ConfigError
+from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import encode_latents
 from spectok_generation.recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
+from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.features import Captioned, encode_captions
 from spectok_generation.tokens import TokenCache
 
 
@@ -30,6 +33,8 @@ class Examples:
         token_spec: Layout of the tokens.
         num_classes: Number of classes; 0 without labels.
         tokenizer: Record of the tokenizer, with the names of the classes.
+        captions: One for each row of the data, where it has captions.
+        text: Record of the text encoder, if batches have ``text``.
     """
 
     dataset: Any
@@ -37,13 +42,24 @@ class Examples:
     token_spec: TokenSpec
     num_classes: int
     tokenizer: dict[str, Any]
+    captions: Sequence[str] | None = None
+    text: dict[str, Any] | None = None
+
+    def condition(self, batch: dict[str, Any], name: str | None) -> Condition | None:
+        """Return what a batch is conditioned on; see :attr:`Prior.condition_name`."""
+        return None if name is None else batch["text" if name == "text" else "label"]
 
 
 def token_examples(cache: TokenCache) -> Examples:
     """Return the tokens of a cache."""
     record = cache.header.tokenizer | {"class_names": cache.header.class_names}
     return Examples(
-        cache, lambda batch: batch["indices"], cache.token_spec, cache.num_classes, record
+        cache,
+        lambda batch: batch["indices"],
+        cache.token_spec,
+        cache.num_classes,
+        record,
+        cache.captions,
     )
 
 
@@ -79,7 +95,31 @@ def latent_examples(
         tokenizer.token_spec,
         dataset.num_classes or 0,
         record,
+        first_captions(dataset),
     )
+
+
+def with_text(examples: Examples, encoder: TextEncoder, folder: Path) -> Examples:
+    """Return the same examples with the text features of their captions in each batch.
+
+    Args:
+        examples: Captioned images, or their tokens.
+        encoder: On the device to run on.
+        folder: Where the features are kept.
+
+    Raises:
+        DataError: If there are no captions, or one is empty.
+    """
+    with progress("encoding captions", len(set(examples.captions or ()))) as advance:
+        features = encode_captions(encoder, examples.captions, folder, advance)
+    return replace(examples, dataset=Captioned(examples.dataset, features), text=encoder.record)
+
+
+def first_captions(dataset: Any) -> list[str] | None:
+    """Return the first caption of each image; None where there are none."""
+    if not dataset.has_captions:
+        return None
+    return [(*dataset.captions_of(row), "")[0] for row in range(len(dataset))]
 
 
 def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:

@@ -20,9 +20,11 @@ from spectok_generation.priors import AutoregressivePrior, Prior, load_prior
 from spectok_generation.records import describe_record, same_tokenizer, tokenizer_record
 from spectok_generation.sampling import SamplingOptions, sample_batch
 from spectok_generation.sharing import share_out
+from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.loading import load_text_encoder
 
-OWN_TOKENIZER = Path("tokenizer", "model")
-"""Where a run that trained its own tokenizer keeps it."""
+OWN_TOKENIZER, OWN_CLIP = Path("tokenizer", "model"), Path("clip", "model")
+"""Where a run that trained its own tokenizer, or its own CLIP, keeps it."""
 DRAWABLE = (AutoregressivePrior, LDM)
 """Kinds of priors that images can be drawn from."""
 
@@ -51,6 +53,41 @@ def load_pair(
     tokenizer = load_trained(where)
     check_pair(prior, tokenizer, where)
     return prior, tokenizer
+
+
+def load_encoder(
+    prior: Prior,
+    prior_path: str | os.PathLike[str],
+    name: str | None = None,
+    pretrained: str | None = None,
+) -> TextEncoder:
+    """Load the text encoder that a prior was trained with.
+
+    Args:
+        prior: A trained prior that reads text.
+        prior_path: Where it was loaded from.
+        name: Folder or name of the encoder. None: the one recorded when the prior was trained.
+        pretrained: With a name: tag or file of its weights.
+
+    Raises:
+        InputError: If the prior reads no text.
+        CheckpointError: If the encoder is missing, or is another one.
+    """
+    if not prior.text_width:
+        raise InputError(f"{prior_path} holds a prior that reads no text; see 'spectok sample'")
+    needed = prior.config["text"]
+    if name is None:
+        own = [path / OWN_CLIP for path in (Path(prior_path), Path(prior_path).parent)]
+        places = [Path(needed["path"]), *own]
+        found = next((place for place in places if place.is_dir()), needed["path"])
+        name, pretrained = str(found), needed["pretrained"]
+    encoder = load_text_encoder(name, pretrained)
+    if encoder.fingerprint != needed["fingerprint"]:
+        raise CheckpointError(
+            f"this prior reads the features of {describe_record(needed)}, not those of "
+            f"{describe_record(encoder.record)}; give the encoder it was trained with"
+        )
+    return encoder
 
 
 def load_trained(path: str) -> ImageTokenizer:

@@ -23,9 +23,11 @@ def spectok_priors() -> dict[str, type[Any]]:
 
 @hookimpl
 def spectok_commands(app: typer.Typer, train: typer.Typer) -> None:
-    """Add ``spectok train prior``, ``spectok extract``, ``spectok sample`` and ``spectok demo``."""
+    """Add the commands that train priors and draw from them, and ``spectok demo``."""
     from spectok_generation import cli
     from spectok_generation.demo import cli as demo
+    from spectok_generation.text import cli as text
 
     cli.add_commands(app, train)
+    text.add_commands(app, train)
     demo.add_commands(app)

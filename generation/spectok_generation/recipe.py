@@ -23,6 +23,7 @@ from spectok.errors import ConfigError
 from spectok.recipes import list_recipes
 from spectok.schema import Registered, validate_section
 from spectok.training.config import TrainConfig
+from spectok_generation.text.recipe import TextConfig
 
 RUN_RECIPE = "recipe.yaml"
 
@@ -38,9 +39,11 @@ class PriorRecipe(Recipe):
             first, inside the run.
         data: Images to learn the tokens of; not read where ``tokens`` is given. Size and channels
             follow the tokenizer.
+        text: Condition on the captions of the images, through this text encoder.
         copies: Passes over the images when tokens are extracted, each with augmentation of its
             own. With 1, images are taken as they are.
-        class_conditional: Condition on the class, where the data has classes.
+        class_conditional: Condition on the class, where the data has classes and no text is asked
+            for.
         train: How to train.
     """
 
@@ -51,6 +54,7 @@ class PriorRecipe(Recipe):
     tokenizer: str | None = None
     tokens: str | None = None
     data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
+    text: TextConfig | None = None
     copies: int = Field(1, ge=1)
     class_conditional: bool = True
     train: TrainConfig = TrainConfig.model_validate({})

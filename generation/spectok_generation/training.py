@@ -1,7 +1,9 @@
 """Train a prior: get a tokenizer, get its tokens, fit the model.
 
 tokenizer ── trained first, if a recipe names it ──> output/tokenizer/
+CLIP      ── trained first, if a recipe names it ──> output/clip/
 images    ── extract_tokens ──> output/tokens/
+captions  ── encode_captions ──> output/captions/
 tokens    ── fit ──> output/model/
 
 A prior of latents needs no tokens: each batch of images is encoded when its turn comes.
@@ -26,6 +28,7 @@ from spectok.errors import ConfigError
 from spectok.images import save_grid
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit, train_tokenizer
 from spectok.training.launch import accelerated
+from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
 from spectok_generation.diffusion.model import LDM
 from spectok_generation.examples import (
@@ -34,10 +37,12 @@ from spectok_generation.examples import (
     fit_data,
     latent_examples,
     token_examples,
+    with_text,
 )
 from spectok_generation.extraction import Extraction, extract_tokens
 from spectok_generation.generate import (
     DRAWABLE,
+    OWN_CLIP,
     OWN_TOKENIZER,
     choose_labels,
     draw_batch,
@@ -46,9 +51,12 @@ from spectok_generation.generate import (
 from spectok_generation.priors import Prior, create_prior
 from spectok_generation.recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.records import tokenizer_record
+from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.loading import load_text_encoder
+from spectok_generation.text.recipe import clip_recipe_file, load_clip_recipe
 from spectok_generation.tokens import TokenCache
 
-OWN_TOKENS = "tokens"
+OWN_TOKENS, OWN_CAPTIONS = "tokens", "captions"
 NUM_SAMPLES = 16
 
 
@@ -57,7 +65,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
 
     The folder gets ``model/`` (the prior, which remembers its tokenizer), ``recipe.yaml``,
     ``log.jsonl``, ``checkpoints/``, ``samples/``, and whatever had to be made first:
-    ``tokenizer/`` (a run of its own) and ``tokens/``.
+    ``tokenizer/`` and ``clip/`` (runs of their own), ``tokens/`` and ``captions/``.
 
     Args:
         recipe: A validated recipe.
@@ -70,6 +78,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
     """
     check_unfinished(output, resume)
     path = prepare_tokenizer(recipe, output)
+    encoder = prepare_text(recipe, output)
     with accelerated(recipe.train, output) as accelerator:
         tokenizer = None
         if path is not None:
@@ -78,15 +87,17 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
             examples = latent_examples(recipe, tokenizer, path)
         else:
             examples = token_examples(prepare_tokens(recipe, output, tokenizer, path))
+        if encoder is not None:
+            examples = with_text(examples, encoder.to(accelerator.device), output / OWN_CAPTIONS)
         torch.manual_seed(recipe.seed)
         prior = build_prior(recipe, examples)
         if isinstance(prior, LDM) and tokenizer is not None:
             prior.set_statistics(*measure_latents(tokenizer, examples.dataset))
         hooks = Hooks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
         if tokenizer is not None and isinstance(prior, DRAWABLE):
-            hooks.sample = sampler(tokenizer, recipe.seed)
+            hooks.sample = sampler(tokenizer, examples, recipe.seed)
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
-        losses = make_losses(examples, conditional=prior.num_classes > 0)
+        losses = make_losses(examples, prior.condition_name)
         return fit(prior, examples.dataset, losses, recipe.train, run, hooks=hooks)
 
 
@@ -125,6 +136,20 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
         adversarial=own.adversarial,
     )
     return str(folder)
+
+
+def prepare_text(recipe: PriorRecipe, output: Path) -> TextEncoder | None:
+    """Return the text encoder of a recipe, fitting a CLIP inside the run if a recipe names it."""
+    if recipe.text is None:
+        return None
+    own = clip_recipe_file(recipe.text.encoder)
+    if own is None:
+        return load_text_encoder(recipe.text.encoder, recipe.text.pretrained)
+    from spectok_generation.text.clip import train_clip
+
+    folder = output / OWN_CLIP
+    train_clip(load_clip_recipe(str(own)), folder.parent, resume=True)
+    return load_text_encoder(str(folder))
 
 
 def prepare_tokens(
@@ -182,34 +207,45 @@ def extract_data(
 def build_prior(recipe: PriorRecipe, examples: Examples) -> Prior:
     """Build the prior of a recipe for what it is trained on."""
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
+    by_class = recipe.class_conditional and examples.text is None
     return create_prior(
         recipe.prior["name"],
         examples.token_spec,
-        num_classes=examples.num_classes if recipe.class_conditional else 0,
+        num_classes=examples.num_classes if by_class else 0,
         tokenizer=examples.tokenizer,
+        text=examples.text,
         **options,
     )
 
 
 def make_losses(
-    examples: Examples, *, conditional: bool
+    examples: Examples, condition_name: str | None
 ) -> Callable[[nn.Module, dict[str, Any]], StepOutput]:
-    """Return ``(model, batch) -> losses``, given the classes or not."""
+    """Return ``(model, batch) -> losses``, given classes, texts or nothing."""
 
     def compute_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
-        output = model(examples.inputs(batch), batch["label"] if conditional else None)
+        output = model(examples.inputs(batch), examples.condition(batch, condition_name))
         return StepOutput(output.losses, output.metrics)
 
     return compute_losses
 
 
-def sampler(tokenizer: ImageTokenizer, seed: int) -> Callable[[nn.Module, int, Path], None]:
-    """Return a hook that writes a grid of images drawn from the prior, always the same numbers."""
+def sampler(
+    tokenizer: ImageTokenizer, examples: Examples, seed: int
+) -> Callable[[nn.Module, int, Path], None]:
+    """Return a hook that writes a grid of images drawn from the prior, always the same numbers.
+
+    They are of all classes in turn, or of the first captions.
+    """
 
     def sample(model: nn.Module, step: int, folder: Path) -> None:
         prior = cast(Prior, model)
-        labels = choose_labels(prior, NUM_SAMPLES)
-        images = draw_batch(prior, tokenizer, range(NUM_SAMPLES), labels, seed=seed)
+        if examples.text is None:
+            condition: Condition | None = choose_labels(prior, NUM_SAMPLES)
+        else:
+            rows = [row % len(examples.dataset) for row in range(NUM_SAMPLES)]
+            condition = examples.dataset.features.rows(rows)
+        images = draw_batch(prior, tokenizer, range(NUM_SAMPLES), condition, seed=seed)
         save_grid(images, folder / f"step-{step:08d}.png")
 
     return sample

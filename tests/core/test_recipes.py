@@ -17,11 +17,13 @@ from spectok.recipes import builtin_folder, find_recipe, list_recipes, recipe_fo
 from spectok.registry import get_dataset
 from spectok_generation.priors.loading import create_prior
 from spectok_generation.recipe import load_prior_recipe
+from spectok_generation.text.recipe import load_clip_recipe
 
 OURS = sorted(n for n, path in list_recipes().items() if path.is_relative_to(builtin_folder()))
 WRITTEN = {name: yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")) for name in OURS}
 PRIORS = [name for name in OURS if isinstance(WRITTEN[name].get("prior"), dict)]
 TOKENIZERS = [name for name in OURS if name not in PRIORS and "tokenizer" in WRITTEN[name]]
+CLIPS = [name for name in OURS if "clip" in WRITTEN[name]]
 DEMOS = [name for name in OURS if "tokenizers" in WRITTEN[name]]
 LAUNCHES = sorted((builtin_folder() / "accelerate").glob("*.yaml"))
 
@@ -35,7 +37,8 @@ def build(recipe):
 def test_every_file_is_covered():
     files = {p.relative_to(builtin_folder()) for p in builtin_folder().rglob("*") if p.is_file()}
     recipes = {
-        find_recipe(name).relative_to(builtin_folder()) for name in [*TOKENIZERS, *PRIORS, *DEMOS]
+        find_recipe(name).relative_to(builtin_folder())
+        for name in [*TOKENIZERS, *PRIORS, *CLIPS, *DEMOS]
     }
     assert files == recipes | {path.relative_to(builtin_folder()) for path in LAUNCHES}
     assert TOKENIZERS
@@ -57,9 +60,22 @@ def test_a_prior_recipe_builds_for_its_tokens(name):
     assert recipe.tokenizer in list_recipes(), "a shipped recipe cannot rely on a trained model"
     spec = build(load_recipe(recipe.tokenizer)).token_spec
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
+    condition = {"text": {"width": 768}} if recipe.text else {"num_classes": 10}
     with torch.device("meta"):
-        prior = create_prior(recipe.prior["name"], spec, num_classes=10, **options)
+        prior = create_prior(recipe.prior["name"], spec, **condition, **options)
     assert prior.token_spec == spec
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_recipe_builds_for_its_images(name):
+    from open_clip import CLIP
+
+    from spectok_generation.text.clip import model_config
+
+    recipe = load_clip_recipe(name)
+    images = get_dataset(recipe.data.name).preprocessing(recipe.data).image_shape
+    with torch.device("meta"):
+        assert CLIP(**model_config(recipe.clip, images)).context_length >= 3
 
 
 @pytest.mark.parametrize("name", DEMOS)

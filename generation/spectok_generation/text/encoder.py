@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from spectok.errors import ConfigError, InputError
@@ -32,25 +32,26 @@ class TextEncoder(nn.Module):
     Args:
         model: An open_clip model; its image half is dropped.
         tokenizer: What goes with it.
-        source: Where it came from, in words, for messages and records.
+        name: Its folder, or its name in open_clip.
+        pretrained: With a name: the tag or file of its weights.
 
     Attributes:
         context_length: Most tokens of a prompt, begin and end of text included.
         width: Length D of the vectors.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, source: str):
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str, pretrained: str | None = None):
         super().__init__()
         tower: Any = getattr(model, "text", model)
-        if tower is not model and not isinstance(tower, TextTransformer):
+        if not hasattr(tower, "ln_final"):  # a tower from transformers
             raise ConfigError(
-                f"the text tower of {source} is a {type(tower).__name__}, whose tokens cannot be "
+                f"the text tower of {name} is a {type(tower).__name__}, whose tokens cannot be "
                 f"read; choose a model with open_clip's own text transformer, such as ViT-L-14"
             )
         if hasattr(model, "visual"):
             del model.visual
         self.model = model.eval().requires_grad_(False).float()
-        self.tokenizer, self.source = tokenizer, source
+        self.tokenizer, self.name, self.pretrained = tokenizer, name, pretrained
         self.context_length: int = tower.context_length
         self.projection: nn.Module | Tensor | None = tower.text_projection
         self.width: int = tower.token_embedding.embedding_dim
@@ -65,9 +66,15 @@ class TextEncoder(nn.Module):
     @property
     def record(self) -> dict[str, Any]:
         """What a prior and a cache remember of this encoder."""
-        return {"fingerprint": self.fingerprint, "source": self.source, "width": self.width}
+        return {
+            "fingerprint": self.fingerprint,
+            "class": "text encoder",
+            "path": self.name,
+            "pretrained": self.pretrained,
+            "width": self.width,
+        }
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of every weight and of the tokenizer."""
         digest = hashlib.sha256(f"{type(self.tokenizer).__name__} {self.context_length}".encode())
@@ -106,7 +113,7 @@ class TextEncoder(nn.Module):
                 if length > self.context_length:
                     warnings.warn(
                         f"a prompt of {length} tokens is cut off after {self.context_length}, all "
-                        f"that {self.source} reads: {prompt[:60]}…",
+                        f"that {self.name} reads: {prompt[:60]}…",
                         stacklevel=2,
                     )
         return tokens, mask

@@ -88,6 +88,11 @@ class Captioned(Dataset[dict[str, Any]]):
     def __init__(self, dataset: Any, features: CaptionFeatures):
         self.dataset, self.features = dataset, features
 
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch it is."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -131,7 +136,7 @@ def encode_captions(
         if (found["encoder"]["fingerprint"], found["captions"]) != (encoder.fingerprint, texts):
             raise CheckpointError(
                 f"{target} already holds the features of other captions or of another encoder "
-                f"({found['encoder']['source']}); choose another directory or delete it"
+                f"({found['encoder']['path']}); choose another directory or delete it"
             )
         return CaptionFeatures(target)
     if world()[0] == 0:

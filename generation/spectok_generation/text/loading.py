@@ -34,12 +34,13 @@ def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
     if folder is not None:
         if pretrained is not None:
             raise ConfigError(f"text.pretrained: {name} is a folder with weights; leave it out")
-        return _load(f"local-dir:{folder}", None, str(folder))
+        return TextEncoder(*_load(f"local-dir:{folder}", None), str(folder))
     _check_name(name)
     if pretrained is not None and Path(pretrained).is_file():
-        return _load(name, str(Path(pretrained).resolve()), f"{name} from {pretrained}")
-    _check_tag(name, pretrained)
-    return _load(name, pretrained, f"{name} ({pretrained})")
+        pretrained = str(Path(pretrained).resolve())
+    else:
+        _check_tag(name, pretrained)
+    return TextEncoder(*_load(name, pretrained), name, pretrained)
 
 
 def model_folder(name: str) -> Path | None:
@@ -81,41 +82,40 @@ def _check_tag(name: str, pretrained: str | None) -> None:
         )
     trained: dict[str, Any] = open_clip.get_pretrained_cfg(name, str(pretrained))
     built = open_clip.get_model_config(name) or {}
-    if trained.get("quick_gelu", False) != built.get("quick_gelu", False):
-        plain = name.removesuffix("-quickgelu")
-        other = plain if plain != name else f"{name}-quickgelu"
+    other = name.removesuffix("-quickgelu") if "quickgelu" in name else f"{name}-quickgelu"
+    differs = trained.get("quick_gelu", False) != built.get("quick_gelu", False)
+    if differs and other in open_clip.list_models():
         raise ConfigError(
             f"text.encoder: weights {pretrained!r} of {name} were trained with another activation; "
             f"use {other}"
         )
 
 
-def _load(name: str, pretrained: str | None, source: str) -> TextEncoder:
+def _load(name: str, pretrained: str | None) -> tuple[Any, Any]:
+    """Return model and tokenizer."""
     import open_clip
 
-    is_tag = pretrained is not None and not Path(pretrained).is_file()
     try:
         with _quiet():
             model = open_clip.create_model(name, pretrained, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(name)
+            return model, open_clip.get_tokenizer(name)
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        if is_tag:
+        if pretrained is not None and not Path(pretrained).is_file():
             raise CheckpointError(
-                f"the weights of {source} are not on this machine and cannot be downloaded "
-                f"({_origin(name, pretrained)}); {WITHOUT}"
+                f"the weights {pretrained!r} of {name} are not on this machine and cannot be "
+                f"downloaded ({_origin(name, pretrained)}); {WITHOUT}"
             ) from error
+        lines = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"cannot load the CLIP {source}: {lines[0]}; if files are missing or cut short, copy "
-            f"or save it again"
+            f"cannot load the CLIP {pretrained or name.removeprefix('local-dir:')}: {lines[0]}; if "
+            f"files are missing or cut short, copy or save it again"
         ) from error
-    return TextEncoder(model, tokenizer, source)
 
 
-def _origin(name: str, pretrained: str | None) -> str:
+def _origin(name: str, pretrained: str) -> str:
     import open_clip
 
-    known: dict[str, Any] = open_clip.get_pretrained_cfg(name, str(pretrained))
+    known: dict[str, Any] = open_clip.get_pretrained_cfg(name, pretrained)
     return str(known.get("hf_hub") or known.get("url"))
 
 

@@ -100,17 +100,37 @@ def load_clip_recipe(
     """
     found = clip_recipe_file(name or f"clip/{data}")
     if name is not None and found is None:
-        known = ", ".join(recipe for recipe in list_recipes() if "/clip/" in recipe)
+        known = ", ".join(recipe for recipe, path in list_recipes().items() if _is_clip(path))
         raise ConfigError(f"no recipe {name} of a CLIP; there are {known}, or give a YAML file")
     raw = read_recipe(str(found), ClipRecipe) if found else {}
     own_data = [data_override(data)] if data is not None else []
     return resolve_recipe(apply_overrides(raw, [*own_data, *overrides]), ClipRecipe)
 
 
+def default_output(name: str | None, recipe: ClipRecipe) -> Path:
+    """Return ``runs/clip-<data set>``, or the run whose recipe was given.
+
+    Args:
+        name: What was given on the command line.
+        recipe: What it resolved to.
+    """
+    if name is not None and Path(name).name == "recipe.yaml":
+        return Path(name).parent  # the recipe that a run wrote stands for that run
+    own = Path(recipe.data.path).stem if recipe.data.path else recipe.data.name
+    return Path("runs", f"clip-{own}")
+
+
 def clip_recipe_file(name: str) -> Path | None:
     """Return the file of a CLIP's recipe; None if that is no such recipe."""
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
     recipes = list_recipes()
-    path = recipes.get(name) or recipes.get(f"{ClipRecipe.folder}/{name}")
-    return path if path is not None and path.parent.name == "clip" else None
+    found = recipes.get(name) or recipes.get(f"{ClipRecipe.folder}/{name}")
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else found
+    return path if path is not None and _is_clip(path) else None
+
+
+def _is_clip(path: Path) -> bool:
+    """Return whether a file has the section ``clip:``; one that cannot be read may have."""
+    try:
+        return "\nclip:" in f"\n{path.read_text(encoding='utf-8')}"
+    except OSError:
+        return True
