@@ -7,6 +7,7 @@ moves its codes by them, and codes that nothing chooses are set to vectors of th
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -117,3 +118,38 @@ class RunningQuantizer(CodebookQuantizer):
             rows = mask.nonzero().squeeze(-1)
             if len(rows):
                 self.set_codes(group, rows, gather_candidates(candidates, len(rows), generator))
+
+
+class RunningMeans(RunningQuantizer):
+    """Codes that are running means of the vectors that chose them (van den Oord et al., appendix).
+
+    On the first step every code that nothing chose is set to a random vector of the batch, which
+    starts the codebook on the data. A revived code gets a running count and sum as well, so that
+    the next update does not undo the revival.
+
+    Args:
+        **options: Those of :class:`RunningQuantizer` but ``starts_on_data``.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, starts_on_data=True)
+        self.register_buffer("ema_counts", torch.zeros_like(self.frequency))
+        self.register_buffer("ema_sums", torch.zeros_like(self.codebook))
+
+    ema_counts: Tensor
+    ema_sums: Tensor
+
+    def move_codes(self, counts: Float[Tensor, "g k"], sums: Float[Tensor, "g k d"]) -> None:
+        """Move each code that was ever chosen to its running mean."""
+        self.ema_counts.lerp_(counts, 1 - self.decay)
+        self.ema_sums.lerp_(sums, 1 - self.decay)
+        known = (self.ema_counts > 1e-8).unsqueeze(-1)
+        means = self.ema_sums / self.ema_counts.clamp_min(1e-8).unsqueeze(-1)
+        self.codebook.copy_(torch.where(known, means, self.codebook))
+
+    def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
+        """Set revived codes, with the running count and sum of an average code."""
+        super().set_codes(group, rows, vectors)
+        count = self.ema_counts[group].sum() / self.codebook_size
+        self.ema_counts[group, rows] = count
+        self.ema_sums[group, rows] = vectors * count

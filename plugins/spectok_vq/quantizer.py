@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
 
 from spectok.codebook import CodebookQuantizer
-from spectok.running import RunningQuantizer
+from spectok.running import RunningMeans
 
 
 class GradientQuantizer(CodebookQuantizer):
@@ -50,7 +47,7 @@ class GradientQuantizer(CodebookQuantizer):
         )
 
 
-class EMAQuantizer(RunningQuantizer):
+class EMAQuantizer(RunningMeans):
     """Vector quantisation with codes that are running means (van den Oord et al. 2017, appendix).
 
     On the first step every code that nothing chose is set to a random vector of the batch, which
@@ -91,25 +88,4 @@ class EMAQuantizer(RunningQuantizer):
             decay=decay,
             revive_below=revive_below,
             revive_every=revive_every,
-            starts_on_data=True,
         )
-        self.register_buffer("ema_counts", torch.zeros_like(self.frequency))
-        self.register_buffer("ema_sums", torch.zeros_like(self.codebook))
-
-    ema_counts: Tensor
-    ema_sums: Tensor
-
-    def move_codes(self, counts: Float[Tensor, "g k"], sums: Float[Tensor, "g k d"]) -> None:
-        """Move each code that was ever chosen to its running mean."""
-        self.ema_counts.lerp_(counts, 1 - self.decay)
-        self.ema_sums.lerp_(sums, 1 - self.decay)
-        known = (self.ema_counts > 1e-8).unsqueeze(-1)
-        means = self.ema_sums / self.ema_counts.clamp_min(1e-8).unsqueeze(-1)
-        self.codebook.copy_(torch.where(known, means, self.codebook))
-
-    def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
-        """Set revived codes, with the running count and sum of an average code."""
-        super().set_codes(group, rows, vectors)
-        count = self.ema_counts[group].sum() / self.codebook_size
-        self.ema_counts[group, rows] = count
-        self.ema_sums[group, rows] = vectors * count

@@ -16,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spectok.errors import InputError
+
 MAX_GROUPS = 32
 CHANNELS_PER_GROUP = 4
 
@@ -214,6 +216,20 @@ class VQGANDecoder(nn.Module):
     def stages(self) -> list[nn.Module]:
         """Return the four stages in order."""
         return [self.stem, self.mid, self.up, self.head]
+
+
+def check_attention(attention_sizes: Sequence[int], image_size: int, num_levels: int) -> None:
+    """Check that there are feature maps of these heights.
+
+    Raises:
+        InputError: Names the heights that there are.
+    """
+    heights = [image_size >> level for level in range(num_levels)]
+    if not set(attention_sizes) <= set(heights):
+        raise InputError(
+            f"attention_sizes {list(attention_sizes)} are not all heights of feature maps, which "
+            f"are {', '.join(map(str, heights))}; choose some of these, or none"
+        )
 
 
 def _level(in_channels: int, out_channels: int, num_blocks: int, attend: bool) -> list[nn.Module]:

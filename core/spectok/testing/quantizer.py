@@ -29,10 +29,12 @@ class QuantizerConformance(Conformance[VectorLearner]):
     Attributes:
         revival_steps: Steps in which codes that the data has left are watched.
         fit_steps: Steps in which the error on eight images must fall inside each tokenizer.
+        tokenizers: Tokenizers in which it is trained; None for all that are installed.
     """
 
     revival_steps: ClassVar[int] = 120
     fit_steps: ClassVar[int] = 12
+    tokenizers: ClassVar[tuple[str, ...] | None] = None
 
     def learner(self, build: Build) -> VectorLearner:
         """Put the quantizer behind one linear layer."""
@@ -146,7 +148,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
         """Inside each installed tokenizer the error on eight images falls within a few steps."""
         if option is None:
             pytest.skip("give the fixture 'option': the name, or name and options, in a recipe")
-        for key in list_tokenizers():
+        for key in self.tokenizers or list_tokenizers():
             torch.manual_seed(0)
             learner = ImageLearner(small_tokenizer(key, quantizer=option))
             before, after = fit(learner, learner.batch(8), self.fit_steps, learning_rate=5e-3)
@@ -182,9 +184,10 @@ class QuantizerConformance(Conformance[VectorLearner]):
         learner = self.fresh(build)
         quantizer = learner.model
         codes = max(level.vocab_size for level in quantizer.levels)
-        if codes < 4 * quantizer.dim:
+        if codes < 4 * quantizer.dim * len(quantizer.levels):
             pytest.skip(
-                f"{codes} codes of length {quantizer.dim}: too few to tell; build more codes"
+                f"{codes} codes of length {quantizer.dim} at {len(quantizer.levels)} levels: too "
+                f"few to tell; build more codes"
             )
         vectors = learner.batch((16 << 20) // (4 * codes * quantizer.num_tokens))
         limit = vectors.shape[0] * quantizer.num_tokens * codes * 4 // 2

@@ -1,0 +1,139 @@
+"""Hierarchical quantisation: one code for a block, then one for each part of what it left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from spectok.distributed import draw_per_sample
+from spectok.errors import InputError
+from spectok.loading import build_quantizer
+from spectok.outputs import QuantizerOutput
+from spectok.quantizer import Quantizer, QuantizerLevel
+from spectok.schema import QuantizerOption
+
+
+class HierarchicalQuantizer(Quantizer):
+    """HQ (You, Kim, Kim, Lee, Han, "Locally Hierarchical Auto-Regressive Modeling", NeurIPS 2022).
+
+        z (B, N, D)
+          | top           one code of length D per vector
+        z - top           what the top code left
+          | cut           into P parts of length D / P
+          | bottom        one code per part, from one codebook for all parts
+        z_q               top + bottom
+
+    In HQ-VAE a vector is a block of pixels and its parts are the pixels: the top code says what is
+    there, and the P bottom codes below it add the detail. Either may be any registered quantizer.
+
+    Args:
+        dim: Length D of each vector; divisible by ``num_parts``.
+        num_tokens: Number N of vectors per image.
+        codebook_size: Codes of the top quantizer, and of the bottom one.
+        num_parts: Parts P of a vector: bottom codes below each top code.
+        top: Name or mapping of the quantizer of whole vectors.
+        bottom: Name or mapping of the quantizer of parts.
+        bottom_dropout: Share of the training images that are decoded from their top codes alone,
+            which teaches the decoder to do without the bottom ones.
+
+    Raises:
+        InputError: If ``num_parts`` does not divide ``dim``.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_tokens: int,
+        codebook_size: int,
+        num_parts: Annotated[int, Field(ge=1)] = 4,
+        top: QuantizerOption = "ema",
+        bottom: QuantizerOption = "ema",
+        bottom_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
+        super().__init__(dim=dim, num_tokens=num_tokens, codebook_size=codebook_size)
+        if dim % num_parts:
+            raise InputError(
+                f"num_parts {num_parts} does not divide vectors of length {dim}; choose a divisor"
+            )
+        self.num_parts, self.bottom_dropout = num_parts, bottom_dropout
+        self.top = build_quantizer(top, dim=dim, num_tokens=num_tokens, codebook_size=codebook_size)
+        self.bottom = build_quantizer(
+            bottom,
+            dim=dim // num_parts,
+            num_tokens=num_tokens * num_parts,
+            codebook_size=codebook_size,
+        )
+        self.decodes_first_levels = len(self.top.levels) == 1 or self.top.decodes_first_levels
+
+    @property
+    def levels(self) -> tuple[QuantizerLevel, ...]:
+        """The top quantizer's levels, then the bottom one's, once for each part."""
+        places = {"position": self.num_tokens}
+        part = tuple(
+            QuantizerLevel(level.vocab_size, level.codebook, places.get(level.codebook, 1))
+            for level in self.bottom.levels
+        )
+        return self.top.levels + part * self.num_parts
+
+    def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
+        """Quantise whole vectors, then the parts of what is left."""
+        top = self.top(z)
+        bottom = self.bottom(self.cut(z - top.z_q))
+        detail = self.join(bottom.z_q)
+        if self.training and self.bottom_dropout:
+            kept = draw_per_sample(len(z)) >= self.bottom_dropout
+            detail = detail * kept.to(z.device)[:, None, None]
+        indices = torch.cat([top.indices, self.join(bottom.indices)], dim=-1)
+        losses = _named(top=top.losses, bottom=bottom.losses)
+        metrics = _named(top=top.metrics, bottom=bottom.metrics)
+        for name in top.metrics.keys() & bottom.metrics.keys():
+            metrics[name] = (top.metrics[name] + bottom.metrics[name]) / 2
+        return QuantizerOutput(top.z_q + detail, indices, losses, metrics)
+
+    def lookup(self, indices: Int[Tensor, "b n l"]) -> Float[Tensor, "b n d"]:
+        """Return top codes plus those bottom codes that are given whole; the others are zero."""
+        depth, per_part = len(self.top.levels), len(self.bottom.levels)
+        whole = self.top.lookup(indices[..., :depth])
+        given = max(0, indices.shape[-1] - depth) // per_part
+        if given == 0:
+            return whole
+        missing = (self.num_parts - given) * per_part
+        below = indices[..., depth : depth + given * per_part]
+        parts = F.pad(below, (0, missing))
+        detail = self.bottom.lookup(self.cut(parts))
+        if missing:
+            place = torch.arange(detail.shape[1], device=detail.device) // self.num_tokens
+            detail = torch.where((place < given)[:, None], detail, 0)
+        return whole + self.join(detail)
+
+    def cut(self, vectors: Tensor) -> Tensor:
+        """Cut vectors into parts, ``(B, N, P x)`` to ``(B, P N, x)``; part 0 of all comes first."""
+        return rearrange(vectors, "b n (p x) -> b (p n) x", p=self.num_parts)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """Join parts into vectors: the inverse of :meth:`cut`."""
+        return rearrange(parts, "b (p n) x -> b n (p x)", p=self.num_parts)
+
+    def before_step(self) -> None:
+        """Let both quantizers read their gradients."""
+        self.top.before_step()
+        self.bottom.before_step()
+
+    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        """Let both quantizers edit their codes."""
+        optimizers = list(optimizers)
+        self.top.after_step(optimizers)
+        self.bottom.after_step(optimizers)
+
+
+def _named(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the values of both quantizers into one dict, under the quantizer's place."""
+    return {f"{place}_{name}": v for place, values in parts.items() for name, v in values.items()}

@@ -1,0 +1,1 @@
+"""Quantizers of the library vector-quantize-pytorch, adapted to spectok's contract."""
