@@ -8,21 +8,69 @@ logits, which changes a token about once in a million).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spectok import TokenSpec
 from spectok.distributed import world
 from spectok.errors import InputError, TokenError
-from spectok_generation.conditions import Condition, check_count, join
-from spectok_generation.priors.base import AutoregressivePrior
+from spectok_generation.conditions import Condition, check_count
+from spectok_generation.guidance import Predictor
+from spectok_generation.priors.base import AutoregressivePrior, Prior
 
 OnToken = Callable[[Tensor, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Tokens that the sampler keeps as they are, drawing the others.
+
+    It is indexed by image, as a tensor is.
+
+    Args:
+        indices: Tokens of each image; valid ones where they are kept, anything elsewhere.
+        keep: Which of them are kept.
+    """
+
+    indices: Int[Tensor, "n t"]
+    keep: Bool[Tensor, "n t"]
+
+    @classmethod
+    def prefix(cls, indices: Int[Tensor, "n k"], num_tokens: int) -> Known:
+        """Return the first k tokens of each image, known, and the rest to be drawn."""
+        missing = num_tokens - indices.shape[1]
+        keep = torch.arange(num_tokens) < indices.shape[1]
+        return cls(F.pad(indices, (0, max(missing, 0))), keep.expand(len(indices), -1))
+
+    def check(self, count: int, spec: TokenSpec) -> None:
+        """Refuse what does not fit.
+
+        Args:
+            count: Number of images.
+            spec: Layout of the tokens.
+
+        Raises:
+            TokenError: Names shapes, or the first kept token that is out of range.
+        """
+        shape = (count, spec.num_tokens)
+        if self.indices.shape != shape or self.keep.shape != shape:
+            raise TokenError(
+                f"known tokens of shape {tuple(self.indices.shape)}, of which those in a mask of "
+                f"shape {tuple(self.keep.shape)} are kept, are not {shape}"
+            )
+        spec.validate(self.indices.masked_fill(~self.keep.to(self.indices.device), 0))
+
+    def __getitem__(self, rows: Any) -> Known:
+        return Known(self.indices[rows], self.keep[rows])
 
 
 @dataclass(frozen=True)
@@ -35,12 +83,16 @@ class SamplingOptions:
         top_p: Then keep the fewest most likely codes whose probabilities reach p. None: all.
         guidance: Scale of classifier-free guidance (Ho and Salimans 2022); 1 is the conditional
             model itself.
+        guidance_interval: Share of the tokens before which guidance begins, and at which it ends
+            (Kynkäänniemi et al. 2024, there for noise levels); outside of it the model without the
+            condition is not run.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -54,6 +106,12 @@ class SamplingOptions:
             raise InputError(f"top_p {self.top_p} must be above 0 and at most 1")
         if self.guidance < 0:
             raise InputError(f"guidance {self.guidance} must be at least 0")
+        begin, end = self.guidance_interval
+        if not 0 <= begin < end <= 1:
+            raise InputError(
+                f"guidance_interval {begin}..{end} must be two shares of the tokens, rising within "
+                f"0..1"
+            )
 
 
 def sample_tokens(
@@ -64,6 +122,7 @@ def sample_tokens(
     seed: int = 0,
     options: SamplingOptions | None = None,
     batch_size: int = 64,
+    known: Known | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "n t"]:
     """Draw the tokens of many images, shared out among the processes.
@@ -75,6 +134,7 @@ def sample_tokens(
         seed: With the image's number, the only source of randomness.
         options: Temperature and the like.
         batch_size: Images drawn at once on each process.
+        known: Tokens of the images that are kept as they are.
         on_images: Called with the number of images drawn over all processes since the last call.
 
     Returns:
@@ -84,13 +144,16 @@ def sample_tokens(
         raise InputError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
     if condition is not None:
         check_count(condition, num_images)
+    if known is not None:
+        known.check(num_images, prior.token_spec)
     rank, size = world()
     tokens = torch.zeros(num_images, prior.token_spec.num_tokens, dtype=torch.int64)
     mine = list(range(rank, num_images, size))
     for start in range(0, len(mine), batch_size):
         numbers = mine[start : start + batch_size]
         chosen = condition[numbers] if condition is not None else None
-        drawn = sample_batch(prior, numbers, chosen, seed=seed, options=options)
+        given = known[numbers] if known is not None else None
+        drawn = sample_batch(prior, numbers, chosen, seed=seed, options=options, known=given)
         tokens[numbers] = drawn.cpu()
         if on_images is not None:
             on_images(min(len(numbers) * size, num_images - start * size))
@@ -109,7 +172,7 @@ def sample_batch(
     *,
     seed: int = 0,
     options: SamplingOptions | None = None,
-    prefix: Int[Tensor, "b p"] | None = None,
+    known: Known | None = None,
     on_token: OnToken | None = None,
 ) -> Int[Tensor, "b t"]:
     """Draw the tokens of one batch of images, place by place.
@@ -120,37 +183,45 @@ def sample_batch(
         condition: Class or text of each image.
         seed: See :func:`sample_tokens`.
         options: Temperature and the like.
-        prefix: The first p tokens of each image, kept as they are.
+        known: Tokens that are kept as they are; each place is drawn given those before it.
         on_token: Called as ``on_token(indices, k)`` whenever the first k tokens are there.
 
     Raises:
         InputError: If condition or guidance do not fit the prior.
-        TokenError: If the prefix is outside the spec.
+        TokenError: If known tokens are outside the spec.
     """
-    options = options or SamplingOptions()
     spec, batch = prior.token_spec, len(numbers)
-    indices = torch.zeros(batch, spec.num_tokens, dtype=torch.int64, device=prior.device)
-    done = _copy_prefix(indices, prefix)
-    spec.validate(indices)
+    if known is None:
+        known = Known.prefix(torch.zeros(batch, 0, dtype=torch.int64), spec.num_tokens)
+    known.check(batch, spec)
+    indices, keep = known.indices.to(prior.device).clone(), known.keep.to(prior.device)
+    needed = (~known.keep).any(0).tolist()  # decided once: asking a GPU at each place would wait
     uniforms = torch.stack([image_uniforms(seed, n, spec.num_tokens) for n in numbers])
     uniforms = uniforms.to(prior.device)
-    conditions, guided = _conditions(prior, condition, batch, options.guidance)
+    options = options or SamplingOptions()
+    predictor = Predictor(
+        prior, condition, batch, scale=options.guidance, interval=options.guidance_interval
+    )
+    with evaluating(prior):
+        for place in range(spec.num_tokens):
+            if needed[place]:
+                logits = predictor.logits(indices[:, :place])
+                drawn = draw_tokens(logits, uniforms[:, place], options)
+                indices[:, place] = torch.where(keep[:, place], indices[:, place], drawn)
+            if on_token is not None:
+                on_token(indices, place + 1)
+    return indices
+
+
+@contextlib.contextmanager
+def evaluating(prior: Prior) -> Iterator[None]:
+    """Put a prior into eval mode, and back."""
     was_training = prior.training
     prior.eval()
     try:
-        state = prior.start(conditions)
-        for place in range(done, spec.num_tokens):
-            known = indices[:, :place]
-            logits = prior.next_logits(state, known.repeat(2, 1) if guided else known)
-            if guided:
-                conditional, without = logits.chunk(2)
-                logits = without + options.guidance * (conditional - without)
-            indices[:, place] = draw_tokens(logits, uniforms[:, place], options)
-            if on_token is not None:
-                on_token(indices, place + 1)
+        yield
     finally:
         prior.train(was_training)
-    return indices
 
 
 def image_uniforms(seed: int, number: int, count: int) -> Float[Tensor, "count"]:
@@ -184,30 +255,3 @@ def draw_tokens(
     below = (cumulative <= uniforms[:, None] * total).sum(-1)
     last = (cumulative < total).sum(-1)  # never past the last code that has probability
     return torch.minimum(below, last)
-
-
-def _conditions(
-    prior: AutoregressivePrior, condition: Condition | None, batch: int, guidance: float
-) -> tuple[Condition, bool]:
-    """Return the conditions to start from, doubled by none where guidance needs both."""
-    prior.check_can_omit(condition)
-    checked = prior.check_condition(condition, batch)
-    if guidance == 1.0:
-        return checked, False
-    if condition is None:
-        kind = "a text" if prior.condition_name == "text" else "labels"
-        raise InputError(f"guidance {guidance} needs {kind} to be guided towards")
-    prior.check_can_omit(None)
-    return join(checked, prior.null_condition(batch)), True
-
-
-def _copy_prefix(indices: Tensor, prefix: Tensor | None) -> int:
-    if prefix is None:
-        return 0
-    if prefix.ndim != 2 or len(prefix) != len(indices) or prefix.shape[1] > indices.shape[1]:
-        raise TokenError(
-            f"prefix of shape {tuple(prefix.shape)} is not ({len(indices)}, k) with k at most "
-            f"{indices.shape[1]}"
-        )
-    indices[:, : prefix.shape[1]] = prefix
-    return prefix.shape[1]

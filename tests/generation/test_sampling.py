@@ -5,15 +5,22 @@ import torch
 
 from spectok.errors import InputError, TokenError
 from spectok_generation import SamplingOptions, create_prior, sample_tokens
-from spectok_generation.sampling import draw_tokens, image_uniforms, sample_batch
+from spectok_generation.sampling import Known, draw_tokens, image_uniforms, sample_batch
 
 TINY = {"num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0}
 EVEN = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
 
 
-@pytest.fixture
-def prior(spec, sharp):
-    return sharp(create_prior("gpt", spec, num_classes=3, class_dropout=0.1, **TINY))
+PRIORS = {
+    "gpt": TINY,
+    "pixelcnn": {"num_layers": 3, "width": 8, "first_kernel": 3, "head_width": 12},
+}
+
+
+@pytest.fixture(params=PRIORS)
+def prior(request, spec, sharp):
+    options = {"num_classes": 3, "class_dropout": 0.1} | PRIORS[request.param]
+    return sharp(create_prior(request.param, spec, **options))
 
 
 def test_an_image_does_not_depend_on_its_batch(prior, checked_shapes):
@@ -86,10 +93,29 @@ def test_a_prefix_is_kept_and_completed_as_it_was(prior):
     labels = torch.tensor([2, 0, 1])
     whole = sample_batch(prior, range(3), labels)
     for length in range(prior.token_spec.num_tokens + 1):
-        again = sample_batch(prior, range(3), labels, prefix=whole[:, :length])
-        assert torch.equal(again, whole)
+        known = Known.prefix(whole[:, :length], whole.shape[1])
+        assert torch.equal(sample_batch(prior, range(3), labels, known=known), whole)
     other = (whole[:, :1] + 1) % prior.token_spec.vocab_sizes[0]
-    assert torch.equal(sample_batch(prior, range(3), labels, prefix=other)[:, :1], other)
+    known = Known.prefix(other, whole.shape[1])
+    assert torch.equal(sample_batch(prior, range(3), labels, known=known)[:, :1], other)
+
+
+def test_known_tokens_are_kept_anywhere_and_count(prior):
+    """Keeping what would have been drawn changes nothing; keeping other tokens changes the rest."""
+    labels = torch.tensor([2, 0, 1])
+    whole = sample_batch(prior, range(3), labels)
+    keep = torch.rand(whole.shape) < 0.5
+    drawn_anyway = Known(torch.where(keep, whole, -5), keep)
+    assert torch.equal(sample_batch(prior, range(3), labels, known=drawn_anyway), whole)
+    assert torch.equal(sample_tokens(prior, 3, labels, batch_size=2, known=drawn_anyway), whole)
+
+    sizes = torch.tensor(prior.token_spec.vocab_sizes)
+    known = Known((whole + 1) % sizes, torch.arange(len(sizes)).expand_as(whole) == 1)
+    other = sample_batch(prior, range(3), labels, known=known)
+    assert torch.equal(other[known.keep], known.indices[known.keep])
+    assert torch.equal(other[:, 0], whole[:, 0])
+    prefix = Known.prefix(other[:, :2], len(sizes))
+    assert torch.equal(sample_batch(prior, range(3), labels, known=prefix), other)
 
 
 def test_tokens_are_reported_as_they_come(prior):
@@ -115,6 +141,38 @@ def test_guidance(prior):
     assert torch.equal(sample_batch(prior, range(4), labels, options=zero), no_class)
 
 
+def test_guidance_ends_and_begins_where_told(prior):
+    """Within an interval tokens are those of guidance, outside of it those of no guidance."""
+    length, labels = prior.token_spec.num_tokens, torch.tensor([0, 1, 2, 0])
+    guided, batches = SamplingOptions(guidance=4.0), []
+    plain_step = prior.next_logits
+
+    def next_logits(state, indices):
+        batches.append(len(indices))
+        return plain_step(state, indices)
+
+    prior.next_logits = next_logits
+    everywhere = sample_batch(prior, range(4), labels, options=guided)
+    assert batches == [8] * length
+    for begin, end in ((0, 1), (0, length - 1), (1, length), (1, length - 1)):
+        batches.clear()
+        shares = (begin / length, end / length)
+        options = SamplingOptions(guidance=4.0, guidance_interval=shares)
+        tokens = sample_batch(prior, range(4), labels, options=options)
+        assert batches == [8 if begin <= place < end else 4 for place in range(length)]
+        parts = [
+            (0, begin, SamplingOptions()),
+            (begin, end, guided),
+            (end, length, SamplingOptions()),
+        ]
+        for first, last, alone in parts:
+            known = Known.prefix(tokens[:, :first], length)
+            expected = sample_batch(prior, range(4), labels, options=alone, known=known)
+            assert torch.equal(tokens[:, first:last], expected[:, first:last])
+        if begin == 0:
+            assert torch.equal(tokens[:, :end], everywhere[:, :end])
+
+
 def test_guidance_pulls_towards_the_class(prior):
     labels = torch.zeros(200, dtype=torch.int64)
 
@@ -131,6 +189,8 @@ def test_bad_input(prior, sharp):
         ({"top_k": 0}, "top_k 0 must be at least 1"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"guidance": -1.0}, "guidance -1"),
+        ({"guidance_interval": (0.5, 0.5)}, r"guidance_interval 0.5\.\.0.5"),
+        ({"guidance_interval": (0.0, 1.5)}, "two shares"),
     ]:
         with pytest.raises(InputError, match=message):
             SamplingOptions(**options)
@@ -142,10 +202,16 @@ def test_bad_input(prior, sharp):
         sample_tokens(prior, 3, options=SamplingOptions(guidance=2.0))
     with pytest.raises(InputError, match="seed -1"):
         sample_tokens(prior, 1, torch.tensor([0]), seed=-1)
-    with pytest.raises(TokenError, match="prefix of shape"):
-        sample_batch(prior, [0], torch.tensor([0]), prefix=torch.zeros(2, 1, dtype=torch.int64))
-    with pytest.raises(TokenError, match="index 99 of image 0 at place 0"):
-        sample_batch(prior, [0], torch.tensor([0]), prefix=torch.full((1, 1), 99))
+    length, labels = prior.token_spec.num_tokens, torch.tensor([0])
+    for first, message in [
+        (torch.zeros(2, 1, dtype=torch.int64), r"known tokens of shape \(2, "),
+        (torch.zeros(1, length + 1, dtype=torch.int64), rf"\(1, {length + 1}\)"),
+        (torch.full((1, 1), 99), "index 99 of image 0 at place 0"),
+    ]:
+        with pytest.raises(TokenError, match=message):
+            sample_batch(prior, [0], labels, known=Known.prefix(first, length))
+    with pytest.raises(TokenError, match="known tokens"):
+        sample_tokens(prior, 2, known=Known.prefix(first, length))
     always = create_prior("gpt", prior.token_spec, num_classes=3, **TINY)
     with pytest.raises(InputError, match="class_dropout"):
         sample_tokens(always, 1)

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
-from transformers import EncoderDecoderCache, GPT2Config, GPT2Model, StaticCache
+from transformers import GPT2Config, GPT2Model
 
 from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition, TextFeatures
 from spectok_generation.priors.base import AutoregressivePrior
 from spectok_generation.priors.codebooks import CodebookHead, parent_places
+from spectok_generation.priors.decoding import DecodingCache, decode, new_cache
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -50,13 +51,11 @@ class DecodingState:
     Args:
         cache: Keys and values, allocated once for all T places and for all of the context.
         start: First input of each sequence, which predicts place 0.
-        context: What the blocks look at beside the sequence.
         num_fed: How many inputs the cache holds; input i predicts place i.
     """
 
-    cache: StaticCache | EncoderDecoderCache
+    cache: DecodingCache
     start: Float[Tensor, "b d"]
-    context: TextFeatures | None
     num_fed: int = 0
 
 
@@ -106,6 +105,7 @@ class GPT2Prior(AutoregressivePrior):
             embd_pdrop=dropout,
             bos_token_id=None,
             eos_token_id=None,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel instead of eight
             add_cross_attention=cross_attention,
         )
         self.backbone = GPT2Model(config)
@@ -129,28 +129,28 @@ class GPT2Prior(AutoregressivePrior):
 
     def start(self, condition: Condition) -> DecodingState:
         """See :meth:`AutoregressivePrior.start`."""
-        context, config = self.context(condition), self.backbone.config
-        cache: Any = StaticCache(config, max_cache_len=self.token_spec.num_tokens)
-        if context is not None:  # keys and values of the context are computed once
-            length = context.features.shape[1]
-            cache = EncoderDecoderCache(cache, StaticCache(config, max_cache_len=length))
-        return DecodingState(cache, self.start_inputs(condition), context)
+        start, length = self.start_inputs(condition), self.token_spec.num_tokens
+        cache = new_cache(self.backbone, len(start), length, self.context(condition))
+        return DecodingState(cache, start)
 
     def next_logits(
         self, state: DecodingState, indices: Int[Tensor, "b k"]
     ) -> Float[Tensor, "b v"]:
         """See :meth:`AutoregressivePrior.next_logits`."""
-        place = indices.shape[1]
-        inputs = self._inputs(indices, state.start, first=state.num_fed)
-        hidden = self.backbone(
-            inputs_embeds=inputs,
-            past_key_values=state.cache,
-            position_ids=torch.arange(state.num_fed, place + 1, device=inputs.device)[None],
-            use_cache=True,
-            **_as_arguments(state.context),
-        ).last_hidden_state
-        state.num_fed = place + 1
-        return self.head.at(hidden[:, -1], place).float()
+        first, end = state.num_fed, indices.shape[1] + 1
+        inputs = self._inputs(indices, state.start, first)
+        places = torch.arange(first, end, device=inputs.device)
+        mask = None
+        if len(places) > 1:  # several at once: each sees those up to itself
+            mask = torch.arange(end, device=inputs.device) <= places[:, None]
+        hidden = decode(self.backbone, state.cache, inputs, places, end, mask)
+        state.num_fed = end
+        return self.head.at(hidden, end - 1).float()
+
+    def keep_rows(self, state: DecodingState, count: int) -> None:
+        """See :meth:`AutoregressivePrior.keep_rows`."""
+        state.start = state.start[:count]
+        state.cache.keep_rows(count)
 
     def _inputs(
         self, indices: Int[Tensor, "b k"], start: Float[Tensor, "b d"], first: int

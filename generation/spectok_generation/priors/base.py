@@ -137,8 +137,8 @@ class Prior(SpectokModel, ABC):
 class AutoregressivePrior(Prior):
     """A prior that factors ``p(indices)`` place by place, in the order of the ``TokenSpec``.
 
-    A subclass defines :meth:`logits` for all places at once, and :meth:`start` and
-    :meth:`next_logits` for the sampler. The likelihood is exact.
+    A subclass defines :meth:`logits` for all places at once, and :meth:`start`,
+    :meth:`next_logits` and :meth:`keep_rows` for the sampler. The likelihood is exact.
     """
 
     @abstractmethod
@@ -168,6 +168,15 @@ class AutoregressivePrior(Prior):
             state: What :meth:`start` returned; updated in place. Only tokens it has not yet seen
                 are computed, so calls must extend the sequence.
             indices: The first k tokens, 0 <= k < T.
+        """
+
+    @abstractmethod
+    def keep_rows(self, state: Any, count: int) -> None:
+        """Drop all but the first sequences of a batch that :meth:`start` began.
+
+        Args:
+            state: What :meth:`start` returned; updated in place.
+            count: How many to keep.
         """
 
     def forward(

@@ -163,6 +163,13 @@ class PixelCNN(AutoregressivePrior):
         hidden = self.to_head[level](state.features.unsqueeze(1), here)
         return self.head.at(hidden.squeeze(1), place).float()
 
+    def keep_rows(self, state: PixelCNNState, count: int) -> None:
+        """See :meth:`AutoregressivePrior.keep_rows`."""
+        state.class_vectors, state.features = state.class_vectors[:count], state.features[:count]
+        state.vectors = [vectors[:count] for vectors in state.vectors]
+        state.summaries = [summary[:count] for summary in state.summaries]
+        state.cache.keep_rows(count)
+
     def _feed(self, state: PixelCNNState, vectors: Float[Tensor, "b d"]) -> None:
         """Take in the token of the place under way; compute what the next one needs."""
         spec, place = self.token_spec, state.num_fed

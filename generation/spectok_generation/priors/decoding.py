@@ -1,0 +1,113 @@
+"""GPT-2 one step at a time, with keys and values kept in memory that is allocated once.
+
+The blocks are those of transformers, with their weights; only attention is written out, so that a
+step touches no more of the cache than is filled. transformers' ``StaticCache`` attends to all of
+it under a mask, and its ``DynamicCache`` copies everything at every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import GPT2Model
+
+from spectok_generation.conditions import TextFeatures
+
+KeysAndValues = tuple[Tensor, Tensor]
+
+
+@dataclass
+class DecodingCache:
+    """Keys and values of every block.
+
+    Args:
+        past: Of the sequence, each ``(B, heads, T, D / heads)``, allocated for all T places.
+        context: Of what the blocks look at beside it, computed once; empty if there is nothing.
+        context_mask: Which places of the context hold anything.
+    """
+
+    past: list[KeysAndValues]
+    context: list[KeysAndValues]
+    context_mask: Bool[Tensor, "b 1 1 l"] | None = None
+
+    def keep_rows(self, count: int) -> None:
+        """Drop all but the first sequences of the batch."""
+        for tensors in (self.past, self.context):
+            tensors[:] = [(keys[:count], values[:count]) for keys, values in tensors]
+        if self.context_mask is not None:
+            self.context_mask = self.context_mask[:count]
+
+
+def new_cache(
+    backbone: GPT2Model, batch_size: int, length: int, context: TextFeatures | None
+) -> DecodingCache:
+    """Return the cache of sequences of which nothing is known yet.
+
+    Args:
+        backbone: The model.
+        batch_size: Number of sequences B.
+        length: Places T of each.
+        context: What the blocks look at beside the sequences, in vectors of the model's width.
+    """
+    heads, weight = backbone.config.n_head, backbone.wpe.weight
+    shape = (batch_size, heads, length, weight.shape[1] // heads)
+    past = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in backbone.h]
+    if context is None:
+        return DecodingCache(past, [])
+    blocks: Any = backbone.h
+    projected = [
+        _split_heads(block.crossattention.c_attn(context.features), 2, heads) for block in blocks
+    ]
+    return DecodingCache(past, [(k, v) for k, v in projected], context.mask[:, None, None])
+
+
+def decode(
+    backbone: GPT2Model,
+    cache: DecodingCache,
+    inputs: Float[Tensor, "b n d"],
+    places: Int[Tensor, "n"],
+    end: int,
+    mask: Bool[Tensor, "n end"] | None,
+) -> Float[Tensor, "b d"]:
+    """Take in the inputs of some places; return the hidden vector of the last one.
+
+    Args:
+        backbone: The model, in eval mode.
+        cache: Updated in place.
+        inputs: Vectors at the places.
+        places: Consecutive numbers of the places; all before them are in the cache.
+        end: Places of the cache to attend to, at least those that are filled.
+        mask: Which of them each place may attend to. None: all.
+    """
+    x = inputs + backbone.wpe(places)
+    blocks: Any = backbone.h
+    for number, block in enumerate(blocks):
+        query, *new = _split_heads(block.attn.c_attn(block.ln_1(x)), 3, block.attn.num_heads)
+        for kept, latest in zip(cache.past[number], new):
+            kept.index_copy_(2, places, latest)
+        keys, values = (kept[:, :, :end] for kept in cache.past[number])
+        x = x + _attend(block.attn, query, keys, values, mask)
+        if cache.context:
+            attention = block.crossattention
+            (query,) = _split_heads(
+                attention.q_attn(block.ln_cross_attn(x)), 1, attention.num_heads
+            )
+            x = x + _attend(attention, query, *cache.context[number], cache.context_mask)
+        x = x + block.mlp(block.ln_2(x))
+    return backbone.ln_f(x[:, -1])
+
+
+def _attend(
+    attention: Any, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> Float[Tensor, "b n d"]:
+    found = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    return attention.c_proj(rearrange(found, "b h n d -> b n (h d)"))
+
+
+def _split_heads(x: Float[Tensor, "b n d"], parts: int, heads: int) -> Tensor:
+    return rearrange(x, "b n (p h d) -> p b h n d", p=parts, h=heads)
