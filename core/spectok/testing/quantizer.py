@@ -29,11 +29,13 @@ class QuantizerConformance(Conformance[VectorLearner]):
     Attributes:
         revival_steps: Steps in which codes that the data has left are watched.
         fit_steps: Steps in which the error on eight images must fall inside each tokenizer.
+        fit_learning_rate: Adam's learning rate in those steps.
         tokenizers: Tokenizers in which it is trained; None for all that are installed.
     """
 
     revival_steps: ClassVar[int] = 120
     fit_steps: ClassVar[int] = 12
+    fit_learning_rate: ClassVar[float] = 5e-3
     tokenizers: ClassVar[tuple[str, ...] | None] = None
 
     def learner(self, build: Build) -> VectorLearner:
@@ -151,7 +153,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
         for key in self.tokenizers or list_tokenizers():
             torch.manual_seed(0)
             learner = ImageLearner(small_tokenizer(key, quantizer=option))
-            before, after = fit(learner, learner.batch(8), self.fit_steps, learning_rate=5e-3)
+            before, after = fit(learner, learner.batch(8), self.fit_steps, self.fit_learning_rate)
             expect(
                 after < 0.98 * before,
                 f"in {key} the squared error went from {before:.4f} to {after:.4f} in "
