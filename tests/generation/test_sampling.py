@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spectok import Level, TokenSpec
 from spectok.errors import InputError, TokenError
 from spectok_generation import SamplingOptions, create_prior, sample_tokens
 from spectok_generation.sampling import Known, draw_tokens, image_uniforms, sample_batch
@@ -181,6 +182,28 @@ def test_guidance_pulls_towards_the_class(prior):
         return (prior.log_prob(tokens, labels) - prior.log_prob(tokens)).mean()
 
     assert evidence(SamplingOptions(guidance=3.0)) > evidence(SamplingOptions())
+
+
+@pytest.mark.slow
+def test_compiled_steps_draw_the_same_tokens(sharp, monkeypatch):
+    spec = TokenSpec((Level((3, 3), 7),))
+    prior = sharp(create_prior("gpt", spec, num_classes=2, **TINY))
+    labels = torch.tensor([0, 1, 1])
+    known = Known.prefix(torch.tensor([[1, 2]]).expand(3, -1), 9)  # the first step is a longer one
+    expected = sample_batch(prior, range(3), labels, known=known)
+    prior.compile_step()
+    assert torch.equal(sample_batch(prior, range(3), labels, known=known), expected)
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    other = create_prior("gpt", spec, **TINY | {"width": 18})
+    other.compile_step()
+    with pytest.raises(InputError, match=r"torch\.compile does not work on this machine"):
+        sample_batch(other, [0])
+
+
+def test_a_prior_without_equal_steps_is_not_compiled(spec):
+    with pytest.raises(InputError, match="differ from place to place"):
+        create_prior("pixelcnn", spec, **PRIORS["pixelcnn"]).compile_step()
 
 
 def test_bad_input(prior, sharp):

@@ -17,7 +17,13 @@ from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition, TextFeatures
 from spectok_generation.priors.base import AutoregressivePrior
 from spectok_generation.priors.codebooks import CodebookHead, parent_places
-from spectok_generation.priors.decoding import DecodingCache, decode, new_cache
+from spectok_generation.priors.decoding import (
+    Decode,
+    DecodingCache,
+    compiled_decode,
+    decode,
+    new_cache,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -111,6 +117,7 @@ class GPT2Prior(AutoregressivePrior):
         self.backbone = GPT2Model(config)
         self.head = CodebookHead(spec, shape.width)
         self._parents = parent_places(spec)
+        self._decode: Decode = decode
 
     @abstractmethod
     def start_inputs(self, condition: Condition) -> Float[Tensor, "b d"]:
@@ -143,7 +150,7 @@ class GPT2Prior(AutoregressivePrior):
         mask = None
         if len(places) > 1:  # several at once: each sees those up to itself
             mask = torch.arange(end, device=inputs.device) <= places[:, None]
-        hidden = decode(self.backbone, state.cache, inputs, places, end, mask)
+        hidden = self._decode(self.backbone, state.cache, inputs, places, end, mask)
         state.num_fed = end
         return self.head.at(hidden, end - 1).float()
 
@@ -151,6 +158,10 @@ class GPT2Prior(AutoregressivePrior):
         """See :meth:`AutoregressivePrior.keep_rows`."""
         state.start = state.start[:count]
         state.cache.keep_rows(count)
+
+    def compile_step(self) -> None:
+        """See :meth:`AutoregressivePrior.compile_step`; each batch size is compiled anew."""
+        self._decode = compiled_decode(self.token_spec.num_tokens)
 
     def _inputs(
         self, indices: Int[Tensor, "b k"], start: Float[Tensor, "b d"], first: int

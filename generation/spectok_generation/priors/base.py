@@ -179,6 +179,17 @@ class AutoregressivePrior(Prior):
             count: How many to keep.
         """
 
+    def compile_step(self) -> None:
+        """Run the steps of :meth:`next_logits` through ``torch.compile`` from now on.
+
+        Raises:
+            InputError: If this prior's steps differ from place to place.
+        """
+        raise InputError(
+            f"the steps of a {type(self).__name__} differ from place to place, and torch.compile "
+            f"takes none; sample without it"
+        )
+
     def forward(
         self, indices: Int[Tensor, "b t"], condition: Condition | None = None
     ) -> PriorOutput:

@@ -7,18 +7,23 @@ it under a mask, and its ``DynamicCache`` copies everything at every step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from transformers import GPT2Model
 
+from spectok.errors import InputError
 from spectok_generation.conditions import TextFeatures
 
 KeysAndValues = tuple[Tensor, Tensor]
+Decode = Callable[..., Tensor]
 
 
 @dataclass
@@ -100,6 +105,38 @@ def decode(
             x = x + _attend(attention, query, *cache.context[number], cache.context_mask)
         x = x + block.mlp(block.ln_2(x))
     return backbone.ln_f(x[:, -1])
+
+
+def compiled_decode(length: int) -> Decode:
+    """Return :func:`decode` whose single steps run through ``torch.compile``, first when called.
+
+    A compiled step attends to the whole cache under a mask, so that all steps have one shape.
+
+    Args:
+        length: Places T of the cache.
+    """
+    step = torch.compile(decode, fullgraph=True, dynamic=False)
+
+    def run(
+        backbone: GPT2Model,
+        cache: DecodingCache,
+        inputs: Tensor,
+        places: Tensor,
+        end: int,
+        mask: Tensor | None,
+    ) -> Tensor:
+        if len(places) > 1:
+            return decode(backbone, cache, inputs, places, end, mask)
+        filled = torch.arange(length, device=places.device) <= places[:, None]
+        try:
+            return step(backbone, cache, inputs, places, length, filled)
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"torch.compile does not work on this machine ({reason}); sample without it"
+            ) from error
+
+    return run
 
 
 def _attend(
