@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectok.errors import InputError
 from spectok.outputs import QuantizerOutput
@@ -50,7 +50,7 @@ class FiniteScalarQuantizer(AdaptedQuantizer):
         super().__init__(
             dim=dim, num_tokens=num_tokens, codebook_size=math.prod(grid), num_levels=1
         )
-        self.grid = library().FSQ(grid, dim=dim)
+        self.grid = library().FSQ(grid, dim=dim, return_indices=False)  # without a table of codes
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Squash and round; see :class:`~spectok.Quantizer`."""
@@ -96,14 +96,18 @@ class ResidualFiniteScalarQuantizer(AdaptedQuantizer):
         super().__init__(
             dim=dim, num_tokens=num_tokens, codebook_size=math.prod(grid), num_levels=num_levels
         )
-        self.grids = library().ResidualFSQ(levels=grid, num_quantizers=num_levels, dim=dim)
+        same = dim == len(grid)
+        self.project_in = nn.Identity() if same else nn.Linear(dim, len(grid))
+        self.project_out = nn.Identity() if same else nn.Linear(len(grid), dim)
+        options = {"preserve_symmetry": True, "bound_hard_clamp": True, "return_indices": False}
+        self.grids: Any = nn.ModuleList(library().FSQ(grid, **options) for _ in range(num_levels))
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Squash, then round level by level; see :class:`~spectok.Quantizer`."""
         limit = 1 + 1 / (self.fineness(1) - 1)
-        squashed = (self.grids.project_in(z) / limit).tanh() * limit
+        squashed = (self.project_in(z) / limit).tanh() * limit
         residual, indices = squashed.detach(), []
-        for i, layer in enumerate(self.grids.layers):
+        for i, layer in enumerate(self.grids):
             index = layer.codes_to_indices(layer.quantize(residual * self.fineness(i))).long()
             residual = residual - points(layer, index) / self.fineness(i)
             indices.append(index)
@@ -111,25 +115,21 @@ class ResidualFiniteScalarQuantizer(AdaptedQuantizer):
 
     def fineness(self, level: int) -> Float[Tensor, "d"]:
         """Return how much finer a level's grid is than the first."""
-        return self.grids.layers[0]._levels.float() ** level
+        return self.grids[0]._levels.float() ** level
 
     def codes(self, indices: Int[Tensor, "b n l"]) -> Float[Tensor, "b n d"]:
         """Return the sum of the first l levels' points."""
-        layers = zip(indices.unbind(-1), self.grids.layers)
+        layers = zip(indices.unbind(-1), self.grids)
         scaled = [points(layer, k) / self.fineness(i) for i, (k, layer) in enumerate(layers)]
         return torch.stack(scaled).sum(0)
 
     def from_code(self, codes: Float[Tensor, "b n d"]) -> Float[Tensor, "b n D"]:
         """Map linearly to D dimensions."""
-        return self.grids.project_out(codes)
+        return self.project_out(codes)
 
 
 def points(grid: Any, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-    """Return points of a grid, each dimension in [-1, 1], computed from integers.
-
-    The library's table of them is a buffer that is not saved, and would be rounded by a model that
-    is loaded in another precision.
-    """
+    """Return points of a grid, each dimension in [-1, 1], computed from integers."""
     return grid._indices_to_codes(indices)  # the public form also maps to D dimensions
 
 
