@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spectok.data.sources import DatasetSource
-    from spectok.metrics import ImageMetric
+    from spectok.metrics import ImageMetric, SetMetric
 
 
 @hookimpl
@@ -22,7 +22,7 @@ def spectok_datasets() -> dict[str, DatasetSource]:
 
 
 @hookimpl
-def spectok_metrics() -> dict[str, ImageMetric]:
+def spectok_metrics() -> dict[str, ImageMetric | type[SetMetric]]:
     """Register the metrics that need no network weights."""
     from spectok import metrics
 

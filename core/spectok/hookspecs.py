@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spectok.data.sources import DatasetSource
-    from spectok.metrics import ImageMetric
+    from spectok.metrics import ImageMetric, SetMetric
     from spectok.quantizer import Quantizer
     from spectok.tokenizer import ImageTokenizer
 
@@ -58,8 +58,8 @@ def spectok_datasets() -> dict[str, DatasetSource]:  # type: ignore[empty-body]
 
 
 @hookspec
-def spectok_metrics() -> dict[str, ImageMetric]:  # type: ignore[empty-body]
-    """Return functions ``(images, reconstruction) -> one number per image`` by name."""
+def spectok_metrics() -> dict[str, ImageMetric | type[SetMetric]]:  # type: ignore[empty-body]
+    """Return functions ``(images, reconstruction) -> (B,)`` or ``SetMetric`` classes by name."""
 
 
 @hookspec

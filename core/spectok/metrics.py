@@ -4,12 +4,16 @@ One protocol for all image metrics: images in [-1, 1] are clamped and rounded to
 and reduced to one number per image; a data set's number is the plain mean over its images. So the
 result depends neither on the batch size nor on how images fall into batches.
 
-Every metric has the form :data:`ImageMetric`; a plugin registers more with ``spectok_metrics``.
+A metric is a function of the form :data:`ImageMetric`, or where one image means nothing by itself
+(a distance between distributions), a class of the form :class:`SetMetric`. A plugin registers more
+of both with ``spectok_metrics``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +30,25 @@ from spectok.tokenizer import ImageTokenizer
 
 ImageMetric = Callable[[Tensor, Tensor], Tensor]
 """``(images, reconstruction) -> (B,)``, both (B, C, H, W) in [-1, 1]."""
+
+
+class SetMetric(ABC):
+    """A number of a whole set of images. One object measures one set, in batches of any size."""
+
+    @abstractmethod
+    def add(self, images: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            reconstruction: The same images, decoded; may leave the range.
+            indices: (B, T), the tokens they were decoded from.
+        """
+
+    @abstractmethod
+    def result(self) -> Any:
+        """Return what was found, in plain JSON types."""
+
 
 SSIM_WINDOW = 7  # pixels
 PSNR_OF_EQUALS = 100.0  # dB; a mean over images must stay finite
@@ -101,47 +124,84 @@ def evaluate_reconstruction(
     dataset: Dataset[dict[str, Any]],
     batch_size: int = 64,
     metrics: Iterable[str] = STANDARD,
+    more: Mapping[str, SetMetric] | None = None,
+    on_images: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Measure what a tokenizer keeps of a data set, and what it spends on it.
+
+    Where the data has an added border, image metrics are taken inside it.
 
     Args:
         tokenizer: A trained tokenizer, on the device to run on; put into eval mode.
         dataset: Items with ``"images"``, such as :class:`spectok.data.ImageDataset`.
         batch_size: Images at once; does not change the result.
         metrics: Registered metrics to compute.
+        more: Further metrics by name, such as those that need files.
+        on_images: Called with the number of images done since the last call.
 
     Returns:
-        Plain JSON types: each metric's mean over images; ``codebook_usage`` and ``perplexity``,
-        over all codebooks and per level (see :func:`codebook_statistics`); ``bits_per_image``,
-        ``parameters`` and ``num_images``.
+        Plain JSON types: each metric; ``codebook_usage`` and ``perplexity``, over all codebooks and
+        per level (see :func:`codebook_statistics`); ``bits_per_image``, ``parameters`` and
+        ``num_images``.
 
     Raises:
         UnknownNameError: If a metric is not registered.
         DataError: If the data set is empty.
     """
-    functions = {name: registry.get_registered("metric", name) for name in metrics}
-    values: dict[str, list[Tensor]] = {name: [] for name in functions}
+    measured = {name: start_metric(name) for name in metrics} | dict(more or {})
     spec = tokenizer.token_spec
     counts = torch.zeros(spec.num_codes, dtype=torch.int64)
     tokenizer.eval()
     collate = getattr(dataset, "collate", None)
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
         images = batch["images"].to(tokenizer.device)
-        indices = tokenizer.encode(images)
+        indices = tokenizer.encode(images.to(tokenizer.dtype))
         reconstruction = tokenizer.decode(indices).to(images.dtype)
-        for name, function in functions.items():
-            values[name].append(function(images, reconstruction).cpu())
+        shown, decoded = (_interior(x, dataset) for x in (images, reconstruction))
+        for metric in measured.values():
+            metric.add(shown, decoded, indices)
         counts += count_codes(spec, indices.cpu())
+        if on_images is not None:
+            on_images(len(images))
     num_images = int(counts.sum()) // spec.num_tokens
     if not num_images:
         raise DataError("the data set is empty; evaluation needs at least one image")
     return {
-        **{name: float(torch.cat(parts).double().mean()) for name, parts in values.items()},
+        **{name: metric.result() for name, metric in measured.items()},
         **codebook_statistics(spec, counts),
         "bits_per_image": spec.bits_per_image,
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "num_images": num_images,
     }
+
+
+class ImageMean(SetMetric):
+    """The mean of an image metric over a set.
+
+    Args:
+        function: Returns one number per image.
+    """
+
+    def __init__(self, function: ImageMetric):
+        self._function, self._values = function, [torch.zeros(0)]
+
+    def add(self, images: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
+        """Compare a batch."""
+        self._values.append(self._function(images, reconstruction).cpu())
+
+    def result(self) -> float:
+        """Return the mean."""
+        return float(torch.cat(self._values).double().mean())
+
+
+def start_metric(name: str) -> SetMetric:
+    """Return a registered metric, ready to measure one set.
+
+    Raises:
+        UnknownNameError: If it is not registered.
+    """
+    registered: Any = registry.get_registered("metric", name)
+    return registered() if inspect.isclass(registered) else ImageMean(registered)
 
 
 def codebook_statistics(spec: TokenSpec, counts: Int[Tensor, "n"]) -> dict[str, Any]:
@@ -187,6 +247,15 @@ def split_by_codebook(spec: TokenSpec, counts: Num[Tensor, "n"]) -> list[Num[Ten
         counts[start:end].view(-1, level.vocab_size)
         for level, start, end in zip(spec.levels, starts, ends)
     ]
+
+
+def _interior(images: Tensor, dataset: Any) -> Tensor:
+    """Return the part of the images that an added border surrounds."""
+    box = getattr(dataset, "interior", None)
+    if box is None:
+        return images
+    top, left, height, width = box
+    return images[..., top : top + height, left : left + width]
 
 
 def _eight_bits(images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from spectok import __version__, plugins
-from spectok.cli import listing, models, tokens, train
+from spectok.cli import evaluate, listing, models, tokens, train
 from spectok.errors import SpectokError
 
 ERROR, INTERRUPTED = 2, 130
@@ -40,6 +40,7 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     train_app = train.new_group()
     app.add_typer(train_app, name="train")
+    evaluate.add_commands(app, train_app)
     for module in (models, tokens, listing):
         module.add_commands(app)
     plugins.installed().call("spectok_commands", app=app, train=train_app)

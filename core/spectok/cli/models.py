@@ -133,14 +133,18 @@ def reconstruct(
     say_next(["spectok", "encode", model, *images, "--out", "tokens.npz"])
 
 
-def check_picture(path: Path) -> None:
+def check_picture(path: Path, option: str = "--out") -> None:
     """Refuse a file name that says no picture format, before any work is done.
+
+    Args:
+        path: The file.
+        option: What it was given as.
 
     Raises:
         ConfigError: If the suffix is not one of a picture.
     """
     if path.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--out {path} does not end in a picture format, such as grid.png")
+        raise ConfigError(f"{option} {path} does not end in a picture format, such as grid.png")
 
 
 def pair_rows(

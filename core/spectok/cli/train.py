@@ -17,6 +17,7 @@ from spectok.errors import ConfigError
 
 if TYPE_CHECKING:
     from spectok.config import TokenizerRecipe
+    from spectok.data import DataConfig
 
 Overrides = Annotated[
     list[str] | None,
@@ -136,13 +137,15 @@ def default_output(name: str, recipe: TokenizerRecipe) -> Path:
     words = (
         [path.stem] if is_file else [w for w in path.parts if w not in (recipe.folder, "default")]
     )
-    own = data.path is not None and data.name in OWN_DATA
-    dataset = _name_of(Path(data.path or "")) if own else data.name
+    dataset = name_of_data(data)
     return Path("runs", "-".join(words if dataset in words else [*words, dataset]))
 
 
-def _name_of(images: Path) -> str:
-    """Return what to call one's own images: a pattern such as ``shards/*.tar`` by its folder."""
+def name_of_data(data: DataConfig) -> str:
+    """Return what to call a data set: a pattern such as ``shards/*.tar`` by its folder."""
+    if data.path is None or data.name not in OWN_DATA:
+        return data.name
+    images = Path(data.path)
     is_pattern = any(sign in images.name for sign in "*?[{")
     return images.absolute().parent.name if is_pattern else images.stem
 

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spectok.evaluation.classifier import ImageClassifier, load_classifier
     from spectok.evaluation.classifier_training import ClassifierRecipe, train_classifier
+    from spectok.evaluation.features import Networks
     from spectok.evaluation.frechet import Moments, frechet_distance
+    from spectok.evaluation.measuring import Evaluation, evaluate
+    from spectok.evaluation.protocol import compare_results
 
 _HOME = {
     "ClassifierRecipe": "classifier_training",
+    "Evaluation": "measuring",
     "ImageClassifier": "classifier",
     "Moments": "frechet",
+    "Networks": "features",
+    "compare_results": "protocol",
+    "evaluate": "measuring",
     "frechet_distance": "frechet",
     "load_classifier": "classifier",
     "train_classifier": "classifier_training",
@@ -24,8 +31,12 @@ _HOME = {
 
 __all__ = [
     "ClassifierRecipe",
+    "Evaluation",
     "ImageClassifier",
     "Moments",
+    "Networks",
+    "compare_results",
+    "evaluate",
     "frechet_distance",
     "load_classifier",
     "train_classifier",

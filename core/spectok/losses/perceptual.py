@@ -116,8 +116,7 @@ def cached_backbone(network: str) -> Path:
             f"LPIPS with {network} needs the weights {file}, which are not on this machine: put "
             f"{SOURCE}/{file} into {folder}, or give the path of a copy"
         )
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_hash(path)
     if not path.stem.endswith(f"-{digest[:HASH_LENGTH]}"):
         raise CheckpointError(
             f"{path} is damaged or another file: its SHA-256 begins with {digest[:HASH_LENGTH]}; "
@@ -126,8 +125,24 @@ def cached_backbone(network: str) -> Path:
     return path
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def read_backbone(path: Path) -> dict[str, Tensor]:
     """Read a backbone's convolutions by torchvision's names, without ``features.`` before them.
+
+    Raises:
+        CheckpointError: If the file is missing or is not one of tensors alone.
+    """
+    tensors = {k: v for k, v in read_weights(path).items() if k.startswith(PREFIX)}
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights: floating-point numbers as float32.
 
     Raises:
         CheckpointError: If the file is missing or is not one of tensors alone.
@@ -139,8 +154,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = {name: tensor for name, tensor in state.items() if name.startswith(PREFIX)}
-        return {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

@@ -5,7 +5,6 @@ pipeline    trains, samples, measures, and writes everything into one folder
 stages      tells how far it is
 classifier  a small network that recognises the classes
 judge       how good the samples are, and how far from the training images
-machine     what it ran on
 results     what was found, on its way to the page
 report      the page, made of the parts in page and pictures
 """

@@ -25,6 +25,7 @@ from spectok.cli.console import progress
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.images import save_grid, to_pil
+from spectok.machine import describe_machine, peak_memory_bytes
 from spectok.metrics import evaluate_reconstruction, psnr
 from spectok.training import FitResult, train_tokenizer
 from spectok.yaml12 import dump_yaml
@@ -36,7 +37,6 @@ from spectok_generation.demo.judge import (
     find_nearest,
     share_of_copies,
 )
-from spectok_generation.demo.machine import describe_machine, peak_memory_bytes
 from spectok_generation.demo.recipe import Plan, images_per_step
 from spectok_generation.demo.report import write_report
 from spectok_generation.demo.results import Competitor, Drawn, Results, Split, prefix_lengths

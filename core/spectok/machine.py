@@ -1,4 +1,4 @@
-"""What the demo ran on."""
+"""What a measurement ran on, and the memory it took."""
 
 from __future__ import annotations
 
@@ -37,10 +37,22 @@ def processor_name() -> str:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the most memory this process has held, or None where the system does not tell."""
+    """Return the most memory this process has held, or None where the system does not tell.
+
+    See :func:`forget_peak_memory`.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak_memory() -> bool:
+    """Let :func:`peak_memory_bytes` begin anew at what is held now; False where it cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

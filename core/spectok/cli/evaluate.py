@@ -1,0 +1,320 @@
+"""``spectok eval``, ``spectok compare`` and ``spectok train classifier``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spectok.cli.console import (
+    count_images,
+    load_trained,
+    model_folder,
+    note,
+    print_table,
+    progress,
+    say,
+    say_next,
+)
+from spectok.cli.models import Model, check_picture, pair_rows
+from spectok.cli.train import (
+    DEFAULT_DATA,
+    Data,
+    Overrides,
+    Resume,
+    check_output,
+    name_of_data,
+    recipe_for,
+)
+from spectok.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spectok.config import TokenizerRecipe
+    from spectok.evaluation.comparison import Competitor
+
+FOLDER = "compare"
+SHOWN = 8  # images
+
+BatchSize = Annotated[int, typer.Option(min=1, help="Images evaluated at once.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Evaluate only the first so many images.")]
+LPIPSWeights = Annotated[
+    Path | None, typer.Option(help="Weights of LPIPS's backbone (default: torch's cache).")
+]
+LPIPSNetwork = Annotated[str, typer.Option(help="LPIPS's backbone: alex, vgg or squeeze.")]
+InceptionWeights = Annotated[
+    Path | None, typer.Option(help="Weights of FID's Inception (default: torch's cache).")
+]
+ClassifierFolder = Annotated[
+    Path | None,
+    typer.Option(help="A classifier of such images, for a Fréchet distance in its features."),
+]
+
+
+def add_commands(app: typer.Typer, train: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("eval")(evaluate)
+    app.command("compare")(compare)
+    train.command("classifier")(train_classifier)
+
+
+def evaluate(
+    model: Model,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
+    ] = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="Which part of the data.")] = "test",
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
+    classifier: ClassifierFolder = None,
+    lpips_weights: LPIPSWeights = None,
+    lpips_network: LPIPSNetwork = "alex",
+    inception_weights: InceptionWeights = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Picture of originals and reconstructions to write.")
+    ] = None,
+) -> None:
+    """Measure what a trained tokenizer keeps of held-out images, and what it spends on them."""
+    from spectok.data import build_dataset
+    from spectok.evaluation import Evaluation, Networks
+    from spectok.evaluation import evaluate as run
+    from spectok.evaluation.comparison import write_json
+
+    if picture is not None:
+        check_picture(picture, "--picture")
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
+    tokenizer = load_trained(model)
+    shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
+    settings = shape | {"split": split, "limit": limit}
+    dataset = build_dataset(held_out(model, data, settings, overrides or []), train=False)
+    networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
+    with progress("evaluating", len(dataset)) as advance:
+        result = run(tokenizer, dataset, Evaluation(batch_size, networks=networks), advance)
+    show(result)
+    if out is not None:
+        write_json({"model": model, **result}, out)
+        say(f"everything measured: {out}")
+    if picture is not None:
+        save_pairs(tokenizer, dataset, picture)
+        say(f"originals above reconstructions: {picture}")
+    say_next(["spectok", "compare", model, "OTHER", "--output", "comparison"])
+
+
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY|RECIPE|MODEL... [KEY=VALUE]...",
+            help="Tokenizers to train, by key, recipe or file, or folders of trained ones; then "
+            "settings for all that are trained.",
+        ),
+    ],
+    data: Data = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each.")] = None,
+    train_batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per training step.")
+    ] = None,
+    bits: Annotated[float | None, typer.Option(help="Bits per image each must spend.")] = None,
+    allow_unequal_bits: Annotated[
+        bool, typer.Option("--allow-unequal-bits", help="Compare at unequal bits per image.")
+    ] = False,
+    limit: Limit = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of the comparison (default: runs/compare-DATA).")
+    ] = None,
+    classifier: ClassifierFolder = None,
+    lpips_weights: LPIPSWeights = None,
+    lpips_network: LPIPSNetwork = "alex",
+    inception_weights: InceptionWeights = None,
+) -> None:
+    """Train or load several tokenizers on equal terms, and measure them alike."""
+    from spectok.evaluation import Evaluation, Networks
+    from spectok.evaluation.comparison import check_terms, write_json
+    from spectok.evaluation.comparison import compare as run
+    from spectok.evaluation.report import remarks, table, write_report
+
+    own = [word for word in words if "=" in word]
+    given = {"train.steps": steps, "train.batch_size": train_batch_size, "seed": seed}
+    overrides = [*own, *((key, value) for key, value in given.items() if value is not None)]
+    if train_batch_size is not None:
+        overrides.append(("train.gradient_accumulation", 1))
+    competitors = name_competitors([w for w in words if "=" not in w], data, overrides)
+    check_terms(competitors, bits, allow_unequal_bits=allow_unequal_bits)
+    held_out_data = common_data(competitors, data, limit)
+    folder = Path(output or Path("runs", f"{FOLDER}-{name_of_data(held_out_data)}"))
+    networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
+    found = run(
+        competitors, held_out_data, folder, Evaluation(networks=networks), num_shown=SHOWN,
+        on_stage=lambda what: say(f"\n{what}"),
+    )  # fmt: skip
+    command = shlex.join(["spectok", *sys.argv[1:]])
+    write_json({"command": command, **found.record}, folder / "comparison.json")
+    write_report(found.record, found.rows, folder)
+    say("")
+    print_table(*table(found.record))
+    for remark in remarks(found.record):
+        note(remark)
+    say(f"table, numbers and picture: {folder}/comparison.md, .json, .png")
+    say_next(["spectok", "eval", str(folder / next(iter(competitors)))])
+
+
+def train_classifier(
+    overrides: Overrides = None,
+    data: Data = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of the run (default: runs/classifier-DATASET).")
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Train a small classifier of images, in whose features sets of images are compared."""
+    from spectok.config import apply_overrides, data_override, resolve_recipe
+    from spectok.evaluation import ClassifierRecipe, load_classifier
+    from spectok.evaluation import train_classifier as run
+
+    own_data = [data_override(data)] if data else []
+    recipe = resolve_recipe(apply_overrides({}, [*own_data, *(overrides or [])]), ClassifierRecipe)
+    default = Path("runs", f"classifier-{name_of_data(recipe.data)}")
+    folder = Path(output or recipe.output or default)
+    check_output(folder, resume)
+    result = run(recipe, folder, resume=resume)
+    accuracy = load_classifier(folder).config["held_out_accuracy"]
+    say(
+        f"trained {result.step:,} steps in {result.seconds:,.0f} s, recognises "
+        f"{100 * accuracy:.2f} % of held-out images: {folder / 'model'}"
+    )
+    say_next(["spectok", "eval", "MODEL", "--classifier", str(folder)])
+
+
+def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: list[str]) -> Any:
+    """Return the data to evaluate on: given, or the held-out part of the tokenizer's own.
+
+    Raises:
+        ConfigError: If nothing says which images.
+    """
+    from spectok.config import apply_overrides, data_override
+    from spectok.data import DataConfig
+    from spectok.evaluation.terms import recipe_of_run
+    from spectok.schema import validate_section
+
+    if data is not None:
+        own: Any = data_override(data)[1]
+    elif (recipe := recipe_of_run(Path(model_folder(model)))) is not None:
+        own = recipe.data.model_dump(mode="json", exclude_defaults=True)
+        own = {"name": recipe.data.name} | own
+    else:
+        raise ConfigError(f"no recipe beside {model} says what it was trained on; give --data")
+    section = apply_overrides(
+        {"data": own | settings}, [f"data.{override}" for override in overrides]
+    )
+    return validate_section(DataConfig, section["data"], "data")
+
+
+def name_competitors(
+    names: list[str], data: str | None, overrides: list[Any]
+) -> dict[str, Competitor]:
+    """Return what is compared, by label.
+
+    Raises:
+        ConfigError: If there are none, or two of one label.
+    """
+    from spectok.evaluation.comparison import find_competitor
+
+    if not names:
+        raise ConfigError("nothing to compare; give keys, recipes or folders of trained models")
+    found: dict[str, Competitor] = {}
+    for name in names:
+        recipe = None if Path(name).is_dir() else resolve(name, data, overrides)
+        label = label_of(name)
+        if label in found:
+            raise ConfigError(
+                f"{found[label].source} and {name} would both be called {label!r}; give one of "
+                "them as a recipe file or folder of another name"
+            )
+        found[label] = find_competitor(model_folder(name) if recipe is None else name, recipe)
+    return found
+
+
+def resolve(name: str, data: str | None, overrides: list[Any]) -> TokenizerRecipe:
+    """Return the recipe to train: for a key, the one made for comparisons on the data comes first.
+
+    Args:
+        name: A key, a recipe or a file.
+        data: What ``--data`` was given.
+        overrides: Settings for all.
+    """
+    from spectok.config import data_override, load_recipe
+    from spectok.recipes import list_recipes
+
+    prepared = f"{FOLDER}/{data or DEFAULT_DATA}/{name}"
+    chosen = prepared if prepared in list_recipes() else recipe_for(name, data)
+    if chosen is not None:
+        return load_recipe(chosen, overrides)
+    recipe = load_recipe(name)
+    if data is None or data == recipe.data.name:
+        return load_recipe(name, overrides)
+    return load_recipe(name, [data_override(data), *overrides])
+
+
+def label_of(name: str) -> str:
+    """Return what a competitor is called: a key by itself, a file or folder by its name."""
+    path = Path(name)
+    path = path.parent if path.name in ("model", "recipe.yaml") else path
+    if path.suffix in (".yaml", ".yml") or path.is_dir():
+        return path.stem
+    return "-".join(part for part in path.parts if part not in (FOLDER, "tokenizers"))
+
+
+def common_data(competitors: dict[str, Competitor], data: str | None, limit: int | None) -> Any:
+    """Return the held-out images of all competitors.
+
+    Raises:
+        ConfigError: If nothing says which.
+    """
+    recipes = [c.recipe for c in competitors.values() if c.recipe is not None]
+    if recipes:
+        return recipes[0].data.model_copy(update={"split": "test", "limit": limit})
+    first = next(iter(competitors.values()))
+    from spectok.loading import load_tokenizer
+
+    shape = load_tokenizer(first.model or first.source).image_shape
+    settings = {"channels": shape[0], "image_size": shape[1], "split": "test", "limit": limit}
+    return held_out(first.source, data, settings, [])
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print what was measured."""
+    from spectok.evaluation.report import format_metric
+
+    facts = {name: format_metric(name, value) for name, value in result["metrics"].items()}
+    facts["codebook_usage"] = f"{100 * result['codebook_usage']:.1f} %"
+    for key in ("perplexity", "bits_per_image", "parameters", "images_per_second"):
+        facts[key] = f"{result[key]:,.6g}" if key != "parameters" else f"{result[key]:,}"
+    peak = result["peak_memory_bytes"]
+    facts["peak_memory"] = "–" if peak is None else f"{peak / 2**20:,.0f} MiB"
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        say(f"{name:{width}}  {value}")
+    say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
+    for name, why in result["not_measured"].items():
+        note(f"{name} not measured: {why}")
+
+
+def save_pairs(tokenizer: Any, dataset: Any, picture: Path) -> None:
+    """Save the first images above their reconstructions."""
+    import torch
+
+    from spectok.cli.models import enlarge
+    from spectok.evaluation.comparison import reconstruct
+    from spectok.images import save_grid
+
+    images = torch.stack([dataset[i]["images"] for i in range(min(4 * SHOWN, len(dataset)))])
+    columns = min(len(images), SHOWN)
+    rows = pair_rows(images, reconstruct(tokenizer, images), columns)
+    save_grid(enlarge(rows), picture, columns)

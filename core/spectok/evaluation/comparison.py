@@ -1,0 +1,282 @@
+"""Several tokenizers on equal terms: trained alike or loaded, and measured by one protocol.
+
+The folder of a comparison holds a run per tokenizer, and beside them ``comparison.json``,
+``comparison.md`` and ``comparison.png``. What is finished there is not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spectok.config import TokenizerRecipe
+from spectok.data import DataConfig, ImageDataset, build_dataset
+from spectok.errors import CheckpointError, ConfigError
+from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
+from spectok.evaluation.protocol import compare_results
+from spectok.evaluation.terms import (
+    RUN_RECIPE,
+    bits_per_image,
+    check_equal,
+    images_per_step,
+    recipe_of_run,
+    seconds_of_run,
+)
+from spectok.loading import load_tokenizer
+from spectok.tokenizer import ImageTokenizer
+from spectok.training import train_tokenizer
+from spectok.yaml12 import parse_yaml
+
+ALIKE = "tokenizers are compared on equal terms: make them equal"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One tokenizer of a comparison.
+
+    Args:
+        source: What was given: a key, a recipe, or the folder of a trained model.
+        recipe: How it is, or was, trained. None: a trained model without its recipe.
+        model: Folder of the trained model. None: it is to be trained.
+    """
+
+    source: str
+    recipe: TokenizerRecipe | None
+    model: Path | None = None
+
+    @property
+    def bits(self) -> float:
+        """Bits per image."""
+        if self.recipe is not None:
+            return bits_per_image(self.recipe)
+        return load_tokenizer(self.model or self.source).token_spec.bits_per_image
+
+    def terms(self) -> dict[str, Any]:
+        """Return what has to be the same for all; nothing of a model without its recipe."""
+        if self.recipe is None:
+            return {}
+        return {
+            "images": self.recipe.data.model_dump(mode="json", exclude_defaults=True),
+            "steps": self.recipe.train.steps,
+            "images per step": images_per_step(self.recipe),
+        }
+
+
+@dataclass
+class Comparison:
+    """What a comparison found.
+
+    Args:
+        record: All of ``comparison.json``.
+        rows: Label -> the same images, the originals first.
+    """
+
+    record: dict[str, Any]
+    rows: dict[str, Float[Tensor, "n c h w"]] = field(default_factory=dict)
+
+
+def check_terms(
+    competitors: Mapping[str, Competitor],
+    bits: float | None = None,
+    *,
+    allow_unequal_bits: bool = False,
+) -> None:
+    """Refuse to compare tokenizers that see, spend or train differently.
+
+    Args:
+        competitors: Label -> tokenizer.
+        bits: Bits per image that each must spend. None: as many as the others.
+        allow_unequal_bits: Let them spend different numbers of bits.
+
+    Raises:
+        ConfigError: Names what differs, and by how much.
+    """
+    terms = {label: competitor.terms() for label, competitor in competitors.items()}
+    for what in ("images", "steps", "images per step"):
+        check_equal(what, {label: found.get(what) for label, found in terms.items()}, ALIKE)
+    spent = {label: competitor.bits for label, competitor in competitors.items()}
+    if not allow_unequal_bits:
+        check_equal("bits per image", spent, f"{ALIKE}, or give --allow-unequal-bits")
+    for label, found in spent.items():
+        if bits is not None and found != bits:
+            raise ConfigError(
+                f"{label} spends {found:g} bits per image, not {bits:g}; change its tokens or its "
+                f"codebook, or give --bits {found:g}"
+            )
+
+
+def compare(
+    competitors: Mapping[str, Competitor],
+    data: DataConfig,
+    output: Path,
+    how: Evaluation,
+    *,
+    num_shown: int = 8,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Train what is not trained yet, and measure all of them on the same held-out images.
+
+    Args:
+        competitors: Label -> tokenizer, checked by :func:`check_terms`.
+        data: Held-out images.
+        output: Folder of the comparison.
+        how: How they are measured.
+        num_shown: Images in the picture.
+        on_stage: Told what is being done.
+
+    Raises:
+        ConfigError: If a folder holds another run than the one that belongs there.
+        InputError: If results were not measured alike.
+    """
+    for label, competitor in competitors.items():  # before hours of training
+        if competitor.model is None and competitor.recipe is not None:
+            check_run(competitor.recipe, output / label)
+    dataset = build_dataset(data, train=False)
+    shown = torch.stack([dataset[i]["images"] for i in range(min(num_shown, len(dataset)))])
+    results, comparison = {}, Comparison({}, {"original": shown})
+    for label, competitor in competitors.items():
+        folder = competitor.model or output / label
+        if competitor.model is None and not is_finished(folder):
+            on_stage(f"train {label}")
+            train(competitor, folder)
+        on_stage(f"evaluate {label}")
+        tokenizer = load(folder)
+        results[label] = evaluate(tokenizer, dataset, how)
+        results[label] |= describe_training(competitor, folder)
+        comparison.rows[label] = reconstruct(tokenizer, shown)
+        if competitor.model is None:
+            write_json(results[label], folder / "evaluation.json")
+    comparison.record = {
+        "data": describe_data(dataset, data),
+        "protocol": compare_results(results),
+        "machine": next(iter(results.values()))["machine"],
+        "tokenizers": {label: shorten(result) for label, result in results.items()},
+    }
+    return comparison
+
+
+def train(competitor: Competitor, folder: Path) -> None:
+    """Train a tokenizer, or go on where an earlier comparison was stopped."""
+    recipe = competitor.recipe
+    if recipe is None:
+        raise ConfigError(f"{competitor.source} has neither weights nor a recipe to train")
+    train_tokenizer(
+        recipe.tokenizer,
+        recipe.data,
+        recipe.train,
+        folder,
+        seed=recipe.seed,
+        resume=True,
+        losses=recipe.losses,
+        adversarial=recipe.adversarial,
+    )
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run has its final model."""
+    return (folder / MODEL / "config.json").is_file()
+
+
+def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
+    """Refuse a folder that holds a run of another recipe.
+
+    Raises:
+        ConfigError: Names the first setting that differs.
+    """
+    path = folder / RUN_RECIPE
+    if not path.is_file():
+        return
+    recorded = _flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
+    for key in sorted({*recorded, *current} - {"output"}):
+        if recorded.get(key) != current.get(key):
+            raise ConfigError(
+                f"{folder} holds a run with {key} {recorded.get(key)!r}, not {current.get(key)!r}; "
+                f"give another --output"
+            )
+
+
+def load(folder: Path) -> ImageTokenizer:
+    """Load a trained tokenizer, on the GPU if there is one."""
+    inside = folder / MODEL if is_finished(folder) else folder
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer: Any = load_tokenizer(inside)
+    return tokenizer.to(device).eval()
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
+    """Return what the tokens keep of images."""
+    indices = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
+    return tokenizer.decode(indices).float().cpu()
+
+
+def describe_training(competitor: Competitor, folder: Path) -> dict[str, Any]:
+    """Return what is known of how a tokenizer was trained."""
+    recipe, run = competitor.recipe, folder.parent if folder.name == MODEL else folder
+    found: dict[str, Any] = {"source": competitor.source}
+    if recipe is not None:
+        seconds = seconds_of_run(run)
+        found |= {"steps": recipe.train.steps, "images_per_step": images_per_step(recipe)}
+        found |= {"learning_rate": recipe.train.learning_rate, "seed": recipe.seed}
+        found |= {"training_seconds": seconds}
+        found |= {"seconds_per_step": None if seconds is None else seconds / recipe.train.steps}
+    return found
+
+
+def describe_data(dataset: ImageDataset, data: DataConfig) -> dict[str, Any]:
+    """Return which images were held out, without the path of this machine."""
+    settings = data.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
+    settings = {"name": data.name, "split": data.split} | settings
+    return settings | {"num_images": len(dataset), "fingerprint": dataset.fingerprint}
+
+
+def shorten(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result without what all of them share, and without numbers per position."""
+    rest = {key: value for key, value in result.items() if key not in ("protocol", "machine")}
+    levels = [{k: v for k, v in level.items() if k != POSITIONS} for level in result["levels"]]
+    return rest | {"levels": levels}
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a JSON file.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+
+def find_competitor(name: str, recipe: TokenizerRecipe | None) -> Competitor:
+    """Return the competitor that a name stands for.
+
+    Args:
+        name: The folder of a trained model or of its run; or a key or recipe.
+        recipe: What it resolved to, if it is no folder.
+    """
+    folder = Path(name)
+    if recipe is None:
+        return Competitor(name, recipe_of_run(folder), folder)
+    return Competitor(name, recipe)
+
+
+def _flatten(section: Any, path: str = "") -> dict[str, Any]:
+    """Return settings by dotted path; those that are None are left out."""
+    if not isinstance(section, Mapping):
+        return {} if section is None else {path: section}
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _flatten(value, f"{path}.{key}" if path else str(key))
+    return found

@@ -1,0 +1,68 @@
+"""Equal terms: what has to agree before the numbers of two tokenizers may stand in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectok.config import TokenizerRecipe, load_recipe
+from spectok.errors import ConfigError
+from spectok.loading import load_tokenizer
+
+RUN_RECIPE = "recipe.yaml"
+
+
+def bits_per_image(recipe: TokenizerRecipe) -> float:
+    """Return what the tokens of one image take."""
+    options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
+    with torch.device("meta"):  # the layout alone, without weights
+        return load_tokenizer(recipe.tokenizer["name"], **options).token_spec.bits_per_image
+
+
+def images_per_step(recipe: TokenizerRecipe) -> int:
+    """Return how many images one process takes per optimiser step."""
+    return recipe.train.batch_size * recipe.train.gradient_accumulation
+
+
+def check_equal(what: str, values: Mapping[str, Any], remedy: str) -> None:
+    """Refuse values that differ.
+
+    Args:
+        what: What they are, in the plural.
+        values: Label -> value; None where it is not known.
+        remedy: What to do about it.
+
+    Raises:
+        ConfigError: Lists all of them.
+    """
+    known = [value for value in values.values() if value is not None]
+    if any(value != known[0] for value in known):
+        listing = ", ".join(f"{label} {_show(value)}" for label, value in values.items())
+        raise ConfigError(f"{what} differ ({listing}); {remedy}")
+
+
+def recipe_of_run(model: Path) -> TokenizerRecipe | None:
+    """Return the recipe that a trained model's run wrote down, if it is beside the model.
+
+    Args:
+        model: Folder of the run, or of the model in it.
+    """
+    for folder in (model, model.absolute().parent):
+        if (folder / RUN_RECIPE).is_file():
+            return load_recipe(folder / RUN_RECIPE)
+    return None
+
+
+def seconds_of_run(folder: Path) -> float | None:
+    """Return the seconds of training over all resumptions, as a run's log has them."""
+    path = folder / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return json.loads(lines[-1])["seconds"] if lines else None
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
