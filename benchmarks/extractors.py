@@ -4,7 +4,8 @@
     python benchmarks/extractors.py                   # or with --device cuda
 
 Throughput is that of images to indices and back, as ``spectok reconstruct`` does it; all forms of
-one size take turns in one process on the same images. Peak memory is that of the same call in a
+one size take turns in one process on the same images. With one thread the clock is the CPU time of
+this process, which other programs disturb less. Peak memory is that of the same call in a
 fresh process each: weights, and what comes on top while it runs (on a CPU the growth of the
 resident set, on a GPU what torch allocates).
 
@@ -46,6 +47,7 @@ FORMS = {
     "transformer, plain": VIT,
     "transformer, small": {"extractor": "transformer", "channels": 128, "num_blocks": 2, **GRID},
 }
+SHARED = ("batch-size", "threads", "device")  # options of the processes that measure memory
 
 
 def build(form: str, size: int, device: str):
@@ -70,12 +72,15 @@ def measure_size(size: int, arguments) -> dict:
     images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
     models = {form: build(form, size, device) for form in FORMS}
     seconds: dict[str, list[float]] = {form: [] for form in FORMS}
-    for number in range(arguments.rounds + 1):
+    own_time = device == "cpu" and arguments.threads == 1
+    clock = time.process_time if own_time else time.perf_counter
+    for form, model in models.items():
+        reconstruct(model, images[:1], form)  # warms up
+    for _ in range(arguments.rounds):
         for form, model in models.items():
-            start = time.perf_counter()
+            start = clock()
             reconstruct(model, images, form)
-            if number:  # the first round warms up
-                seconds[form].append(time.perf_counter() - start)
+            seconds[form].append(clock() - start)
     result = {}
     for form, model in models.items():
         result[form] = {
@@ -93,9 +98,6 @@ def memory_in_fresh_process(form: str, size: int, arguments) -> dict:
     command = [sys.executable, __file__, "--memory", form, str(size), *options]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
-
-
-SHARED = ("batch-size", "threads", "device")
 
 
 def measure_memory(form: str, size: int, batch: int, device: str) -> dict:

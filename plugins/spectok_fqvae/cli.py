@@ -39,7 +39,7 @@ def codes(
     check_picture(out)
     studies = {model: study_model(model, data, limit) for model in models}
     draw_codes(studies).savefig(out, dpi=150)
-    columns = ["model", "codes", "used", "busiest code", "error without a code"]
+    columns = ["model", "codes", "used", "busiest code", "error without a code, mean"]
     print_table(columns, ([model, *describe(study)] for model, study in studies.items()))
     num_images = next(iter(studies.values())).num_images
     say(f"{count_images(num_images)} of the test split: {out}")
@@ -81,7 +81,7 @@ def test_images(data: str, tokenizer: ImageTokenizer, limit: int) -> ImageDatase
 def describe(study: CodeStudy) -> list[str]:
     """Return what the table says of a model."""
     usage, information = study.usage.double(), study.information
-    carried = "" if information is None else f"+{information[usage > 0].mean():.2e}"
+    carried = "" if information is None else f"+{information.mean():.2e}"
     return [
         f"{len(usage):,}",
         f"{usage.gt(0).double().mean():.1%}",

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from spectok_fqvae.analysis import CodeStudy
 
+SMALL = 1e-3  # share of the axis of information below which it is linear
+
 
 def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
     """Draw one curve per model for usage, and one for information where it was measured.
@@ -30,8 +32,9 @@ def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
             right.plot(*descending(study.information), color=f"C{number}", label=name)
     left.axhline(1, color="0.6", linewidth=0.8, linestyle=":")  # all codes used alike
     left.set(ylabel="choices / mean over all codes", title="usage", yscale="symlog")
+    left.set_ylim(bottom=0)
     right.set(ylabel="growth of the mean squared error", title="information of single codes")
-    right.ticklabel_format(axis="y", scilimits=(0, 0))
+    right.set_yscale("symlog", linthresh=SMALL * right.get_ylim()[1])  # some are below zero
     for axes in (left, right):
         axes.set(xlabel="share of codes, largest first", xlim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
