@@ -11,6 +11,7 @@ from spectok.errors import ConfigError, InputError
 from spectok.search import DISTANCE_BYTES
 from spectok.testing import QuantizerConformance
 from spectok_generation import create_prior, sample_tokens
+from spectok_hrvqvae.pictures import level_pictures, level_use
 from spectok_hrvqvae.revival import split_pairs, with_fair_share
 from spectok_hrvqvae.search import search_blocks
 from spectok_hrvqvae.start import hierarchical_kmeans
@@ -462,3 +463,31 @@ def test_a_gpt_prior_learns_and_samples_its_tokens():
     sampled = sample_tokens(prior.eval(), 2)
     spec.validate(sampled)
     assert model.decode(sampled).shape == (2, 1, 16, 16)
+
+
+# -- pictures and statistics -----------------------------------------------------------------------
+
+
+def test_levels_are_drawn_from_all_to_the_last_alone():
+    model, images = tiny().eval(), torch.rand(2, 1, 16, 16) * 2 - 1
+    pictures = level_pictures(model, images)
+    assert pictures.shape == (2, 4, 1, 16, 16)
+    indices = model.encode(images)
+    with torch.no_grad():
+        assert torch.equal(pictures[:, 0], images)
+        assert torch.allclose(pictures[:, 1], model.decode(indices), atol=1e-6)
+        assert torch.equal(pictures[:, 3], model.decode_levels(indices, [2]))
+    with pytest.raises(InputError, match="EMAQuantizer is not a tree"):
+        level_pictures(tiny(quantizer="ema"), images)
+
+
+@pytest.mark.parametrize("tokens", ["path", "leaf"])
+def test_live_nodes_are_counted_per_level(tokens):
+    model = tiny(quantizer={"name": "tree", "branching": BRANCHING, "tokens": tokens})
+    leaves = torch.tensor([0, 1, 6, 6]).repeat(4, 4)  # two under node 0 of level 1, one under 3
+    paths = path_of(leaves, BRANCHING)
+    indices = leaves if tokens == "leaf" else paths.movedim(-1, 1).flatten(1)
+    use = level_use(model, indices)
+    assert [(level.num_nodes, level.num_live) for level in use] == [(4, 2), (12, 2), (24, 3)]
+    assert use[0].perplexity == pytest.approx(2)
+    assert use[2].perplexity == pytest.approx(2**1.5)

@@ -1,0 +1,99 @@
+"""Pictures of what global tokens mean: feature maps, influence, prefixes (Fig. 1, 7, 9 and 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spectok.tokenizer import ImageTokenizer
+
+COLOURS = "inferno"  # from black for pixels that a token leaves alone
+
+
+@torch.no_grad()
+def feature_maps(
+    model: ImageTokenizer, images: Float[Tensor, "b c h w"], places: Sequence[int]
+) -> Float[Tensor, "b n 1 lh lw"]:
+    """Draw what becomes a token before it does, each map on its own scale (Fig. 9 and 10).
+
+    Args:
+        model: In eval mode.
+        images: In [-1, 1], of ``model.image_shape``.
+        places: Which latent channels; in QG-VAE each is a token.
+
+    Returns:
+        Grey pictures in [-1, 1].
+    """
+    maps = model.encode_latents(images)[:, list(places)].float()
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    return ((maps - low) / (high - low).clamp_min(1e-6) * 2 - 1).unsqueeze(2)
+
+
+@torch.no_grad()
+def influence(
+    model: ImageTokenizer,
+    indices: Int[Tensor, "b t"],
+    places: Sequence[int],
+    num_replacements: int | None = None,
+) -> Float[Tensor, "b n h w"]:
+    """Measure how much each pixel changes when one token takes other values (Fig. 1).
+
+    Args:
+        model: Any tokenizer, in eval mode.
+        indices: The tokens of images.
+        places: Which tokens to replace, one at a time.
+        num_replacements: How many of the other values, spread evenly; None for all of them.
+
+    Returns:
+        Absolute change on the [-1, 1] scale, mean over replacements and channels.
+    """
+    original = model.decode(indices)
+    changes = []
+    for place in places:
+        vocab_size = model.token_spec.vocab_sizes[place]
+        count = min(num_replacements or vocab_size, vocab_size - 1)
+        change = torch.zeros_like(original[:, 0])
+        for shift in torch.linspace(1, vocab_size - 1, count).long().tolist():
+            replaced = indices.clone()
+            replaced[:, place] = (replaced[:, place] + shift) % vocab_size
+            change += (model.decode(replaced) - original).abs().mean(1) / count
+        changes.append(change)
+    return torch.stack(changes, dim=1)
+
+
+def influence_pictures(change: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 3 h w"]:
+    """Draw influences in colour, those of each image on one scale, so that its tokens compare."""
+    import matplotlib
+
+    scaled = change / change.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)
+    colours = matplotlib.colormaps[COLOURS](scaled.cpu().numpy())[..., :3]
+    return torch.from_numpy(colours).float().movedim(-1, 2) * 2 - 1
+
+
+@torch.no_grad()
+def prefix_pictures(
+    model: ImageTokenizer, images: Float[Tensor, "b c h w"], lengths: Sequence[int] | None = None
+) -> Float[Tensor, "b n c h w"]:
+    """Decode more and more of the tokens (Fig. 7); for models whose prefixes decode.
+
+    Args:
+        model: In eval mode.
+        images: In [-1, 1], of ``model.image_shape``.
+        lengths: Tokens to decode; None for none, one, and then twice as many each time up to all.
+
+    Returns:
+        Each image, and what its first tokens decode to.
+
+    Raises:
+        InputError: If no prefix of such a length decodes.
+    """
+    indices = model.encode(images)
+    if lengths is None:
+        total = model.token_spec.num_tokens
+        doubled = {min(2**i, total) for i in range(total.bit_length() + 1)}
+        lengths = sorted({0, *doubled} & set(model.token_spec.decodable_prefixes) or {total})
+    decoded = [model.decode(indices, num_tokens=k) for k in lengths]
+    return torch.stack([images, *decoded], dim=1)
