@@ -15,17 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spectok import TokenSpec
-from spectok.distributed import world
 from spectok.errors import InputError, TokenError
 from spectok_generation.conditions import Condition, check_count
 from spectok_generation.guidance import Predictor
 from spectok_generation.priors.base import AutoregressivePrior, Prior
+from spectok_generation.sharing import share_out
 
 OnToken = Callable[[Tensor, int], None]
 
@@ -140,28 +139,18 @@ def sample_tokens(
     Returns:
         int64 tokens on the CPU, the same on every process.
     """
-    if num_images < 1 or batch_size < 1:
-        raise InputError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
     if condition is not None:
         check_count(condition, num_images)
     if known is not None:
         known.check(num_images, prior.token_spec)
-    rank, size = world()
-    tokens = torch.zeros(num_images, prior.token_spec.num_tokens, dtype=torch.int64)
-    mine = list(range(rank, num_images, size))
-    for start in range(0, len(mine), batch_size):
-        numbers = mine[start : start + batch_size]
+
+    def draw(numbers: list[int]) -> Tensor:
         chosen = condition[numbers] if condition is not None else None
         given = known[numbers] if known is not None else None
-        drawn = sample_batch(prior, numbers, chosen, seed=seed, options=options, known=given)
-        tokens[numbers] = drawn.cpu()
-        if on_images is not None:
-            on_images(min(len(numbers) * size, num_images - start * size))
-    if size > 1:  # every row is zero on all ranks but its own
-        shared = tokens.to(prior.device)
-        dist.all_reduce(shared)
-        tokens = shared.cpu()
-    return tokens
+        return sample_batch(prior, numbers, chosen, seed=seed, options=options, known=given)
+
+    tokens = torch.zeros(num_images, prior.token_spec.num_tokens, dtype=torch.int64)
+    return share_out(draw, tokens, batch_size, prior.device, on_images)
 
 
 @torch.no_grad()

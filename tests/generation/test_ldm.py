@@ -285,7 +285,7 @@ def test_bad_input():
         sample_latents(prior, [0])
     with pytest.raises(InputError, match="condition_dropout"):
         sample_latents(prior, [0], torch.tensor([1]), options=DiffusionOptions(guidance=2))
-    with pytest.raises(InputError, match="needs a class or a text"):
+    with pytest.raises(InputError, match="needs labels to be guided towards"):
         sample_latents(build(), [0], options=DiffusionOptions(guidance=2))
     for options, message in [
         (DiffusionOptions("flow"), "scheduler 'flow' does not fit .* take ddim or ddpm"),

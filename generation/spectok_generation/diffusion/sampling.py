@@ -19,6 +19,8 @@ from spectok.training.batches import derive_seed
 from spectok_generation.conditions import Condition, join
 from spectok_generation.diffusion.model import LDM
 from spectok_generation.diffusion.noising import Sampler
+from spectok_generation.guidance import check_can_guide
+from spectok_generation.sampling import evaluating
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,10 @@ def sample_latents(
     noise = [torch.randn(prior.latent_shape, generator=generator) for generator in generators]
     latents = torch.stack(noise).to(prior.device)
     predict = _predictor(prior, condition, len(numbers), options.guidance)
-    was_training = prior.training
-    prior.eval()
-    try:
+    with evaluating(prior):
         for time in scheduler.timesteps:
             prediction = predict(latents, time.expand(len(numbers)))
             latents = scheduler.step(prediction, time, latents, generator=generators).prev_sample
-    finally:
-        prior.train(was_training)
     return prior.restore(latents)
 
 
@@ -106,9 +104,7 @@ def _predictor(
     checked = prior.check_condition(condition, batch)
     if guidance == 1.0:
         return lambda latents, times: prior.denoiser(latents, times, checked).float()
-    if condition is None:
-        raise InputError(f"guidance {guidance} needs a class or a text to be guided towards")
-    prior.check_can_omit(None)
+    check_can_guide(prior, condition, guidance)
     both = join(checked, prior.null_condition(batch))
 
     def predict(latents: Tensor, times: Tensor) -> Tensor:
