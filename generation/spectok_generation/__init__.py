@@ -1,4 +1,4 @@
-"""Models of tokens: the token cache, priors of any ``TokenSpec``, and one sampler for them.
+"""Models of tokens: the token cache, priors of any tokenizer, and drawing from them.
 
 The names below load on first use, so ``import spectok_generation`` does not import torch.
 """
@@ -9,18 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spectok_generation.diffusion import LDM, DiffusionOptions
     from spectok_generation.extraction import extract_tokens
+    from spectok_generation.generate import draw_images
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
     from spectok_generation.sampling import SamplingOptions, sample_tokens
     from spectok_generation.text.loading import load_text_encoder
     from spectok_generation.tokens import TokenCache
 
 _HOME = {
+    "LDM": "diffusion",
     "AutoregressivePrior": "priors",
+    "DiffusionOptions": "diffusion",
     "Prior": "priors",
     "SamplingOptions": "sampling",
     "TokenCache": "tokens",
     "create_prior": "priors",
+    "draw_images": "generate",
     "extract_tokens": "extraction",
     "load_prior": "priors",
     "load_text_encoder": "text.loading",
@@ -28,11 +33,14 @@ _HOME = {
 }
 
 __all__ = [
+    "LDM",
     "AutoregressivePrior",
+    "DiffusionOptions",
     "Prior",
     "SamplingOptions",
     "TokenCache",
     "create_prior",
+    "draw_images",
     "extract_tokens",
     "load_prior",
     "load_text_encoder",

@@ -58,11 +58,12 @@ def test_a_tokenizer_recipe_builds_for_its_images(name):
 def test_a_prior_recipe_builds_for_its_tokens(name):
     recipe = load_prior_recipe(name)
     assert recipe.tokenizer in list_recipes(), "a shipped recipe cannot rely on a trained model"
-    spec = build(load_recipe(recipe.tokenizer)).token_spec
+    tokenizer = build(load_recipe(recipe.tokenizer))
+    spec, record = tokenizer.token_spec, {"latent_shape": list(tokenizer.latent_shape)}
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
     condition = {"text": {"width": 768}} if recipe.text else {"num_classes": 10}
     with torch.device("meta"):
-        prior = create_prior(recipe.prior["name"], spec, **condition, **options)
+        prior = create_prior(recipe.prior["name"], spec, tokenizer=record, **condition, **options)
     assert prior.token_spec == spec
 
 
