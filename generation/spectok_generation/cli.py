@@ -141,6 +141,24 @@ def sample(
         int | None, typer.Option(help="Latent diffusion: denoising steps (default: about 50).")
     ] = None,
     guidance: Annotated[float, typer.Option(help="Above 1: pulled towards the class.")] = 1.0,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Shares of the tokens where guidance begins and ends (default: 0 1)."),
+    ] = None,
+    complete: Annotated[
+        Path | None,
+        typer.Option(help="Complete images: tokens that 'spectok encode' wrote, taken in turn."),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of their tokens stay: how many of the first, or ranges such as 0:8,16:24 "
+            "(default: the first half)."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Run steps through torch.compile.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 64,
     columns: Annotated[
         int | None, typer.Option(min=1, help="Images per row (default: a square grid).")
@@ -149,14 +167,21 @@ def sample(
     """Draw new images from a trained prior."""
     from spectok.cli.models import check_picture, enlarge
     from spectok.images import save_grid
+    from spectok_generation.completion import read_known
     from spectok_generation.generate import choose_labels, draw_images, load_pair, make_options
 
     check_picture(out)
+    if keep is not None and complete is None:
+        raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
     wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wishes |= {"scheduler": scheduler, "num_steps": num_steps, "guidance": guidance}
+    wishes |= {"guidance_interval": guidance_interval}
     with process_device() as device:
         model, decoder = load_pair(prior, tokenizer)
         options = make_options(model, wishes)
+        known = complete and read_known(complete, keep, model.token_spec, num_images)
+        if compiled:
+            model.compile_step()
         labels = choose_labels(model, num_images, label)
         model.to(device)
         with progress("sampling", num_images) as advance:
@@ -168,6 +193,7 @@ def sample(
                 seed=seed,
                 options=options,
                 batch_size=batch_size,
+                known=known,
                 on_images=advance,
             )
     save_grid(enlarge(images), out, columns)

@@ -18,7 +18,7 @@ from spectok_generation.conditions import Condition, check_count
 from spectok_generation.diffusion import LDM, DiffusionOptions, sample_latents
 from spectok_generation.priors import AutoregressivePrior, Prior, load_prior
 from spectok_generation.records import describe_record, same_tokenizer, tokenizer_record
-from spectok_generation.sampling import SamplingOptions, sample_batch
+from spectok_generation.sampling import Known, SamplingOptions, sample_batch
 from spectok_generation.sharing import share_out
 from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.loading import load_text_encoder
@@ -179,6 +179,7 @@ def draw_images(
     seed: int = 0,
     options: Options | None = None,
     batch_size: int = 64,
+    known: Known | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Draw images from a prior of any kind, shared out among the processes.
@@ -191,6 +192,7 @@ def draw_images(
         seed: With the image's number, the only source of randomness.
         options: :class:`SamplingOptions` or, for an :class:`LDM`, :class:`DiffusionOptions`.
         batch_size: Images drawn at once on each process.
+        known: Tokens of the images that are kept as they are; not for an :class:`LDM`.
         on_images: Called with the number of images drawn over all processes since the last call.
 
     Returns:
@@ -204,7 +206,10 @@ def draw_images(
 
     def draw(numbers: list[int]) -> Tensor:
         chosen = None if condition is None else condition[numbers]
-        return draw_batch(prior, tokenizer, numbers, chosen, seed=seed, options=options)
+        given = None if known is None else known[numbers]
+        return draw_batch(
+            prior, tokenizer, numbers, chosen, seed=seed, options=options, known=given
+        )
 
     images = torch.zeros(num_images, *tokenizer.image_shape)
     return share_out(draw, images, batch_size, prior.device, on_images)
@@ -218,6 +223,7 @@ def draw_batch(
     *,
     seed: int = 0,
     options: Options | None = None,
+    known: Known | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Draw one batch of images on this process alone; see :func:`draw_images`.
 
@@ -228,15 +234,18 @@ def draw_batch(
         condition: Class or text of each image.
         seed: See :func:`draw_images`.
         options: See :func:`draw_images`.
+        known: See :func:`draw_images`.
     """
     if isinstance(prior, LDM):
         if isinstance(options, SamplingOptions):
             raise InputError("an LDM draws latents, not tokens; give DiffusionOptions")
+        if known is not None:
+            raise InputError("an LDM draws latents and cannot keep tokens; leave them out")
         latents = sample_latents(prior, numbers, condition, seed=seed, options=options)
         return decode_latents(tokenizer, latents)
     if not isinstance(prior, AutoregressivePrior) or isinstance(options, DiffusionOptions):
         raise InputError(f"a {type(prior).__name__} does not draw latents; give SamplingOptions")
-    tokens = sample_batch(prior, numbers, condition, seed=seed, options=options)
+    tokens = sample_batch(prior, numbers, condition, seed=seed, options=options, known=known)
     return decode_tokens(tokenizer, tokens)
 
 

@@ -70,6 +70,31 @@ def test_a_seed_and_a_class_give_the_same_picture(spectok, trained, tmp_path):
     assert contents[0] == contents[1] != contents[2]
 
 
+def test_images_are_completed_from_their_first_tokens(spectok, trained, tokenizer_folder, tmp_path):
+    image, tokens = tmp_path / "image.png", tmp_path / "tokens.npz"
+    Image.radial_gradient("L").resize((16, 16)).save(image)
+    assert spectok("encode", tokenizer_folder, image, "--out", tokens)[0] == 0
+    given = ["sample", "--prior", trained, "--num-images", 2, "--complete", tokens]
+    contents = []
+    for more in (["--keep", "0:8"], ["--keep", "8", "--seed", 1], ["--keep", "0:4"]):
+        picture = tmp_path / "completed.png"
+        assert spectok(*given, *more, "--out", picture)[0] == 0
+        contents.append(picture.read_bytes())
+    assert contents[0] == contents[1] != contents[2]  # all 8 tokens are kept: nothing is drawn
+
+    out = ["--out", tmp_path / "x.png"]
+    for words, message in [
+        ([*given[:-2], "--keep", 4], "--keep 4 needs the tokens it is about; give --complete"),
+        ([*given, "--keep", "3:1"], "--keep 3:1: 3:1 is not a range within the 8 tokens"),
+        ([*given, "--keep", "0:2,a"], "--keep 0:2,a is neither a number of tokens nor ranges"),
+        ([*given[:-1], tmp_path / "no.npz"], "does not exist"),
+        ([*given[:3], "--guidance-interval", 0.6, 0.2], "guidance_interval 0.6..0.2 must be two"),
+    ]:
+        status, _, err = spectok(*words, *out)
+        assert (status, err.count("\n")) == (2, 1), err
+        assert message in err
+
+
 def test_bad_input_is_one_line(spectok, trained, tmp_path):
     out = ["--out", tmp_path / "x.png"]
     for words, message in [
@@ -105,7 +130,7 @@ def test_a_prior_with_weights_missing_is_refused(spectok, trained, tmp_path):
 
 
 def test_scripts_are_the_commands(tmp_path):
-    for script in ("extract_tokens", "train_prior", "sample"):
+    for script in ("extract_tokens", "train_prior", "train_ldm", "sample"):
         path = ROOT / "generation" / f"{script}.py"
         result = subprocess.run(
             [sys.executable, path, "--help"], capture_output=True, text=True, cwd=tmp_path

@@ -202,7 +202,7 @@ def test_compiled_steps_draw_the_same_tokens(sharp, monkeypatch):
 
 
 def test_a_prior_without_equal_steps_is_not_compiled(spec):
-    with pytest.raises(InputError, match="differ from place to place"):
+    with pytest.raises(InputError, match="not made for"):
         create_prior("pixelcnn", spec, **PRIORS["pixelcnn"]).compile_step()
 
 

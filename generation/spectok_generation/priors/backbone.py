@@ -160,7 +160,7 @@ class GPT2Prior(AutoregressivePrior):
         state.cache.keep_rows(count)
 
     def compile_step(self) -> None:
-        """See :meth:`AutoregressivePrior.compile_step`; each batch size is compiled anew."""
+        """See :meth:`Prior.compile_step`; each batch size is compiled anew."""
         self._decode = compiled_decode(self.token_spec.num_tokens)
 
     def _inputs(

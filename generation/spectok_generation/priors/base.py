@@ -133,6 +133,16 @@ class Prior(SpectokModel, ABC):
             f"train with {option} for guidance"
         )
 
+    def compile_step(self) -> None:
+        """Run the steps of sampling through ``torch.compile`` from now on.
+
+        Raises:
+            InputError: If this prior's steps are not made for that.
+        """
+        raise InputError(
+            f"the steps of a {type(self).__name__} are not made for torch.compile; sample without"
+        )
+
 
 class AutoregressivePrior(Prior):
     """A prior that factors ``p(indices)`` place by place, in the order of the ``TokenSpec``.
@@ -178,17 +188,6 @@ class AutoregressivePrior(Prior):
             state: What :meth:`start` returned; updated in place.
             count: How many to keep.
         """
-
-    def compile_step(self) -> None:
-        """Run the steps of :meth:`next_logits` through ``torch.compile`` from now on.
-
-        Raises:
-            InputError: If this prior's steps differ from place to place.
-        """
-        raise InputError(
-            f"the steps of a {type(self).__name__} differ from place to place, and torch.compile "
-            f"takes none; sample without it"
-        )
 
     def forward(
         self, indices: Int[Tensor, "b t"], condition: Condition | None = None

@@ -1,0 +1,62 @@
+"""Which tokens of given images stay, when a prior draws the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from spectok import TokenSpec
+from spectok.cli.tokens import read_tokens
+from spectok.errors import ConfigError, DataError
+from spectok_generation.sampling import Known
+
+
+def read_known(path: Path, keep: str | None, spec: TokenSpec, num_images: int) -> Known:
+    """Return the tokens of a file that stay, its images taken in turn.
+
+    Args:
+        path: File that ``spectok encode`` wrote.
+        keep: See :func:`parse_places`. None: the first half of the tokens.
+        spec: Layout that the tokens must have.
+        num_images: Number of images to draw.
+
+    Raises:
+        DataError: If the file does not exist, is something else or holds no images.
+        TokenError: If its tokens have another layout.
+        ConfigError: If ``keep`` cannot be read.
+    """
+    indices = torch.from_numpy(read_tokens(path, spec)[0])
+    if len(indices) == 0:
+        raise DataError(f"{path} holds no images to complete")
+    stays = parse_places(keep or str(spec.num_tokens // 2), spec.num_tokens)
+    return Known(indices[torch.arange(num_images) % len(indices)], stays.expand(num_images, -1))
+
+
+def parse_places(text: str, num_tokens: int) -> Bool[Tensor, "t"]:
+    """Read which places are meant.
+
+    Args:
+        text: How many of the first, ``"16"``, or ranges as in Python, ``"0:8,16:24"``.
+        num_tokens: How many there are.
+
+    Raises:
+        ConfigError: If it is neither, or goes beyond the last place.
+    """
+    chosen = torch.zeros(num_tokens, dtype=torch.bool)
+    for part in text.split(","):
+        begin, colon, end = part.partition(":")
+        ends = (begin or "0", end or str(num_tokens)) if colon else ("0", begin)
+        if not all(number.strip().isdecimal() for number in ends):
+            raise ConfigError(
+                f"--keep {text} is neither a number of tokens nor ranges, such as 16 or 0:8,16:24"
+            )
+        first, last = map(int, ends)
+        if not first < last <= num_tokens:
+            raise ConfigError(
+                f"--keep {text}: {part} is not a range within the {num_tokens} tokens of an image"
+            )
+        chosen[first:last] = True
+    return chosen
