@@ -51,7 +51,8 @@ class SQVAE(ImageTokenizer):
         num_blocks: Residual blocks in the encoder and in the decoder.
         residual_channels: Hidden channels of a residual block.
         quantizer: Name or mapping of any registered quantizer.
-        variance_learning_rate: Peak learning rate of log s²; None for that of all else.
+        variance_learning_rate: Peak learning rate of log s²; None for that of all else, as in the
+            released code.
     """
 
     @register_to_config
@@ -66,7 +67,7 @@ class SQVAE(ImageTokenizer):
         num_blocks: Annotated[int, Field(ge=0)] = 2,
         residual_channels: Annotated[int, Field(ge=1)] = 32,
         quantizer: QuantizerOption = "sq",
-        variance_learning_rate: Annotated[float, Field(gt=0)] | None = None,
+        variance_learning_rate: Annotated[float, Field(gt=0)] | None = 0.03,
     ):
         super().__init__()
         check_divisible(image_size, downsample_factor)

@@ -57,7 +57,8 @@ class StochasticQuantizer(RelaxedQuantizer):
             per entry of z, as in ``sqvae``. Beside a mean squared error, twice the variance that
             the decoder's error is expected to have.
         initial_variance: σ² at the start; None for a quarter of ``dim``.
-        variance_learning_rate: Peak learning rate of log σ²; None for that of all else.
+        variance_learning_rate: Peak learning rate of log σ²; None for that of all else, as in the
+            released code.
         temperature_decay: The relaxation's temperature is exp(-temperature_decay · steps).
     """
 
@@ -70,7 +71,7 @@ class StochasticQuantizer(RelaxedQuantizer):
         num_codebooks: Annotated[int, Field(ge=1)] = 1,
         latent_weight: Annotated[float, Field(gt=0)] = 1.0,
         initial_variance: Annotated[float, Field(gt=0)] | None = None,
-        variance_learning_rate: Annotated[float, Field(gt=0)] | None = None,
+        variance_learning_rate: Annotated[float, Field(gt=0)] | None = 0.03,
         temperature_decay: Annotated[float, Field(ge=0)] = 1e-5,
     ):
         super().__init__(

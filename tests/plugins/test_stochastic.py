@@ -72,9 +72,9 @@ def test_codes_are_drawn_with_their_probabilities(name):
     z = torch.randn(1, 1, 4)
     with torch.no_grad():
         log_q = quantizer.scores(z).log_softmax(-1)[0, 0]
-        noise = relaxation.gumbel_noise(range(20_000), (1, 4), z.device)
-    drawn = torch.bincount((log_q + noise).argmax(-1).flatten(), minlength=4) / 20_000
-    assert torch.allclose(drawn, log_q.exp(), atol=0.015)
+        noise = relaxation.gumbel_noise(range(5000), (1, 4), z.device)
+    drawn = torch.bincount((log_q + noise).argmax(-1).flatten(), minlength=4) / 5000
+    assert torch.allclose(drawn, log_q.exp(), atol=0.03)
 
 
 # -- SQ-VAE ---
