@@ -19,12 +19,12 @@ from spectok.search import nearest_codes
 class ResidualQuantizer(RunningMeans):
     """RQ (Lee, Kim, Kim, Cho, Han, CVPR 2022, section 3.1).
 
-    With r_0 = z, depth d picks the code k_d nearest to r_{d-1} and leaves r_d = r_{d-1} - e(k_d)
-    (Eq. 2 and 3). The partial sums ẑ_d = e(k_1) + … + e(k_d) approach z, and the last one is the
+    With r_0 = z, depth d picks the code k_d nearest to r_{d-1} and leaves r_d = r_{d-1} - e(k_d).
+    The partial sums ẑ_d = e(k_1) + … + e(k_d) approach z, and the last one is the
     result. Codes are running means of the residuals that chose them, at all depths where they share
     one codebook; the encoder is committed to every partial sum:
 
-        commitment = commitment_weight mean_d |z - sg[ẑ_d]|²                               (Eq. 5)
+        commitment = commitment_weight mean_d |z - sg[ẑ_d]|²
 
     With ``num_levels`` codebooks, one per depth, this is the residual quantizer of SoundStream
     (Zeghidour et al. 2021, Algorithm 1).
