@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from pathlib import Path
@@ -184,9 +185,10 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     report = {
-        "command": "python benchmarks/qgvae_step.py",
+        "command": f"python benchmarks/qgvae_step.py --rounds {arguments.rounds}",
         "machine": f"{arguments.threads} threads of a 2-core {platform.machine()} CPU, no GPU",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "load_average_before": os.getloadavg()[0],
         "batch_size": BATCH_SIZE,
         **measure(arguments.rounds),
     }
