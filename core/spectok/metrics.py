@@ -11,7 +11,6 @@ of both with ``spectok_metrics``.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -201,7 +200,7 @@ def start_metric(name: str) -> SetMetric:
         UnknownNameError: If it is not registered.
     """
     registered: Any = registry.get_registered("metric", name)
-    return registered() if inspect.isclass(registered) else ImageMean(registered)
+    return registered() if isinstance(registered, type) else ImageMean(registered)
 
 
 def codebook_statistics(spec: TokenSpec, counts: Int[Tensor, "n"]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder, GridTokens
 from spectok.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
-from spectok_stochastic.quantizer import LogVariance
+from spectok_stochastic.quantizer import LogVariance, StochasticQuantizer
 
 INITIAL_VARIANCE = 0.1
 
@@ -36,10 +36,10 @@ class SQVAE(ImageTokenizer):
 
     Trained on the bound of the likelihood, with decoder noise of a learned variance s²::
 
-        reconstruction = (pixels / 2 N D) (mean |x - x̂|² / s² + log s²)
+        reconstruction = latent_weight (pixels / 2 N D) (mean |x - x̂|² / s² + log s²)
 
-    which is the negative log-likelihood of an image of so many pixels and channels, per entry of z;
-    the quantizer's two terms are per entry of z as well.
+    which is the negative log-likelihood of an image of so many pixels and channels, per entry of z,
+    with the weight that the quantizer ``sq`` gives to its own two terms per entry of z.
 
     Args:
         image_size: Height and width, in pixels; divisible by ``downsample_factor``.
@@ -93,4 +93,6 @@ class SQVAE(ImageTokenizer):
         variance = self.variance()
         per_pixel = losses.l2(reconstruction, images) / variance + variance.log()
         share = math.prod(self.image_shape) / math.prod(self.latent_shape)
-        return {"reconstruction": 0.5 * share * per_pixel}
+        is_bound = isinstance(self.quantizer, StochasticQuantizer)
+        weight = self.quantizer.latent_weight if is_bound else 1.0
+        return {"reconstruction": 0.5 * weight * share * per_pixel}

@@ -53,9 +53,9 @@ class StochasticQuantizer(RelaxedQuantizer):
         num_tokens: Number N of vectors per image.
         codebook_size: Codes per codebook.
         num_codebooks: Codebooks, each for an equal run of consecutive positions.
-        latent_weight: Weight of both losses: 1 where the reconstruction term is a log-likelihood
-            per entry of z, as in ``sqvae``. Beside a mean squared error, twice the variance that
-            the decoder's error is expected to have.
+        latent_weight: Weight of both losses. Beside a mean squared error, about twice what that
+            error is expected to be; ``sqvae`` gives its likelihood the same weight, so that there
+            it changes nothing.
         initial_variance: σ² at the start; None for a quarter of ``dim``.
         variance_learning_rate: Peak learning rate of log σ²; None for that of all else, as in the
             released code.
@@ -69,7 +69,7 @@ class StochasticQuantizer(RelaxedQuantizer):
         num_tokens: int,
         codebook_size: int,
         num_codebooks: Annotated[int, Field(ge=1)] = 1,
-        latent_weight: Annotated[float, Field(gt=0)] = 1.0,
+        latent_weight: Annotated[float, Field(gt=0)] = 0.02,
         initial_variance: Annotated[float, Field(gt=0)] | None = None,
         variance_learning_rate: Annotated[float, Field(gt=0)] | None = 0.03,
         temperature_decay: Annotated[float, Field(ge=0)] = 1e-5,

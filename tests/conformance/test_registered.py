@@ -10,6 +10,7 @@ from spectok.testing.small import small_quantizer, small_tokenizer
 
 TOKEN_SPACES = ("vqvae", "qgvae", "fqvae")  # a grid, a list of global tokens, frequency maps
 NEVER_EDITED = ["fsq", "lfq", "bsq", "simvq", "residual_fsq", "residual_lfq", "residual_simvq"]
+NEVER_EDITED += ["vq", "sq", "gumbel"]
 BATCH_ENTROPY = ["lfq", "bsq", "residual_lfq"]
 
 

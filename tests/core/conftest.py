@@ -1,4 +1,4 @@
-"""What the tests of training share: tiny runs, and processes that can be killed."""
+"""What tests of core share: tiny runs of training, and the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from spectok.cli import main
 
 VQVAE = {
     "name": "vqvae",
@@ -74,3 +76,33 @@ def train() -> Callable[..., Any]:
 def losses() -> Callable[[Any], list[tuple[int, str]]]:
     """Take the losses from a history as (step, every bit)."""
     return lambda history: [(r["step"], r["loss"].hex()) for r in history]
+
+
+@pytest.fixture
+def run(capsys: Any, tmp_path: Path, monkeypatch: Any) -> Callable[..., tuple[int, str, str]]:
+    """Run ``spectok`` here: ``status, out, err = run("list", "tokenizers")``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Any) -> Callable[..., str]:
+    """Run a command that must fail with exactly one line; return that line."""
+
+    def refused(*words: Any) -> str:
+        status, _, err = run(*words)
+        lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+        assert status == 2, err
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return refused

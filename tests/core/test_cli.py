@@ -21,36 +21,6 @@ from spectok.registry import list_tokenizers
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "pydantic", "accelerate", "numpy", "PIL")
 
 
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run ``spectok`` here: ``status, out, err = run("list", "tokenizers")``."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def refused(run):
-    """Run a command that must fail with exactly one line; return that line."""
-
-    def refused(*words):
-        status, _, err = run(*words)
-        lines = [line for line in err.splitlines() if not line.startswith("note: ")]
-        assert status == 2, err
-        assert len(lines) == 1, err
-        assert lines[0].startswith("error: ")
-        return lines[0].removeprefix("error: ")
-
-    return refused
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Train the two smoke recipes through the command line; return their folders by key."""

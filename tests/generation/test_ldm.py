@@ -1,5 +1,6 @@
 """Latent diffusion: what it learns, what it draws, what it refuses."""
 
+import open_clip
 import pytest
 import torch
 
@@ -12,10 +13,12 @@ from spectok_generation import create_prior, load_prior
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.diffusion import DiffusionOptions, sample_latents
 from spectok_generation.diffusion.latents import encode_latents, measure_latents
-from spectok_generation.generate import draw_batch, draw_images, load_pair
+from spectok_generation.generate import draw_batch, draw_images, load_encoder, load_pair
 from spectok_generation.recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import SamplingOptions
+from spectok_generation.text.clip import model_config, save_clip
+from spectok_generation.text.recipe import ClipConfig
 from spectok_generation.training import train_prior
 
 LDM = {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 40}
@@ -256,6 +259,25 @@ def train_and_draw(recipe, output):
         options = DiffusionOptions(num_steps=4)
         images = draw_images(*load_pair(output), 5, torch.arange(5), options=options, batch_size=2)
     torch.save(images, output / f"{os.environ['RANK']}.pt")
+
+
+def test_captioned_images_are_learned_and_a_text_is_drawn(tmp_path):
+    sizes = {"image_layers": 1, "text_layers": 1, "context_length": 8, "patch_size": 16}
+    widths = {"embed_dim": 12, "image_width": 16, "text_width": 16, "head_width": 8}
+    config = model_config(ClipConfig(**sizes, **widths), (3, 16, 16))
+    save_clip(open_clip.CLIP(**config), config, tmp_path / "clip" / "model")
+    small_tokenizer("vqvae", in_channels=3).save_pretrained(tmp_path / "tokenizer")
+    sections = {
+        "data": {"name": "shapes", "limit": 20},
+        "text": {"encoder": str(tmp_path / "clip")},
+    }
+    recipe = recipe_for(tmp_path / "tokenizer", {"condition_dropout": 0.2}, **sections)
+    train_prior(recipe, tmp_path / "run")
+    prior, tokenizer = load_pair(tmp_path / "run")
+    assert (prior.condition_name, prior.text_width) == ("text", 12)
+    texts = load_encoder(prior, tmp_path / "run")(["a large red circle", "a small blue ring"])
+    options = DiffusionOptions(num_steps=2, guidance=2.0)
+    assert draw_images(prior, tokenizer, 2, texts, options=options).shape == (2, 3, 16, 16)
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ def test_as_variance_and_temperature_vanish_the_draw_becomes_the_nearest_code():
 
 
 def test_the_two_latent_terms_are_those_of_the_bound():
-    quantizer, z = make("sq", initial_variance=0.7), torch.randn(5, 6, 4)
+    quantizer = make("sq", initial_variance=0.7, latent_weight=1.0)
+    z = torch.randn(5, 6, 4)
     output = quantizer.eval()(z)
     distances = torch.cdist(z, quantizer.codebook[0]).square()
     q = torch.softmax(-distances / (2 * 0.7), dim=-1)
@@ -134,7 +135,18 @@ def test_the_reconstruction_term_is_smallest_where_the_variance_is_the_error():
     assert losses[1] < losses[0]
     assert losses[1] < losses[2]
     share = math.prod(model.image_shape) / (16 * 8)
-    assert losses[1] == pytest.approx(0.5 * share * (1 + math.log(0.09)), rel=1e-5)
+    expected = 0.5 * share * (1 + math.log(0.09))
+    assert losses[1] == pytest.approx(0.02 * expected, rel=1e-5)
+
+
+def test_the_weight_of_the_latent_terms_scales_the_whole_bound():
+    totals = []
+    for weight in (0.02, 0.5):
+        torch.manual_seed(0)
+        model = small_tokenizer("sqvae", quantizer={"name": "sq", "latent_weight": weight})
+        losses = model(torch.rand(2, *model.image_shape)).losses
+        totals.append({name: value.item() / weight for name, value in losses.items()})
+    assert totals[0] == pytest.approx(totals[1], rel=1e-4)
 
 
 # -- Gumbel-softmax ---

@@ -5,6 +5,7 @@ Kernels hold only the weights of what they may see, so there is no mask that cou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+GATED_STD = 0.34
+"""Standard deviation of :func:`gate` where that of its input is 1."""
 
 Maps = list[Tensor]
 """What a grid is conditioned on: maps that broadcast to ``(B, D, H, W)`` and are summed."""
@@ -54,6 +58,10 @@ class GatedLayer(nn.Module):
         self.out = nn.Conv2d(width, width, 1)
         self.condition = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
+        # v has no residual: with the usual weights it would shrink to a third in each layer, and
+        # rows further up than four or so would never be learned from.
+        fan_in = width * seen * kernel
+        nn.init.normal_(self.vertical.weight, std=1 / (GATED_STD * math.sqrt(fan_in)))
 
     def forward(
         self, v: Float[Tensor, "b d h w"], h: Float[Tensor, "b d h w"], maps: Maps

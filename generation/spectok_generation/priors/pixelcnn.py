@@ -19,7 +19,7 @@ from spectok_generation.conditions import Condition
 from spectok_generation.priors.backbone import Count, Rate
 from spectok_generation.priors.base import AutoregressivePrior
 from spectok_generation.priors.codebooks import CodebookHead
-from spectok_generation.priors.gated import GatedStack, Maps, StackCache
+from spectok_generation.priors.gated import GATED_STD, GatedStack, Maps, StackCache
 from spectok_generation.priors.grids import grid_size, nearest_cells, plan_passes
 
 Kernel = Annotated[int, Field(ge=3)]
@@ -124,6 +124,8 @@ class PixelCNN(AutoregressivePrior):
             [place for place, owner in enumerate(spec.level_of_place) if owner == level]
             for level in range(spec.num_levels)
         ]
+        for table in (self.code_vectors, self.class_vectors):
+            nn.init.normal_(table.weight, std=GATED_STD)
         by_level = [place for places in self._places for place in places]
         self._in_sequence = sorted(range(spec.num_tokens), key=by_level.__getitem__)
 

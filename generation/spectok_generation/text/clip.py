@@ -162,13 +162,12 @@ def gather(mine: Tensor) -> Tensor:
     rank, size = world()
     if size == 1:
         return mine
-    rows = slice(rank * len(mine), (rank + 1) * len(mine))
+    before, after = rank * len(mine), (rank + 1) * len(mine)
     everyone = mine.new_zeros(size * len(mine), *mine.shape[1:])
-    everyone[rows] = mine.detach()
+    everyone[before:after] = mine.detach()
     everyone = sum_over_ranks(everyone)[0]
-    if mine.requires_grad:
-        everyone[rows] = size * mine - (size - 1) * mine.detach()
-    return everyone
+    own = size * mine - (size - 1) * mine.detach()
+    return torch.cat([everyone[:before], own, everyone[after:]])
 
 
 @torch.no_grad()
