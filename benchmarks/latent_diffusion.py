@@ -22,23 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from judging import Judge, make_judge, make_tokenizer, measure_tokenizer
 
-from spectok import load_tokenizer
-from spectok.config import load_recipe
-from spectok.data import ImageDataset, build_dataset
-from spectok.evaluation import (
-    ClassifierRecipe,
-    ImageClassifier,
-    Moments,
-    frechet_distance,
-    load_classifier,
-    train_classifier,
-)
-from spectok.images import save_grid, to_float, to_uint8
+from spectok.images import save_grid
 from spectok.machine import describe_machine
-from spectok.metrics import evaluate_reconstruction
-from spectok.training import train_tokenizer
 from spectok_generation.diffusion import DiffusionOptions
 from spectok_generation.generate import choose_labels, draw_images, load_pair
 from spectok_generation.recipe import PriorRecipe, load_prior_recipe
@@ -50,65 +37,6 @@ NUM_SAMPLES = 2000
 SHOWN = 20
 SAMPLING = DiffusionOptions(num_steps=25)
 RESULTS = Path(__file__).parent / "results"
-
-
-class Judge:
-    """A classifier, and the test images as it sees them.
-
-    Args:
-        classifier: Trained on the training images.
-        dataset: The test images.
-    """
-
-    def __init__(self, classifier: ImageClassifier, dataset: ImageDataset):
-        self.classifier, self.dataset = classifier, dataset
-        self.real = self.moments(to_float(torch.tensor(dataset.uint8_images())))
-
-    @torch.no_grad()
-    def moments(self, images: Tensor) -> Moments:
-        """Return the moments of the features of images, rounded to 8 bits."""
-        moments = Moments()
-        for batch in to_float(to_uint8(images)).split(256):
-            moments.add(self.classifier.features(batch))
-        return moments
-
-    def distance(self, images: Tensor) -> float:
-        """Return the Fréchet distance of images to the test images."""
-        return frechet_distance(self.moments(images), self.real)
-
-
-def make_judge(data: str, folder: Path) -> Judge:
-    """Train the classifier, unless it is there."""
-    recipe = ClassifierRecipe.model_validate({"data": {"name": "mnist", "path": data}})
-    if not (folder / "model").is_dir():
-        train_classifier(recipe, folder, resume=True)
-    test = build_dataset(recipe.data.model_copy(update={"split": "test"}), train=False)
-    return Judge(load_classifier(folder), test)
-
-
-def make_tokenizer(recipe_name: str, data: str, folder: Path) -> Path:
-    """Train a tokenizer, unless it is there, and return where it is."""
-    recipe = load_recipe(recipe_name, [("data.path", data)])
-    if not (folder / "model").is_dir():
-        train_tokenizer(
-            recipe.tokenizer, recipe.data, recipe.train, folder, seed=recipe.seed, resume=True
-        )
-    return folder / "model"
-
-
-def measure_tokenizer(folder: Path, judge: Judge) -> dict[str, Any]:
-    """Return what can be hoped for: the distance of the reconstructions of the test images."""
-    tokenizer = load_tokenizer(folder).eval()
-    images = to_float(torch.tensor(judge.dataset.uint8_images()))
-    with torch.no_grad():
-        decoded = [tokenizer.decode(tokenizer.encode(batch)) for batch in images.split(256)]
-    measured = evaluate_reconstruction(tokenizer, judge.dataset)
-    return {
-        "latent_shape": list(tokenizer.latent_shape),
-        "bits_per_image": tokenizer.token_spec.bits_per_image,
-        "psnr": measured["psnr"],
-        "classifier_frechet": judge.distance(torch.cat(decoded)),
-    }
 
 
 def measure(recipe: PriorRecipe, steps: int, folder: Path, judge: Judge) -> dict[str, Any]:
@@ -127,7 +55,7 @@ def measure(recipe: PriorRecipe, steps: int, folder: Path, judge: Judge) -> dict
     measured = {
         "steps": steps,
         "classifier_frechet": judge.distance(images),
-        "recognised": (judge.classifier.classify(images) == labels).float().mean().item(),
+        "recognised": judge.recognised(images, labels),
         "loss": result.history[-1]["loss"],
         "cpu_seconds_since_last": round(training),
         "cpu_seconds_of_sampling": round(time.process_time() - start),
@@ -169,12 +97,8 @@ def main() -> None:
         result = run(name, arguments, judge)
         results = json.loads(path.read_text()) if path.is_file() else {}
         results[name] = result
-        results["judge"] = {
-            "test_accuracy": judge.classifier.config["held_out_accuracy"],
-            "trained_on": judge.classifier.config["trained_on"],
-            "samples": NUM_SAMPLES,
-            "sampling_steps": SAMPLING.num_steps,
-        }
+        results["judge"] = judge.describe()
+        results |= {"samples": NUM_SAMPLES, "sampling_steps": SAMPLING.num_steps}
         results["machine"] = describe_machine()
         results["command"] = "python benchmarks/latent_diffusion.py --data DIR"
         path.write_text(json.dumps(results, indent=1) + "\n")

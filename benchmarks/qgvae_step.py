@@ -1,12 +1,13 @@
 """A training step of QG-VAE on CIFAR-10, by operation. Writes ``results/qgvae_step.json``.
 
-    python benchmarks/qgvae_step.py
+    python benchmarks/qgvae_step.py --threads 1
 
 The recipe ``qgvae/cifar10`` with batches of 16, against the same model in the form of the authors'
 code, rebuilt here from its description: every residual block resizes and projects the network's
 input and the positional code for itself, and the quantizer makes the tensor of all differences
 between vectors and codes, inside autograd. Weights and batches are the same, and so are the tokens
-and, but for rounding, the images. Both run alternately in one process.
+and, but for rounding, the images. Both run alternately in one process. With one thread the clock
+is the process's own time on the processor, which other programs disturb less.
 
 What is left is convolution; the report also says how fast that runs, beside a large matrix product.
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spectok.config import load_recipe
 from spectok.loading import load_tokenizer
+from spectok.machine import describe_machine
 from spectok.training.optimizer import make_optimizer
 from spectok_qgvae.quantizer import VoronoiQuantizer
 from spectok_qgvae.unet import ConditionedBlock, ConditionedUNet
@@ -126,12 +127,13 @@ def convolution_gigaflop(step) -> float:
 
 def alternate(calls: dict, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
     """Return the best and the median time of each call."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     best = {name: min(times) for name, times in seconds.items()}
     return best, {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
 
@@ -185,9 +187,9 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     report = {
-        "command": f"python benchmarks/qgvae_step.py --rounds {arguments.rounds}",
-        "machine": f"{arguments.threads} threads of a 2-core {platform.machine()} CPU, no GPU",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "command": f"python benchmarks/qgvae_step.py --threads {arguments.threads} "
+        f"--rounds {arguments.rounds}",
+        "machine": describe_machine(),
         "load_average_before": os.getloadavg()[0],
         "batch_size": BATCH_SIZE,
         **measure(arguments.rounds),

@@ -1,0 +1,202 @@
+"""Images of captions, among them combinations of words never seen together, read by a checker.
+
+    python benchmarks/text_to_image.py
+    python benchmarks/text_to_image.py --guidance 1 3 --out runs/text_to_image
+
+The recipe ``cat/shapes`` trains, on the built-in captioned ``shapes``, a CLIP, a tokenizer, and CAT
+on its tokens given the text; nothing is downloaded. Then 500 images are drawn of the 16 captions
+whose combination of size, colour and shape is in no training image, and 500 of the 80 that are. The
+checker (``spectok.evaluation.shapes``) fits the outlines that the data is drawn from; it is judged
+on real images first, and on what the tokenizer keeps of them.
+
+Each word of a caption is also changed alone: the changed attribute must follow, and the other two
+must stay.
+
+Everything is kept in ``--out`` and taken up again. Writes ``results/text_to_image.json`` and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectok.data import DataConfig, build_dataset
+from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, caption, is_unseen
+from spectok.evaluation.shapes import ShapeReading, read_shapes
+from spectok.images import make_grid, to_pil, to_uint8
+from spectok.machine import describe_machine
+from spectok_generation.generate import draw_images, load_encoder, load_pair
+from spectok_generation.recipe import load_prior_recipe
+from spectok_generation.sampling import SamplingOptions
+from spectok_generation.training import train_prior
+
+RECIPE = "cat/shapes"
+NUM_IMAGES, SHOWN = 500, 4
+ATTRIBUTES = ("size", "colour", "shape")
+WORDS = (list(SIZES), list(COLOURS), list(SHAPES))
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(images: Tensor) -> list[ShapeReading]:
+    """Read images in [-1, 1], rounded to 8 bits."""
+    return read_shapes(to_uint8(images).permute(0, 2, 3, 1).numpy())
+
+
+def score(images: Tensor, wanted: list[int]) -> dict[str, float]:
+    """Return how many images show their combination, and each attribute of it.
+
+    Args:
+        images: In [-1, 1].
+        wanted: Places in ``COMBINATIONS``.
+    """
+    readings = read(images)
+    right = [reading.caption == caption(label) for reading, label in zip(readings, wanted)]
+    found: dict[str, float] = {"all": float(np.mean(right))}
+    for place, attribute in enumerate(ATTRIBUTES):
+        shown = [getattr(reading, attribute) for reading in readings]
+        words = [COMBINATIONS[label][place] for label in wanted]
+        found[attribute] = float(np.mean([s == w for s, w in zip(shown, words)]))
+    clear = [reading.caption is not None for reading in readings]
+    return found | {"clear": float(np.mean(clear))}
+
+
+def judge_checker(tokenizer: Any) -> dict[str, Any]:
+    """Return how the checker does on real images, and on what the tokenizer keeps of them."""
+    found: dict[str, Any] = {}
+    for split in ("test", "unseen"):
+        config = DataConfig.model_validate({"name": "shapes", "split": split})
+        dataset = build_dataset(config, train=False)
+        images = torch.stack([dataset[i]["images"] for i in range(len(dataset))])
+        labels = [int(dataset[i]["label"]) for i in range(len(dataset))]
+        with torch.no_grad():
+            decoded = [tokenizer.decode(tokenizer.encode(batch)) for batch in images.split(64)]
+        found[split] = {
+            "images": len(images),
+            "real": score(images, labels),
+            "reconstructed": score(torch.cat(decoded), labels),
+        }
+    return found
+
+
+class Painter:
+    """Draws images of combinations of words.
+
+    Args:
+        folder: A trained run.
+    """
+
+    def __init__(self, folder: Path):
+        self.prior, self.tokenizer = load_pair(folder)
+        self.encoder = load_encoder(self.prior, folder)
+
+    def draw(self, labels: list[int], guidance: float, seed: int = 0) -> Tensor:
+        """Draw an image of each combination."""
+        texts = self.encoder([caption(label) for label in labels])
+        options = SamplingOptions(guidance=guidance)
+        return draw_images(
+            self.prior, self.tokenizer, len(labels), texts, seed=seed, options=options
+        )
+
+
+def change_words(painter: Painter, guidance: float) -> dict[str, dict[str, float]]:
+    """Change one word of a caption at a time; return how often its attribute alone follows."""
+    generator = np.random.default_rng(0)
+    found = {}
+    for place, attribute in enumerate(ATTRIBUTES):
+        before = generator.integers(len(COMBINATIONS), size=NUM_IMAGES // 5).tolist()
+        after = []
+        for label in before:
+            words = list(COMBINATIONS[label])
+            words[place] = generator.choice([w for w in WORDS[place] if w != words[place]])
+            after.append(COMBINATIONS.index(tuple(words)))
+        first = read(painter.draw(before, guidance))
+        second = read(painter.draw(after, guidance))
+        others = [name for name in ATTRIBUTES if name != attribute]
+        changed = [
+            getattr(b, attribute) == COMBINATIONS[label][place] for b, label in zip(second, after)
+        ]
+        kept = [
+            all(getattr(a, name) == getattr(b, name) for name in others)
+            for a, b in zip(first, second)
+        ]
+        found[attribute] = {
+            "pairs": len(before),
+            "shows_the_new_word": float(np.mean(changed)),
+            "the_other_two_stay": float(np.mean(kept)),
+        }
+    return found
+
+
+def draw_picture(painter: Painter, labels: list[int], guidance: float, path: Path) -> None:
+    """Draw images of several captions, each caption above its images."""
+    columns = 4
+    rows = -(-len(labels) // columns)
+    images = painter.draw([label for label in labels for _ in range(SHOWN)], guidance, seed=1)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 0.95 * rows))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, label, block in zip(axes.flat, labels, images.split(SHOWN)):
+        axis.imshow(to_pil(make_grid(block, columns=SHOWN)), interpolation="nearest")
+        axis.set_title(caption(label), fontsize=8, pad=3)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Train what is not there, draw, read, write."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--out", type=Path, default=Path("runs/text_to_image"))
+    arguments = parser.parse_args()
+    record = arguments.out / "training.json"
+    recipe = load_prior_recipe(RECIPE)
+    if not (arguments.out / "model").is_dir():
+        clock, processor = time.perf_counter(), time.process_time()
+        result = train_prior(recipe, arguments.out, resume=True)
+        spent = {
+            "seconds": round(time.perf_counter() - clock),
+            "cpu_seconds": round(time.process_time() - processor),
+        }
+        record.write_text(json.dumps({"nll": result.history[-1]["loss"], **spent}))
+    painter = Painter(arguments.out)
+    unseen = [label for label in range(len(COMBINATIONS)) if is_unseen(label)]
+    seen = [label for label in range(len(COMBINATIONS)) if not is_unseen(label)]
+    report: dict[str, Any] = {
+        "command": "python benchmarks/text_to_image.py",
+        "machine": describe_machine(),
+        "recipe": f"generation/{RECIPE}",
+        "training": json.loads(record.read_text())
+        | {"what": "CLIP, tokenizer and prior together", "steps_of_the_prior": recipe.train.steps},
+        "parameters": {
+            "prior": sum(p.numel() for p in painter.prior.parameters()),
+            "tokenizer": sum(p.numel() for p in painter.tokenizer.parameters()),
+        },
+        "bits_per_image": painter.tokenizer.token_spec.bits_per_image,
+        "checker": judge_checker(painter.tokenizer),
+        "images": NUM_IMAGES,
+    }
+    for guidance in arguments.guidance:
+        found = {}
+        for name, labels in (("unseen", unseen), ("seen", seen)):
+            wanted = [labels[i % len(labels)] for i in range(NUM_IMAGES)]
+            found[name] = score(painter.draw(wanted, guidance), wanted)
+        report[f"guidance {guidance:g}"] = found
+        print(f"guidance {guidance:g}", json.dumps(found), flush=True)
+    chosen = arguments.guidance[-1]
+    report["one_word_changed"] = {"guidance": chosen, **change_words(painter, chosen)}
+    (RESULTS / "text_to_image.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw_picture(painter, unseen, chosen, RESULTS / "text_to_image.png")
+    print(json.dumps(report["one_word_changed"]))
+
+
+if __name__ == "__main__":
+    main()
