@@ -1,6 +1,6 @@
 """Train a tokenizer from a recipe: ``spectok train``, for any launcher.
 
-python generation/train_tokenizer.py --config configs/smoke/qgvae.yaml
+python generation/train_tokenizer.py --config RECIPE
 torchrun --standalone --nproc_per_node 2 generation/train_tokenizer.py --config … --output DIR
 accelerate launch generation/train_tokenizer.py --config … --resume train.steps=2000
 """

@@ -125,7 +125,7 @@ def load_recipe(
     """Read, override and validate a recipe.
 
     Args:
-        name_or_path: A YAML file, the name of a recipe (``tokenizers/qgvae/digits``, or without its
+        name_or_path: A YAML file, the name of a recipe (``tokenizers/KEY/DATA``, or without its
             first folder), or a registered key, which means that key's recipe ``default``, or
             defaults throughout if it has none.
         overrides: ``"a.b=c"`` with ``c`` in YAML, or pairs of dotted path and value. Changing

@@ -34,7 +34,7 @@ hookimpl = pluggy.HookimplMarker("spectok")
 
 @hookspec
 def spectok_tokenizers() -> dict[str, type[ImageTokenizer]]:  # type: ignore[empty-body]
-    """Return tokenizer classes by key, such as ``{"qgvae": QGVAE}``."""
+    """Return tokenizer classes by key, such as ``{"mine": MyTokenizer}``."""
 
 
 @hookspec

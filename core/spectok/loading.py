@@ -32,7 +32,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     """Build a fresh tokenizer from its key, or load a trained one.
 
     Args:
-        name_or_path: A registered key (``"qgvae"``), a directory, or a hub id (``"user/model"``).
+        name_or_path: A registered key, a directory, or a hub id (``"user/model"``).
         **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
             ``subfolder``, ``revision`` and the like; its architecture cannot be overridden.
 

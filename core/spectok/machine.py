@@ -56,3 +56,9 @@ def forget_peak_memory() -> bool:
     except OSError:
         return False
     return True
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as messages and results show it: ``~`` for the home directory."""
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)

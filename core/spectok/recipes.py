@@ -1,7 +1,7 @@
 """Find recipes by name: YAML files that travel with spectok and with plugins.
 
 A recipe's name is its path below a recipe folder without the suffix, such as
-``tokenizers/qgvae/digits``.
+``tokenizers/KEY/DATA``.
 """
 
 from __future__ import annotations

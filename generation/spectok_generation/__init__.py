@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spectok_generation.diffusion import LDM, DiffusionOptions
     from spectok_generation.extraction import extract_tokens
     from spectok_generation.generate import draw_images
+    from spectok_generation.pipeline import TokenPipeline
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
     from spectok_generation.sampling import SamplingOptions, sample_tokens
     from spectok_generation.text.loading import load_text_encoder
@@ -24,6 +25,7 @@ _HOME = {
     "Prior": "priors",
     "SamplingOptions": "sampling",
     "TokenCache": "tokens",
+    "TokenPipeline": "pipeline",
     "create_prior": "priors",
     "draw_images": "generate",
     "extract_tokens": "extraction",
@@ -39,6 +41,7 @@ __all__ = [
     "Prior",
     "SamplingOptions",
     "TokenCache",
+    "TokenPipeline",
     "create_prior",
     "draw_images",
     "extract_tokens",

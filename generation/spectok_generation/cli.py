@@ -1,4 +1,4 @@
-"""``spectok train prior``, ``spectok extract`` and ``spectok sample``."""
+"""``spectok train prior``, ``spectok extract``, ``spectok sample`` and ``spectok export``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     train.command("prior")(train_prior)
     app.command("extract")(extract)
     app.command("sample")(sample)
+    app.command("export")(export)
 
 
 def train_prior(
@@ -112,7 +113,9 @@ def extract(
 
 
 def sample(
-    prior: Annotated[str, typer.Option(help="Trained prior: its folder or that of its run.")],
+    prior: Annotated[
+        str, typer.Option(help="Trained prior: its folder, that of its run, or of a pipeline.")
+    ],
     out: Annotated[Path, typer.Option(help="Picture to write: a grid of all images.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Its tokenizer (default: the one it was trained with).")
@@ -200,6 +203,29 @@ def sample(
     say(f"{num_images} images: {out}")
     again = ["spectok", "sample", "--prior", prior, "--out", str(out), "--seed", str(seed + 1)]
     say_next(again)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="Trained prior: its folder or that of its run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Its tokenizer (default: the one it was trained with).")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
+    ] = None,
+) -> None:
+    """Write prior, tokenizer and text encoder as one folder, a pipeline of diffusers."""
+    from spectok_generation.pipeline import TokenPipeline
+
+    pipeline = TokenPipeline.from_run(run, tokenizer, text)
+    pipeline.save_pretrained(out)
+    parts = [type(part).__name__ for part in pipeline.components.values() if part is not None]
+    say(f"{' + '.join(parts)}: {out}")
+    draw = ["sample", "--prior", str(out)]
+    if pipeline.text_encoder is not None:
+        draw = ["text-to-image", "PROMPT", "--model", str(out)]
+    say_next(["spectok", *draw, "--out", "samples.png"])
 
 
 @contextlib.contextmanager

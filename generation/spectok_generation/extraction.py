@@ -125,6 +125,10 @@ def _is_finished(target: Path, header: CacheHeader) -> bool:
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
+    if not (target / HEADER).is_file():
+        raise CheckpointError(
+            f"{target} holds no token cache (no {HEADER}) but something else; choose another folder"
+        )
     found = read_header(target)
     if found.fingerprint != header.fingerprint:
         other = "other images" if found.data != header.data else "the same images"

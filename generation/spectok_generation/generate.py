@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,13 +22,17 @@ from spectok_generation.priors import AutoregressivePrior, Prior, load_prior
 from spectok_generation.records import describe_record, same_tokenizer, tokenizer_record
 from spectok_generation.sampling import Known, SamplingOptions, sample_batch
 from spectok_generation.sharing import share_out
-from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.encoder import TEXT_WEIGHTS, TextEncoder
 from spectok_generation.text.loading import load_text_encoder
 
 OWN_TOKENIZER, OWN_CLIP = Path("tokenizer", "model"), Path("clip", "model")
 """Where a run that trained its own tokenizer, or its own CLIP, keeps it."""
 DRAWABLE = (AutoregressivePrior, LDM)
 """Kinds of priors that images can be drawn from."""
+INDEX = "model_index.json"
+"""The file that makes a folder a pipeline; see :class:`spectok_generation.TokenPipeline`."""
+
+BASES: dict[str, type] = {"tokenizer": ImageTokenizer, "prior": Prior}
 
 Options = SamplingOptions | DiffusionOptions
 
@@ -39,18 +45,24 @@ def load_pair(
     The prior is an :class:`AutoregressivePrior` or an :class:`LDM`, for :func:`draw_images`.
 
     Args:
-        prior_path: Directory of a saved prior, or of its run.
-        tokenizer_path: Its tokenizer. None: the one recorded when the prior was trained.
+        prior_path: Directory of a saved prior, of its run, or of a pipeline.
+        tokenizer_path: Its tokenizer. None: the one in the pipeline, or the one recorded when the
+            prior was trained.
 
     Raises:
         CheckpointError: If either is missing, or they do not belong together.
         InputError: If the prior is not one that the sampler can draw from.
     """
-    prior = load_prior(prior_path)
+    folder = Path(prior_path)
+    whole = is_pipeline(folder)
+    prior: Any = load_component(folder, "prior") if whole else load_prior(folder)
     if not isinstance(prior, DRAWABLE):
         raise InputError(f"{prior_path} holds a {type(prior).__name__}, which is not sampled here")
-    where = os.fspath(tokenizer_path or _recorded_path(prior, Path(prior_path)))
-    tokenizer = load_trained(where)
+    if whole and tokenizer_path is None:
+        where, tokenizer = str(folder / "tokenizer"), load_component(folder, "tokenizer")
+    else:
+        where = os.fspath(tokenizer_path or _recorded_path(prior, folder))
+        tokenizer = load_trained(where)
     check_pair(prior, tokenizer, where)
     return prior, tokenizer
 
@@ -66,7 +78,8 @@ def load_encoder(
     Args:
         prior: A trained prior that reads text.
         prior_path: Where it was loaded from.
-        name: Folder or name of the encoder. None: the one recorded when the prior was trained.
+        name: Folder or name of the encoder. None: the one in the pipeline, or the one recorded
+            when the prior was trained.
         pretrained: With a name: tag or file of its weights.
 
     Raises:
@@ -75,18 +88,17 @@ def load_encoder(
     """
     if not prior.text_width:
         raise InputError(f"{prior_path} holds a prior that reads no text; see 'spectok sample'")
-    needed = prior.config["text"]
-    if name is None:
+    if name is None and is_pipeline(prior_path):
+        encoder = load_component(prior_path, "text_encoder")
+    elif name is None:
+        needed = prior.config["text"]
         own = [path / OWN_CLIP for path in (Path(prior_path), Path(prior_path).parent)]
         places = [Path(needed["path"]), *own]
         found = next((place for place in places if place.is_dir()), needed["path"])
-        name, pretrained = str(found), needed["pretrained"]
-    encoder = load_text_encoder(name, pretrained)
-    if encoder.fingerprint != needed["fingerprint"]:
-        raise CheckpointError(
-            f"this prior reads the features of {describe_record(needed)}, not those of "
-            f"{describe_record(encoder.record)}; give the encoder it was trained with"
-        )
+        encoder = load_text_encoder(str(found), needed["pretrained"])
+    else:
+        encoder = load_text_encoder(name, pretrained)
+    check_encoder(prior, encoder)
     return encoder
 
 
@@ -128,6 +140,105 @@ def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None
             f"this prior models {prior.token_spec.num_tokens} tokens laid out differently from the "
             f"{tokenizer.token_spec.num_tokens} of {describe_record(given)}"
         )
+
+
+def check_encoder(prior: Prior, encoder: TextEncoder | None) -> None:
+    """Refuse a text encoder that is not the one whose features a prior learned to read.
+
+    Args:
+        prior: A trained prior.
+        encoder: What its prompts are read with; None for a prior that reads no text.
+
+    Raises:
+        CheckpointError: Names the encoder that was given and the one that is needed.
+        InputError: If the prior reads no text and an encoder is given, or the other way round.
+    """
+    kind = type(prior).__name__
+    if encoder is None and prior.text_width:
+        raise InputError(f"this {kind} reads text; give the text encoder it was trained with")
+    if encoder is None:
+        return
+    if not prior.text_width:
+        raise InputError(f"this {kind} reads no text; leave the text encoder out")
+    needed = prior.config["text"]
+    if encoder.fingerprint != needed["fingerprint"]:
+        raise CheckpointError(
+            f"this prior reads the features of {describe_record(needed)}, not those of "
+            f"{describe_record(encoder.record)}; give the encoder it was trained with"
+        )
+
+
+def is_pipeline(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is a saved pipeline."""
+    return Path(path, INDEX).is_file()
+
+
+def load_component(path: str | os.PathLike[str], name: str) -> Any:
+    """Load one part of a saved pipeline, in eval mode.
+
+    Args:
+        path: Folder of the pipeline.
+        name: ``"tokenizer"``, ``"prior"`` or ``"text_encoder"``.
+
+    Raises:
+        CheckpointError: If it is missing or damaged, or its class is not installed.
+    """
+    folder, index, again = Path(path), read_index(path), "copy or export the pipeline again"
+    entry = index.get(name)
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(e, str) for e in entry):
+        kind = index.get("_class_name")
+        raise CheckpointError(f"{folder / INDEX}, of a {kind}, names no {name}; {again}")
+    if not (folder / name).is_dir():
+        raise CheckpointError(f"{folder} has no folder {name}; {again}")
+    if name in BASES:
+        return find_class(name, *entry).from_pretrained(folder / name)
+    if not (folder / name / TEXT_WEIGHTS).is_file():
+        raise CheckpointError(f"{folder / name} has no {TEXT_WEIGHTS}; {again}")
+    return load_text_encoder(str(folder / name))
+
+
+def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a saved pipeline consists of.
+
+    Raises:
+        CheckpointError: If the folder is no pipeline, or the file is damaged.
+    """
+    if not is_pipeline(path):
+        raise CheckpointError(
+            f"{path} is no pipeline (no {INDEX}); make one of a run: spectok export RUN --out DIR"
+        )
+    try:
+        return dict(json.loads(Path(path, INDEX).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{Path(path, INDEX)} is not a JSON object ({error}); copy or export the pipeline again"
+        ) from error
+
+
+def find_class(kind: str, module: str, name: str) -> Any:
+    """Return the class of a saved tokenizer or prior: one that is registered, or importable.
+
+    Raises:
+        CheckpointError: If nothing installed provides it.
+    """
+    registered = registry.list_registered(kind).values()
+    named = sorted(
+        (cls for cls in registered if cls.__name__ == name), key=lambda c: c.__module__ != module
+    )
+    if named and named[0].__module__ == module:
+        return named[0]
+    reason = f"it is no {kind}"
+    try:
+        found = getattr(importlib.import_module(module), name)
+        if isinstance(found, type) and issubclass(found, BASES[kind]):
+            return found
+    except Exception as error:  # another package may fail to import in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if named:
+        return named[0]  # its plugin has moved it to another module
+    raise CheckpointError(
+        f"the {kind} {module}.{name} cannot be found ({reason}); install the package that has it"
+    )
 
 
 def choose_labels(

@@ -9,6 +9,7 @@ logits, which changes a token about once in a million).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from spectok.errors import InputError, TokenError
 from spectok_generation.conditions import Condition, check_count
 from spectok_generation.guidance import Predictor
 from spectok_generation.priors.base import AutoregressivePrior, Prior
-from spectok_generation.sharing import share_out
+from spectok_generation.sharing import check_numbers, share_out
 
 OnToken = Callable[[Tensor, int], None]
 
@@ -94,17 +95,17 @@ class SamplingOptions:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise InputError(
-                f"temperature {self.temperature} must be above 0; for the most likely codes use "
-                f"top_k=1"
+                f"temperature {self.temperature} must be above 0 and finite; for the most likely "
+                f"codes use top_k=1"
             )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p} must be above 0 and at most 1")
-        if self.guidance < 0:
-            raise InputError(f"guidance {self.guidance} must be at least 0")
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"guidance {self.guidance} must be at least 0 and finite")
         begin, end = self.guidance_interval
         if not 0 <= begin < end <= 1:
             raise InputError(
@@ -139,6 +140,7 @@ def sample_tokens(
     Returns:
         int64 tokens on the CPU, the same on every process.
     """
+    check_numbers(num_images, batch_size)
     if condition is not None:
         check_count(condition, num_images)
     if known is not None:
@@ -180,6 +182,7 @@ def sample_batch(
         TokenError: If known tokens are outside the spec.
     """
     spec, batch = prior.token_spec, len(numbers)
+    check_numbers(batch)
     if known is None:
         known = Known.prefix(torch.zeros(batch, 0, dtype=torch.int64), spec.num_tokens)
     known.check(batch, spec)

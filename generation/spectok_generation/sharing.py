@@ -12,6 +12,16 @@ from spectok.distributed import world
 from spectok.errors import InputError
 
 
+def check_numbers(num_images: int, batch_size: int = 1) -> None:
+    """Refuse to draw nothing.
+
+    Raises:
+        InputError: If either is less than one.
+    """
+    if num_images < 1 or batch_size < 1:
+        raise InputError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+
+
 def share_out(
     draw: Callable[[list[int]], Tensor],
     result: Tensor,
@@ -35,8 +45,7 @@ def share_out(
         InputError: If there is nothing to draw.
     """
     num_images = len(result)
-    if num_images < 1 or batch_size < 1:
-        raise InputError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
+    check_numbers(num_images, batch_size)
     rank, size = world()
     mine = list(range(rank, num_images, size))
     for start in range(0, len(mine), batch_size):

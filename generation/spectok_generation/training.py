@@ -24,7 +24,7 @@ from spectok import ImageTokenizer, registry
 from spectok.cli.console import progress, say
 from spectok.data import DataConfig, build_dataset
 from spectok.distributed import world
-from spectok.errors import ConfigError
+from spectok.errors import ConfigError, DataError
 from spectok.images import save_grid
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit, train_tokenizer
 from spectok.training.launch import accelerated
@@ -49,9 +49,11 @@ from spectok_generation.generate import (
     load_trained,
 )
 from spectok_generation.priors import Prior, create_prior
+from spectok_generation.priors.loading import check_text_is_given
 from spectok_generation.recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.features import NO_CAPTIONS
 from spectok_generation.text.loading import load_text_encoder
 from spectok_generation.text.recipe import clip_recipe_file, load_clip_recipe
 from spectok_generation.tokens import TokenCache
@@ -77,6 +79,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         CheckpointError: If given tokens were not made by the given tokenizer.
     """
     check_unfinished(output, resume)
+    check_text_is_given(recipe.prior["name"], recipe.text is not None)
     path = prepare_tokenizer(recipe, output)
     encoder = prepare_text(recipe, output)
     with accelerated(recipe.train, output) as accelerator:
@@ -169,7 +172,13 @@ def prepare_tokens(
         raise ConfigError("tokenizer: missing; give a trained tokenizer, or extracted tokens")
     how = Extraction(recipe.copies, batch_size=recipe.train.batch_size)
     return extract_data(
-        tokenizer, recipe.data, output / OWN_TOKENS, how, path=path, seed=recipe.seed
+        tokenizer,
+        recipe.data,
+        output / OWN_TOKENS,
+        how,
+        path=path,
+        seed=recipe.seed,
+        needs_captions=recipe.text is not None,
     )
 
 
@@ -181,6 +190,7 @@ def extract_data(
     *,
     path: str | None = None,
     seed: int = 0,
+    needs_captions: bool = False,
 ) -> TokenCache:
     """Extract the tokens of a ``data:`` section, at the size the tokenizer takes.
 
@@ -191,10 +201,16 @@ def extract_data(
         how: Batch size and copies.
         path: Where the tokenizer was loaded from; a folder is remembered as an absolute path.
         seed: Seed of the augmentation.
+        needs_captions: Refuse images without captions.
+
+    Raises:
+        DataError: If captions are needed and there are none.
     """
     data = fit_data(data, tokenizer)
     augmented = how.copies > 1
     dataset = build_dataset(data, seed=seed, train=augmented)
+    if needs_captions and not dataset.has_captions:
+        raise DataError(NO_CAPTIONS)
     if augmented:
         flip, shift = data.horizontal_flip, data.max_shift
         how = replace(how, augmentation=f"flip {flip}, shift {shift}, seed {seed}")

@@ -14,7 +14,7 @@ import pytest
 
 import spectok
 import spectok.testing
-from spectok import cli, list_quantizers, plugins
+from spectok import cli, list_quantizers, list_tokenizers, plugins
 from spectok.registry import provider
 
 ROOT = Path(spectok.__file__).parents[2]
@@ -65,28 +65,32 @@ def on_path(installed, monkeypatch):
 @pytest.mark.usefixtures("on_path")
 def test_the_package_is_found_and_listed(capsys):
     assert "product" in list_quantizers()
-    assert provider("quantizer", "product") == "spectok-product 0.1.0"
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["list", "quantizers", "--json"])
-    assert ended.value.code in (0, None)
-    assert "product" in json.dumps(json.loads(capsys.readouterr().out))
+    assert "strips" in list_tokenizers()
+    for kind, name in [("quantizer", "product"), ("tokenizer", "strips")]:
+        assert provider(kind, name) == "spectok-product 0.1.0"
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["list", f"{kind}s", "--json"])
+        assert ended.value.code in (0, None)
+        listed = {row["name"]: row["package"] for row in json.loads(capsys.readouterr().out)}
+        assert listed[name] == "spectok-product 0.1.0"
 
 
 @pytest.mark.usefixtures("on_path")
-def test_the_package_passes_the_kit_and_trains_in_every_tokenizer(pytester):
-    """Runs the package's own tests, of which one class is the kit."""
+def test_the_package_passes_the_kits_and_trains_in_every_tokenizer(pytester):
+    """Runs the package's own tests, of which two classes are the kits."""
     code = (EXAMPLE / "tests" / "test_product.py").read_text(encoding="utf-8")
     pytester.makepyfile(test_product=code)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
     outcome = result.parseoutcomes()
     assert set(outcome) == {"passed", "skipped"}
-    assert outcome["passed"] > 20
-    assert outcome["skipped"] == 1  # it revives no codes
+    assert outcome["passed"] > 40
+    assert outcome["skipped"] == 1  # the quantizer revives no codes
 
 
 def test_the_package_is_gone_once_uninstalled():
     plugins.installed.cache_clear()
     assert "product" not in list_quantizers()
+    assert "strips" not in list_tokenizers()
 
 
 @pytest.mark.slow
@@ -119,4 +123,11 @@ def test_a_clean_environment(tmp_path):
         run(binaries / "spectok", *words, "--output", home / key, **options)
         config = json.loads((home / key / "model" / "config.json").read_text())
         assert config["quantizer"]["name"] == "product"
+    words = ["train", "strips", "--data", "digits", "train.steps=4"]
+    run(binaries / "spectok", *words, "--output", home / "strips", **options)
+    words = ["train", "prior", "smoke/prior_gpt", "--tokenizer", home / "strips", "train.steps=2"]
+    run(binaries / "spectok", *words, "--output", home / "prior", **options)
+    words = ["sample", "--prior", home / "prior", "--num-images", "2", "--out", home / "drawn.png"]
+    run(binaries / "spectok", *words, **options)
+    assert (home / "drawn.png").is_file()
     assert checkout() == before

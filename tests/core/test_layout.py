@@ -77,13 +77,36 @@ def test_the_scan_sees_imports_in_functions(tmp_path):
     assert ours(path) == {"spectok_vq", "spectok_x"}
 
 
+def strings(path):
+    """Return the strings that code can act on, with their lines: all but docstrings."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    found = [node for node in nodes if isinstance(node, ast.Constant)]
+    kept = [node for node in found if isinstance(node.value, str) and id(node) not in docstrings]
+    return [(node.lineno, node.value) for node in kept]
+
+
+def named_tokenizers(path):
+    """Return each key of a tokenizer that stands as a word in a string, with its line."""
+    keys = set(list_tokenizers())
+    words = [(line, word) for line, text in strings(path) for word in re.findall(r"\w+", text)]
+    return [(line, word) for line, word in words if word in keys]
+
+
 @pytest.mark.parametrize("folder", [CORE, GENERATION], ids=["core", "generation"])
 def test_no_code_outside_plugins_names_a_tokenizer(folder):
-    keys = set(list_tokenizers())
     for path in sources(folder):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Constant) and node.value in keys
-            assert not named, f"{path}:{node.lineno} branches on {node.value!r}"
+        for line, key in named_tokenizers(path):
+            pytest.fail(f"{path}:{line} names {key!r}; ask its TokenSpec or its attributes instead")
+
+
+def test_the_scan_sees_names_in_code_and_none_in_docstrings(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(
+        '"""Such as ``qgvae``."""\n\n\ndef f(name):\n    """As of ``vqvae``."""\n'
+        '    return name == "qgvae" or f"{name}, a vqvae/digits" or {"qgvae_like": 1}\n'
+    )
+    assert named_tokenizers(path) == [(6, "qgvae"), (6, "vqvae")]
 
 
 @pytest.mark.parametrize("folder", PLUGINS, ids=lambda p: p.name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from spectok import Level, TokenSpec, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import DataError, InputError, UnknownNameError
 from spectok.images import to_uint8
+from spectok.machine import shown_path
 from spectok.metrics import (
     codebook_statistics,
     count_codes,
@@ -156,3 +158,9 @@ def test_levels_of_different_sizes_are_split_where_they_should_be():
     assert second["codebook_usage"] == 3 / 5
     shares = np.bincount(rows[:, 1:].ravel()) / 160
     assert second["perplexity"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_results_name_no_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert shown_path(tmp_path / ".cache" / "torch") == "~/.cache/torch"
+    assert shown_path(Path("/elsewhere/torch")) == "/elsewhere/torch"

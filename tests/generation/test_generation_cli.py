@@ -108,6 +108,10 @@ def test_bad_input_is_one_line(spectok, trained, tmp_path):
         assert (status, err.count("\n")) == (2, 1), err
         assert err.startswith("error: ")
         assert message in err
+    (tmp_path / "folder.png").mkdir()
+    status, _, err = spectok("sample", "--prior", trained, "--out", tmp_path / "folder.png")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "folder.png cannot be written" in err
     status, _, err = spectok("train", "prior", *QUICK, "--output", tmp_path / "other")
     assert (status, err.count("\n")) == (2, 1)
     assert "tokenizer: missing" in err

@@ -2,16 +2,12 @@
 
 import itertools
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
 from spectok import Level, TokenSpec
 from spectok.errors import ConfigError
-from spectok.training import TrainConfig
-from spectok.training.launch import accelerated
 from spectok_generation import create_prior, load_prior, sample_tokens
 from spectok_generation.priors.gated import GatedStack
 from spectok_generation.priors.grids import grid_size, nearest_cells
@@ -135,20 +131,6 @@ def test_an_image_does_not_depend_on_its_batch(grids, sharp):
     assert torch.equal(sample_tokens(prior, 5, labels, seed=5, batch_size=2), together)
     alone = sample_batch(prior, [4], labels[4:5], seed=5)
     assert torch.equal(alone[0], together[4])
-
-
-def sample_rank(prior, labels, file):
-    with accelerated(TrainConfig(), Path()):
-        tokens = sample_tokens(prior, len(labels), labels)
-    if os.environ["RANK"] == "1":
-        torch.save(tokens, file)
-
-
-def test_two_processes_draw_what_one_draws(sharp, fork_ranks, tmp_path):
-    prior = sharp(create_prior("pixelcnn", GRIDS["two grids"], num_classes=3, **TINY))
-    labels = torch.tensor([0, 1, 2, 0, 1])
-    assert fork_ranks(sample_rank, prior, labels, tmp_path / "tokens.pt") == [0, 0]
-    assert torch.equal(torch.load(tmp_path / "tokens.pt"), sample_tokens(prior, 5, labels))
 
 
 def test_saved_prior_gives_the_same_logits_and_samples(grids, sharp, tmp_path):

@@ -108,6 +108,10 @@ def test_bad_recipes(tmp_path, tokenizer_folder):
     untrained = recipe_for("qgvae")
     with pytest.raises(ConfigError, match="'qgvae' names an untrained tokenizer"):
         train_prior(untrained, tmp_path / "run")
+    textless = load_prior_recipe("cat", [("tokenizer", "tok"), "data.name=digits"])
+    with pytest.raises(ConfigError, match="cat reads texts; give a text encoder"):
+        train_prior(textless, tmp_path / "textless")
+    assert not (tmp_path / "textless").exists()
     (tmp_path / "done" / "model").mkdir(parents=True)
     (tmp_path / "done" / "model" / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds a finished run"):

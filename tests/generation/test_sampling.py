@@ -1,11 +1,18 @@
 """The sampler: its randomness, its filters, and what it refuses."""
 
+import math
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from spectok import Level, TokenSpec
 from spectok.errors import InputError, TokenError
+from spectok.training.config import TrainConfig
+from spectok.training.launch import accelerated
 from spectok_generation import SamplingOptions, create_prior, sample_tokens
+from spectok_generation.conditions import TextFeatures
 from spectok_generation.sampling import Known, draw_tokens, image_uniforms, sample_batch
 
 TINY = {"num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0}
@@ -32,6 +39,29 @@ def test_an_image_does_not_depend_on_its_batch(prior, checked_shapes):
     alone = sample_batch(prior, [4], labels[4:5], seed=5)
     assert torch.equal(alone[0], together[4])
     prior.token_spec.validate(together)
+
+
+def sample_rank(prior, condition, file):
+    with accelerated(TrainConfig(), Path()):
+        tokens = sample_tokens(prior, len(condition), condition)
+    if os.environ["RANK"] == "1":
+        torch.save(tokens, file)
+
+
+@pytest.mark.parametrize("name", ["gpt", "pixelcnn", "cat"])
+def test_two_processes_draw_what_one_draws(name, sharp, fork_ranks, tmp_path):
+    spec = TokenSpec((Level((2, 2), 5), Level((2, 4), 3)))
+    if name == "cat":
+        given = {"text": {"fingerprint": "x", "path": "a test", "width": 6}}
+        mask = torch.arange(3) < torch.tensor([1, 3, 2, 3, 1])[:, None]
+        condition = TextFeatures(torch.randn(5, 3, 6), mask)
+    else:
+        given, condition = {"num_classes": 3}, torch.tensor([0, 1, 2, 0, 1])
+    prior = sharp(create_prior(name, spec, **given, **PRIORS.get(name, TINY)))
+    assert fork_ranks(sample_rank, prior, condition, tmp_path / "tokens.pt") == [0, 0]
+    alone = sample_tokens(prior, 5, condition)
+    assert torch.equal(torch.load(tmp_path / "tokens.pt"), alone)
+    assert len(alone.unique(dim=0)) > 1
 
 
 def test_seeds_and_numbers_have_streams_of_their_own():
@@ -212,6 +242,8 @@ def test_bad_input(prior, sharp):
         ({"top_k": 0}, "top_k 0 must be at least 1"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"guidance": -1.0}, "guidance -1"),
+        ({"guidance": math.nan}, "guidance nan must be at least 0 and finite"),
+        ({"temperature": math.inf}, "temperature inf must be above 0 and finite"),
         ({"guidance_interval": (0.5, 0.5)}, r"guidance_interval 0.5\.\.0.5"),
         ({"guidance_interval": (0.0, 1.5)}, "two shares"),
     ]:
@@ -223,6 +255,10 @@ def test_bad_input(prior, sharp):
         sample_tokens(prior, 3, torch.tensor([0, 1]))
     with pytest.raises(InputError, match="needs labels"):
         sample_tokens(prior, 3, options=SamplingOptions(guidance=2.0))
+    with pytest.raises(InputError, match="num_images -1 and batch_size 64 must be at least 1"):
+        sample_tokens(prior, -1)
+    with pytest.raises(InputError, match="num_images 0"):
+        sample_batch(prior, [])
     with pytest.raises(InputError, match="seed -1"):
         sample_tokens(prior, 1, torch.tensor([0]), seed=-1)
     length, labels = prior.token_spec.num_tokens, torch.tensor([0])

@@ -96,6 +96,9 @@ def test_a_finished_cache_is_used_again_and_no_other(tokenizer_folder, tmp_path)
     next(tokenizer.parameters()).data.view(-1)[0] += 1
     with pytest.raises(CheckpointError, match="from the same images"):
         extract_tokens(tokenizer, digits(), folder)
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(CheckpointError, match="but something else; choose another"):
+        extract_tokens(tokenizer, digits(), tmp_path / "notes")
 
 
 def test_tokens_of_other_weights_are_refused(tokenizer_folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,10 +142,14 @@ def check_picture(path: Path, option: str = "--out") -> None:
         option: What it was given as.
 
     Raises:
-        ConfigError: If the suffix is not one of a picture.
+        ConfigError: If the suffix is not one of a picture, or the file cannot be written.
     """
     if path.suffix.lower() not in PICTURES:
         raise ConfigError(f"{option} {path} does not end in a picture format, such as grid.png")
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    fits = path.is_file() if existing == path else existing.is_dir()
+    if not fits or not os.access(existing, os.W_OK):
+        raise ConfigError(f"{option} {path} cannot be written; give a file in a folder of your own")
 
 
 def pair_rows(

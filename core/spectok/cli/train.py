@@ -106,7 +106,7 @@ def train_tokenizer(
 
 
 def recipe_for(name: str, data: str | None) -> str | None:
-    """Return the recipe made for a key and a data set, such as ``qgvae`` and ``mnist``.
+    """Return the recipe made for a key and a data set, ``KEY/DATA``.
 
     Args:
         name: What was given on the command line.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spectok.errors import CheckpointError
 from spectok.losses.perceptual import read_weights
+from spectok.machine import shown_path
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 """Names under which packages that compute FID publish the weights."""
@@ -64,7 +65,8 @@ def cached_inception() -> Path:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(
-        f"needs {FILES[0]} in {folder}, or the path of a copy (--inception-weights FILE)"
+        f"needs {FILES[0]} in {shown_path(folder)}, or the path of a copy "
+        "(--inception-weights FILE)"
     )
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, InputError
+from spectok.machine import shown_path
 
 SOURCE = "https://download.pytorch.org/models"
 HASH_LENGTH = 8  # hexadecimal digits of the SHA-256 in a file's name
@@ -114,7 +115,7 @@ def cached_backbone(network: str) -> Path:
     if not path.is_file():
         raise CheckpointError(
             f"LPIPS with {network} needs the weights {file}, which are not on this machine: put "
-            f"{SOURCE}/{file} into {folder}, or give the path of a copy"
+            f"{SOURCE}/{file} into {shown_path(folder)}, or give the path of a copy"
         )
     digest = file_hash(path)
     if not path.stem.endswith(f"-{digest[:HASH_LENGTH]}"):

@@ -1,4 +1,4 @@
-"""spectok's conformance kit, and what is particular to product quantisation."""
+"""spectok's conformance kits, and what is particular to product quantisation and to strips."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import torch
 
 from spectok import create_quantizer, load_tokenizer
 from spectok.errors import InputError
-from spectok.testing import QuantizerConformance
+from spectok.testing import QuantizerConformance, TokenizerConformance
 
-SIZES = {"dim": 8, "num_tokens": 16, "codebook_size": 32}
+SIZES = {"dim": 8, "num_tokens": 16, "codebook_size": 64}
+SMALL = {"image_size": 16, "in_channels": 1, "codebook_size": 32, "codebook_dim": 8, "width": 64}
+
+
+def small_strips(**options):
+    """Build a small model: four strips of 4 x 16 grey pixels."""
+    return load_tokenizer("strips", **SMALL | options)
 
 
 class TestProduct(QuantizerConformance):
@@ -26,6 +32,15 @@ class TestProduct(QuantizerConformance):
     def build(self):
         """A small model, of the size the checks need."""
         return lambda: create_quantizer("product", **SIZES, num_parts=2)
+
+
+class TestStrips(TokenizerConformance):
+    """Every check that spectok runs on its own tokenizers."""
+
+    @pytest.fixture
+    def build(self):
+        """A small model, of the size the checks need."""
+        return small_strips
 
 
 def test_searching_the_parts_finds_the_nearest_of_all_combinations():
@@ -55,6 +70,26 @@ def test_bits_grow_with_the_parts(num_parts):
     spec = load_tokenizer("vqvae", image_size=16, codebook_size=32, quantizer=option).token_spec
     assert spec.num_levels == num_parts
     assert spec.bits_per_image == 16 * 5 * num_parts
+
+
+@pytest.mark.parametrize(("quantizer", "per_strip"), [("ema", 1), ("product", 2), ("rq", 4)])
+def test_a_prefix_is_the_top_of_the_image(quantizer, per_strip):
+    """The mechanism: each strip has its own tokens, and nothing else decides how it looks."""
+    tokenizer = small_strips(quantizer=quantizer).eval()
+    prefixes = tokenizer.token_spec.decodable_prefixes
+    assert prefixes == tuple(per_strip * strips for strips in range(5))
+    indices = torch.randint(0, 32, (3, 4 * per_strip))
+    with torch.no_grad():
+        whole = tokenizer.decode(indices)
+        for strips, length in enumerate(prefixes):
+            top = tokenizer.decode(indices, length)
+            assert torch.equal(top[:, :, : 4 * strips], whole[:, :, : 4 * strips])
+            assert not top[:, :, 4 * strips :].any()  # mid-grey
+
+
+def test_strips_must_divide_the_image():
+    with pytest.raises(InputError, match="strip_height 5 does not divide image_size 16"):
+        small_strips(strip_height=5)
 
 
 def test_parts_must_divide_the_vector():

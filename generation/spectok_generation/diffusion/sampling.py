@@ -7,6 +7,7 @@ device, up to the rounding of batched products.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,8 +43,8 @@ class DiffusionOptions:
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
             raise InputError(f"num_steps {self.num_steps} must be at least 1")
-        if self.guidance < 0:
-            raise InputError(f"guidance {self.guidance} must be at least 0")
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"guidance {self.guidance} must be at least 0 and finite")
 
 
 @torch.no_grad()

@@ -53,7 +53,12 @@ class Prior(SpectokModel, ABC):
         condition_dropout: Share of training images whose class or text is hidden, which
             classifier-free guidance and likelihoods without a condition need.
         text_width: Length of the text features of a text-conditional prior; 0 for any other.
+
+    Attributes:
+        needs_text: Whether there is no such prior without a text encoder.
     """
+
+    needs_text: bool = False
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class CAT(GPT2Prior):
         condition_dropout: Share of training images whose text is hidden; 0.25 in the authors' code.
     """
 
+    needs_text = True
+
     @register_to_config
     def __init__(
         self,
@@ -68,7 +70,7 @@ class CAT(GPT2Prior):
         condition_dropout: Rate = 0.25,
     ):
         if text is None or num_classes:
-            raise ConfigError("prior.name: cat reads texts; give a text encoder (--text)")
+            raise ConfigError("a CAT reads texts, not classes; give the record of a text encoder")
         layers, heads, wide = SIZES[size]
         shape = Shape(num_layers or layers, num_heads or heads, width or wide)
         super().__init__(

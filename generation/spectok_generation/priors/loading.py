@@ -40,12 +40,29 @@ def create_prior(
     """
     cls = registry.get_prior(name)
     options = validate_options(cls, options, "prior", SUPPLIED["prior"])
+    check_text_is_given(name, text is not None)
     if text is not None:
-        check_reads_text(name, cls)
         options["text"] = text
     return cls(
         token_spec=token_spec.to_dict(), num_classes=num_classes, tokenizer=tokenizer, **options
     )
+
+
+def check_text_is_given(name: str, given: bool) -> None:
+    """Refuse to build a prior with a text encoder that it does not read, or without one it needs.
+
+    Args:
+        name: A registered name.
+        given: Whether there is a text encoder.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    cls = registry.get_prior(name)
+    if given:
+        check_reads_text(name, cls)
+    elif cls.needs_text:
+        raise ConfigError(f"prior.name: {name} reads texts; give a text encoder (--text)")
 
 
 def check_reads_text(name: str, cls: type[Prior]) -> None:

@@ -60,7 +60,9 @@ def train_clip(
 
 def text_to_image(
     prompt: Annotated[str, typer.Argument(help="What the images show, in a few words.")],
-    model: Annotated[str, typer.Option(help="Trained prior that reads text: its folder or run.")],
+    model: Annotated[
+        str, typer.Option(help="Trained prior that reads text: its folder, run, or pipeline.")
+    ],
     out: Annotated[Path, typer.Option(help="Picture to write: a grid of all images.")],
     num_images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 4,
     guidance: Annotated[float, typer.Option(help="Above 1: pulled towards the text.")] = 3.0,

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import os
+import shutil
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spectok.errors import ConfigError, InputError
+from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok.modeling import TEMPORARY_SUFFIX, install
 from spectok_generation.conditions import TextFeatures
 
 BATCH_SIZE = 64
+CONFIG, TEXT_WEIGHTS = "open_clip_config.json", "open_clip_text.safetensors"
+TEXT_HALF = "text_half"
+"""Key of the config that names open_clip's class, where only the text half was saved."""
 
 
 class TextEncoder(nn.Module):
@@ -34,13 +44,21 @@ class TextEncoder(nn.Module):
         tokenizer: What goes with it.
         name: Its folder, or its name in open_clip.
         pretrained: With a name: the tag or file of its weights.
+        config: What open_clip builds the model from, which :meth:`save_pretrained` needs.
 
     Attributes:
         context_length: Most tokens of a prompt, begin and end of text included.
         width: Length D of the vectors.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str, pretrained: str | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+    ):
         super().__init__()
         tower: Any = getattr(model, "text", model)
         if not hasattr(tower, "ln_final"):  # a tower from transformers
@@ -52,6 +70,7 @@ class TextEncoder(nn.Module):
             del model.visual
         self.model = model.eval().requires_grad_(False).float()
         self.tokenizer, self.name, self.pretrained = tokenizer, name, pretrained
+        self.model_config = config
         self.context_length: int = tower.context_length
         self.projection: nn.Module | Tensor | None = tower.text_projection
         self.width: int = tower.token_embedding.embedding_dim
@@ -62,6 +81,11 @@ class TextEncoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.model.parameters()).dtype
 
     @property
     def record(self) -> dict[str, Any]:
@@ -117,6 +141,49 @@ class TextEncoder(nn.Module):
                         stacklevel=2,
                     )
         return tokens, mask
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Save config, weights and tokenizer for ``load_text_encoder``: all of it, or nothing.
+
+        Raises:
+            CheckpointError: If it could not be built again, or writing fails.
+        """
+        self._check_can_save()
+        target = Path(save_directory)
+        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+        shutil.rmtree(temporary, ignore_errors=True)
+        content = {"model_cfg": self.model_config, TEXT_HALF: type(self.model).__name__}
+        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        try:
+            temporary.mkdir(parents=True)
+            save_file(state, temporary / TEXT_WEIGHTS)
+            (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            if hasattr(self.tokenizer, "save_pretrained"):  # one from transformers has files
+                self.tokenizer.save_pretrained(temporary)
+            install(temporary, target)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot save to {target}: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _check_can_save(self) -> None:
+        from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+        if self.model_config is None:
+            raise CheckpointError(
+                f"the text encoder {self.name} was made from a model whose config is not known, so "
+                f"it could not be built again; make it with load_text_encoder"
+            )
+        if not isinstance(self.tokenizer, SimpleTokenizer | HFTokenizer):
+            raise CheckpointError(
+                f"the text encoder {self.name} has a {type(self.tokenizer).__name__}, which cannot "
+                f"be built again from files; choose a model with another tokenizer"
+            )
+        if self.dtype != torch.float32:
+            raise CheckpointError(
+                f"the text encoder {self.name} was cast to {self.dtype}, and a prior knows it by "
+                f"its float32 weights; load it again and save that"
+            )
 
     def _tokenize(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
         tokens = self.tokenizer(prompts, context_length=length)  # (b, l)

@@ -29,6 +29,7 @@ from spectok_generation.conditions import TextFeatures
 from spectok_generation.extraction import barrier
 from spectok_generation.text.encoder import TextEncoder
 
+NO_CAPTIONS = "the data has no captions to learn from; see docs/data.md for their forms"
 HEADER, FEATURES, TEXTS = "header.json", "features.bin", "texts.npz"
 CHUNK = 256
 """Captions encoded between two reports of progress."""
@@ -126,7 +127,7 @@ def encode_captions(
         CheckpointError: If the directory holds other features, or writing fails.
     """
     if not captions:
-        raise DataError("the data has no captions to learn from; see docs/data.md for their forms")
+        raise DataError(NO_CAPTIONS)
     blank = [row for row, caption in enumerate(captions) if not caption.strip()]
     if blank:
         raise DataError(f"image {blank[0]} has an empty caption ({len(blank)} in all); write them")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spectok.errors import CheckpointError, ConfigError, did_you_mean
-from spectok_generation.text.encoder import TextEncoder
+from safetensors.torch import load_file
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+from spectok.errors import CheckpointError, ConfigError, did_you_mean
+from spectok_generation.text.encoder import CONFIG, TEXT_HALF, TEXT_WEIGHTS, TextEncoder
+
+WEIGHTS = "open_clip_model.safetensors"
+HALVES = ("CLIP", "CustomTextCLIP", "CoCa")
+NO_IMAGES = {"image_size": 1, "patch_size": 1, "width": 1, "head_width": 1, "layers": 0}
+"""The smallest image half, of which nothing is kept."""
 WITHOUT = (
     "give a local file (text.pretrained=FILE.safetensors) or folder, or fit a small one: "
     "spectok train clip --data DATA"
@@ -22,8 +28,9 @@ def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
     """Load the text half of an open_clip model, in eval mode.
 
     Args:
-        name: Folder of a run of ``spectok train clip``, or of any model that open_clip saved; or
-            the name of an open_clip model, such as ``"ViT-L-14-quickgelu"``.
+        name: Folder of a run of ``spectok train clip``, of any model that open_clip saved, or of
+            what :meth:`TextEncoder.save_pretrained` saved; or the name of an open_clip model, such
+            as ``"ViT-L-14-quickgelu"``.
         pretrained: With a name: open_clip's tag of its weights, such as ``"openai"``, or a file.
 
     Raises:
@@ -34,13 +41,15 @@ def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
     if folder is not None:
         if pretrained is not None:
             raise ConfigError(f"text.pretrained: {name} is a folder with weights; leave it out")
-        return TextEncoder(*_load(f"local-dir:{folder}", None), str(folder))
+        model, tokenizer, config = _load(f"local-dir:{folder}", None)
+        return TextEncoder(model, tokenizer, str(folder), config=config)
     _check_name(name)
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).resolve())
     else:
         _check_tag(name, pretrained)
-    return TextEncoder(*_load(name, pretrained), name, pretrained)
+    model, tokenizer, config = _load(name, pretrained)
+    return TextEncoder(model, tokenizer, name, pretrained, config)
 
 
 def model_folder(name: str) -> Path | None:
@@ -91,14 +100,19 @@ def _check_tag(name: str, pretrained: str | None) -> None:
         )
 
 
-def _load(name: str, pretrained: str | None) -> tuple[Any, Any]:
-    """Return model and tokenizer."""
+def _load(name: str, pretrained: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Return model, tokenizer, and what the model is built from."""
     import open_clip
 
+    folder = Path(name.removeprefix("local-dir:"))
     try:
         with _quiet():
-            model = open_clip.create_model(name, pretrained, require_pretrained=True)
-            return model, open_clip.get_tokenizer(name)
+            config: Any = open_clip.get_model_config(name)
+            if (folder / TEXT_WEIGHTS).is_file():
+                model = _build_half(folder, config)
+            else:
+                model = open_clip.create_model(name, pretrained, require_pretrained=True)
+            return model, open_clip.get_tokenizer(name), config
     except Exception as error:
         if pretrained is not None and not Path(pretrained).is_file():
             raise CheckpointError(
@@ -110,6 +124,20 @@ def _load(name: str, pretrained: str | None) -> tuple[Any, Any]:
             f"cannot load the CLIP {pretrained or name.removeprefix('local-dir:')}: {lines[0]}; if "
             f"files are missing or cut short, copy or save it again"
         ) from error
+
+
+def _build_half(folder: Path, config: dict[str, Any]) -> Any:
+    """Build a model without its image half from what :meth:`TextEncoder.save_pretrained` saved."""
+    import open_clip
+
+    kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(TEXT_HALF)
+    if kind not in HALVES:
+        raise CheckpointError(f"{CONFIG} names a {TEXT_HALF} {kind!r} that is not known")
+    sizes = {key: value for key, value in config.items() if key != "custom_text"}
+    model = getattr(open_clip, kind)(**sizes | {"vision_cfg": NO_IMAGES})
+    del model.visual
+    model.load_state_dict(load_file(folder / TEXT_WEIGHTS))
+    return model
 
 
 def _origin(name: str, pretrained: str) -> str:

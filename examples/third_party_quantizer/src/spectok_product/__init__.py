@@ -1,1 +1,1 @@
-"""Product quantisation, as a package that registers itself with spectok."""
+"""Product quantisation and strips, as a package that registers itself with spectok."""

@@ -1,4 +1,4 @@
-"""What this package registers; heavy imports wait inside the hook, for the sake of `--help`."""
+"""What this package registers; heavy imports wait inside the hooks, for the sake of `--help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from spectok import hookimpl
 
 if TYPE_CHECKING:
-    from spectok import Quantizer
+    from spectok import ImageTokenizer, Quantizer
 
 
 @hookimpl
@@ -16,3 +16,11 @@ def spectok_quantizers() -> dict[str, type[Quantizer]]:
     from spectok_product.quantizer import ProductQuantizer
 
     return {"product": ProductQuantizer}
+
+
+@hookimpl
+def spectok_tokenizers() -> dict[str, type[ImageTokenizer]]:
+    """Register the tokenizer ``strips``."""
+    from spectok_product.tokenizer import StripVAE
+
+    return {"strips": StripVAE}

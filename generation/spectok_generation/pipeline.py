@@ -1,0 +1,300 @@
+"""``TokenPipeline``: tokenizer, prior and text encoder as one folder, a pipeline of diffusers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import huggingface_hub
+import torch
+from diffusers import __version__ as diffusers_version
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+
+from spectok import ImageTokenizer
+from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok.images import to_pil
+from spectok.modeling import TEMPORARY_SUFFIX
+from spectok_generation.conditions import Condition
+from spectok_generation.generate import (
+    DRAWABLE,
+    INDEX,
+    check_encoder,
+    check_pair,
+    choose_labels,
+    draw_images,
+    load_component,
+    load_encoder,
+    load_pair,
+    make_options,
+)
+from spectok_generation.priors import Prior
+from spectok_generation.text.encoder import TextEncoder
+
+COMPONENTS = ("tokenizer", "prior", "text_encoder")
+ENDINGS = (".json", ".safetensors", ".txt", ".model")
+"""Of the files that are fetched from the hub: weights, configs, and tokenizers of text."""
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+USUAL = {"safe_serialization": True, "variant": None, "push_to_hub": False}
+"""Options of ``save_pretrained`` in diffusers, at the only value that fits here."""
+TEXT_GUIDANCE = 3.0
+"""Guidance of prompts where none is given, as ``spectok text-to-image`` has it."""
+
+
+class TokenPipeline(DiffusionPipeline):
+    """Draws images: a tokenizer, a prior of its tokens and, for prompts, a text encoder.
+
+        prompt ── text_encoder ──┐
+        class_labels ────────── prior ── tokens or latents ── tokenizer ── images
+
+    It saves as one folder, loads from one and is pushed to the hub as any pipeline of diffusers.
+    Loading is strict: every part must be there in full, and fit the others.
+
+    Args:
+        tokenizer: A trained tokenizer; it is put into eval mode.
+        prior: The prior of its tokens or latents that images are drawn from; likewise.
+        text_encoder: What the prior reads prompts with; None for a prior that reads no text.
+
+    Raises:
+        CheckpointError: If they do not belong together.
+        InputError: If one is of the wrong kind.
+    """
+
+    config_name = INDEX
+    _optional_components = ["text_encoder"]  # noqa: RUF012 - the name diffusers reads
+
+    tokenizer: ImageTokenizer
+    prior: Any
+    text_encoder: TextEncoder | None
+
+    def __init__(
+        self, tokenizer: ImageTokenizer, prior: Prior, text_encoder: TextEncoder | None = None
+    ):
+        super().__init__()
+        for name, part, kinds in [
+            ("tokenizer", tokenizer, ImageTokenizer),
+            ("prior", prior, DRAWABLE),
+            ("text_encoder", text_encoder, TextEncoder | None),
+        ]:
+            if not isinstance(part, kinds):
+                raise InputError(f"{name}: a {type(part).__name__} cannot be the {name} here")
+        check_pair(prior, tokenizer)
+        check_encoder(prior, text_encoder)
+        self.register_modules(tokenizer=tokenizer.eval(), prior=prior.eval())
+        self.register_modules(text_encoder=text_encoder)
+
+    @classmethod
+    def from_run(
+        cls,
+        prior_path: str | os.PathLike[str],
+        tokenizer_path: str | os.PathLike[str] | None = None,
+        text_encoder: str | None = None,
+    ) -> TokenPipeline:
+        """Put together what a run trained.
+
+        Args:
+            prior_path: Folder of the prior or of its run.
+            tokenizer_path: Its tokenizer. None: the one it was trained with.
+            text_encoder: Folder or name of its text encoder. None: the one it was trained with.
+
+        Raises:
+            CheckpointError: If one is missing, or they do not belong together.
+            InputError: If a text encoder is given and the prior reads no text.
+        """
+        prior, tokenizer = load_pair(prior_path, tokenizer_path)
+        if not prior.text_width and text_encoder is None:
+            return cls(tokenizer, prior)
+        return cls(tokenizer, prior, load_encoder(prior, prior_path, text_encoder))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a saved pipeline.
+
+        Args:
+            pretrained_model_name_or_path: Its folder, or a hub id.
+            **kwargs: ``tokenizer``, ``prior`` or ``text_encoder`` in place of a saved one; for a
+                hub id also ``revision``, ``token``, ``cache_dir`` and the like.
+
+        Raises:
+            CheckpointError: If a part is missing or damaged, or they do not belong together.
+            ConfigError: If an option is unknown.
+        """
+        parts = {name: kwargs.pop(name) for name in COMPONENTS if kwargs.get(name) is not None}
+        if unknown := sorted(set(kwargs) - {*HUB_OPTIONS}):
+            raise ConfigError(
+                f"loading a pipeline takes no {', '.join(unknown)}, only "
+                f"{', '.join((*COMPONENTS, *HUB_OPTIONS))}; call .to(device) afterwards"
+            )
+        folder = _find_folder(pretrained_model_name_or_path, kwargs)
+        for name in COMPONENTS:
+            needed = name != "text_encoder" or getattr(parts["prior"], "text_width", 0)
+            if name not in parts and needed:
+                parts[name] = load_component(folder, name)
+        return cls(**parts)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save all parts into one folder: all of it, or nothing.
+
+        They are written beside the target and moved into it, so that a full disk leaves an earlier
+        pipeline there untouched.
+
+        Raises:
+            CheckpointError: If the folder holds something else, parts do not belong together, or
+                writing fails.
+            ConfigError: If an option asks for another format.
+            InputError: If a part was cast.
+        """
+        target = Path(save_directory).expanduser().resolve()
+        self._check_can_save(target, kwargs)
+        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+        shutil.rmtree(temporary, ignore_errors=True)
+        index: dict[str, Any] = {"_class_name": type(self).__name__}
+        index["_diffusers_version"] = diffusers_version
+        try:
+            for name, part in self.components.items():
+                # not what diffusers registers: it takes some modules for its own by their names
+                kind = type(part)
+                index[name] = [None, None] if part is None else [kind.__module__, kind.__name__]
+                if part is not None:
+                    part.save_pretrained(temporary / name)
+            (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            _install(temporary, target)
+        except OSError as error:
+            raise CheckpointError(f"cannot save to {target}: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        class_labels: int | Sequence[int] | None = None,
+        num_images: int | None = None,
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        batch_size: int = 64,
+        output_type: str = "pil",
+        **options: Any,
+    ) -> ImagePipelineOutput:
+        """Draw images, the same that ``spectok sample`` and ``spectok text-to-image`` draw.
+
+        Args:
+            prompt: What the images show, or several such texts, taken in turn.
+            class_labels: Class of the images, or several, taken in turn. None: all, in turn.
+            num_images: How many. None: one for each prompt or class given.
+            seed: With the image's number, the only source of randomness.
+            guidance: Scale of classifier-free guidance. None: 3 for prompts, else 1.
+            batch_size: Images drawn at once.
+            output_type: ``"pil"``, or ``"pt"`` for a tensor, about [-1, 1] (not clamped).
+            **options: Others of :class:`SamplingOptions` or, for an LDM, :class:`DiffusionOptions`.
+
+        Raises:
+            InputError: If something does not fit the prior, or is out of range.
+        """
+        if output_type not in ("pil", "pt"):
+            raise InputError(f"output_type {output_type!r} is not known; take 'pil' or 'pt'")
+        self._check_float32()
+        if guidance is None and prompt is not None:
+            guidance = TEXT_GUIDANCE
+        how = make_options(self.prior, {"guidance": guidance, **options})
+        count, condition = self._make_condition(prompt, class_labels, num_images)
+        pair = (self.prior, self.tokenizer)
+        with cast(Any, self).progress_bar(total=count) as bar:
+            given = {"seed": seed, "options": how, "batch_size": batch_size}
+            images = draw_images(*pair, count, condition, **given, on_images=bar.update)
+        shown = images if output_type == "pt" else [to_pil(image) for image in images]
+        return ImagePipelineOutput(images=cast(Any, shown))
+
+    def _make_condition(
+        self, prompt: Any, class_labels: Any, num_images: int | None
+    ) -> tuple[int, Condition | None]:
+        """Return how many images to draw, and the class or the text of each."""
+        kind = type(self.prior).__name__
+        if class_labels is not None and self.text_encoder is not None:
+            raise InputError(f"this {kind} reads text, not classes; give prompt, no class_labels")
+        if prompt is not None and self.text_encoder is None:
+            instead = "give class_labels instead" if self.prior.num_classes else "leave it out"
+            raise InputError(f"this {kind} reads no text such as the prompt {prompt!r}; {instead}")
+        if prompt is None and class_labels is None:
+            count = _count(num_images, 1)
+            return count, choose_labels(self.prior, count)
+        if self.text_encoder is not None:
+            chosen: Any = self.text_encoder(_as_list("prompt", prompt, str))
+        else:
+            labels = _as_list("class_labels", class_labels, int)
+            chosen = torch.cat([cast(Any, choose_labels(self.prior, 1, n)) for n in labels])
+        count = _count(num_images, len(chosen))
+        return count, chosen[[number % len(chosen) for number in range(count)]]
+
+    def _check_can_save(self, target: Path, options: dict[str, Any]) -> None:
+        for name, value in options.items():
+            if name not in USUAL or value != USUAL[name]:
+                raise ConfigError(
+                    f"{name}={value} does not go with saving a pipeline: it is saved as float32 "
+                    f"safetensors; leave it out, and upload with push_to_hub(repo_id)"
+                )
+        held = [name for name in (*COMPONENTS, "model") if (target / name).exists()]
+        if target.is_file() or (held and not (target / INDEX).is_file()):
+            what = f"holds a {held[0]} of something else" if held else "is a file"
+            raise CheckpointError(f"{target} {what}; give a new folder, or that of a pipeline")
+        self._check_float32()
+        check_pair(self.prior, self.tokenizer)
+        check_encoder(self.prior, self.text_encoder)
+
+    def _check_float32(self) -> None:
+        for name, part in self.components.items():
+            if part is not None and part.dtype != torch.float32:
+                raise InputError(
+                    f"the {name} was cast to {part.dtype}, but parts draw, and know one another, "
+                    f"in float32 only; load the pipeline again"
+                )
+
+
+def _find_folder(place: Any, options: dict[str, Any]) -> Path:
+    """Return the folder of a pipeline, fetched from the hub if it is a hub id."""
+    name = os.fspath(place)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise CheckpointError(f"no directory {name}; give the folder of a pipeline, or a hub id")
+    wanted = [INDEX, *(f"{part}/*{ending}" for part in COMPONENTS for ending in ENDINGS)]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, **options))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise CheckpointError(
+            f"cannot fetch {name!r}: {type(error).__name__}: {reason}; it is no local folder either"
+        ) from error
+
+
+def _install(temporary: Path, target: Path) -> None:
+    """Move finished parts into a folder, one rename each; the old ones go with ``temporary``."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in COMPONENTS:
+        if (target / name).exists():
+            os.replace(target / name, temporary / f"{name}.old")
+        if (temporary / name).exists():
+            os.replace(temporary / name, target / name)
+    os.replace(temporary / INDEX, target / INDEX)
+
+
+def _as_list(name: str, value: Any, kind: type) -> list[Any]:
+    """Return one value or several as a list."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    values = [value] if isinstance(value, kind) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(v, kind) for v in values):
+        raise InputError(f"{name} {value!r} must be of type {kind.__name__}, or a list of such")
+    if not values:
+        raise InputError(f"{name} is an empty list; give at least one")
+    return list(values)
+
+
+def _count(wanted: int | None, given: int) -> int:
+    """Return how many images to draw, given so many prompts or classes."""
+    count = given if wanted is None else wanted
+    if count < given:
+        raise InputError(f"num_images {count} must be at least {given}, or leave it out")
+    return count
