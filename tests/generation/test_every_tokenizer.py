@@ -6,7 +6,6 @@ kind is trained on what the saved files say, and images are drawn from the pair.
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -44,14 +43,6 @@ PRIORS = {
     "ldm": {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 10},
 }
 FROM_IMAGES, FROM_TEXT = ("ldm",), ("cat",)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """Keep the garbage collection that ends every run from looking through whole libraries."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
