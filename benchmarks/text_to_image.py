@@ -1,7 +1,7 @@
 """Images of captions, among them combinations of words never seen together, read by a checker.
 
     python benchmarks/text_to_image.py
-    python benchmarks/text_to_image.py --guidance 1 3 --out runs/text_to_image
+    python benchmarks/text_to_image.py --guidance 1 2 --out runs/text_to_image
 
 The recipe ``cat/shapes`` trains, on the built-in captioned ``shapes``, a CLIP, a tokenizer, and CAT
 on its tokens given the text; nothing is downloaded. Then 500 images are drawn of the 16 captions
@@ -154,7 +154,7 @@ def draw_picture(painter: Painter, labels: list[int], guidance: float, path: Pat
 def main() -> None:
     """Train what is not there, draw, read, write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--out", type=Path, default=Path("runs/text_to_image"))
     arguments = parser.parse_args()
     record = arguments.out / "training.json"
