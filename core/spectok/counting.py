@@ -108,6 +108,15 @@ class CountingQuantizer(SteppedQuantizer):
         self.frequency.lerp_(share, 1 - FREQUENCY_DECAY)
         self.count_step()
         self.edit_codes(counts, others, list(optimizers))
+        self.forget()
+
+    def skip_step(self) -> None:
+        """Forget the micro-batches since the last step; see :class:`~spectok.Quantizer`."""
+        self.forget()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Clear what micro-batches added to, at the end of each step."""
         for pending in (self.pending_counts, *self.pending()):
             pending.zero_()
 

@@ -114,11 +114,19 @@ class Quantizer(nn.Module, ABC):
     def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
         """Edit codes: called once after each optimiser step, on every rank."""
 
+    def skip_step(self) -> None:
+        """Forget the micro-batches since the last step: called where no optimiser step is taken.
+
+        It takes the place of :meth:`before_step` and :meth:`after_step`, on every rank, where the
+        gradients overflowed in fp16.
+        """
+
 
 def outermost_quantizers(module: nn.Module) -> list[Quantizer]:
     """Return the quantizers of a model, leaving out those that are parts of another quantizer.
 
-    A quantizer made of others passes ``before_step`` and ``after_step`` on to them itself.
+    A quantizer made of others passes ``before_step``, ``after_step`` and ``skip_step`` on to them
+    itself.
     """
     if isinstance(module, Quantizer):
         return [module]

@@ -98,6 +98,10 @@ class RunningQuantizer(CodebookQuantizer):
             rare = self.frequency * self.codebook_size < self.revive_below
             dead = counts == 0 if self.steps == 1 else rare
             self.revive(dead, torch.cat(self._followed, dim=1))
+
+    def forget(self) -> None:
+        """Clear the pending sums, and let go of the vectors of the step."""
+        super().forget()
         self._followed = []
 
     def revives_at(self, step: int) -> bool:

@@ -220,6 +220,11 @@ class ImageTokenizer(SpectokModel, ABC):
         for quantizer in outermost_quantizers(self):
             quantizer.after_step(optimizers)
 
+    def skip_step(self) -> None:
+        """Call in place of both where no optimiser step is taken, as when gradients overflow."""
+        for quantizer in outermost_quantizers(self):
+            quantizer.skip_step()
+
     # -- shapes ----------------------------------------------------------------------------------
 
     def check_images(self, images: Tensor) -> None:

@@ -101,6 +101,11 @@ class ClusteringQuantizer(CodebookQuantizer):
         replaced = (alpha > REPLACED).flatten().nonzero().squeeze(-1)
         clear_moments(self.codebook, replaced, optimizers)
 
+    def forget(self) -> None:
+        """Clear the pending counts, and let go of what the anchors might have been."""
+        super().forget()
+        self._closest, self._vectors = None, []
+
     def resistance(self) -> Float[Tensor, "g k"]:
         """Return how firmly each code stays: the exponent of Eq. 7 without its epsilon."""
         return self.average_usage * (self.codebook_size * 10 / (1 - self.usage_decay))
@@ -108,7 +113,6 @@ class ClusteringQuantizer(CodebookQuantizer):
     def draw_anchors(self) -> Float[Tensor, "g k d"] | None:
         """Return one anchor per code, the same on every rank; None if no vector was seen."""
         closest, vectors = self._closest, self._vectors
-        self._closest, self._vectors = None, []
         if closest is not None:
             return closest_over_ranks(*closest)
         if not vectors:

@@ -134,8 +134,13 @@ class TreeQuantizer(CodebookTree):
                 self.move_to_means(counts, sums[0])
             if self.revives_at(self.steps) and self._vectors:
                 self.revive(optimizers)
+        self.skip_step()
+
+    @torch.no_grad()
+    def skip_step(self) -> None:
+        """Forget the micro-batches since the last step."""
         self._vectors = []
-        for statistics in pending:
+        for statistics in self._pending():
             statistics.zero_()
 
     @torch.no_grad()

@@ -67,9 +67,14 @@ class VoronoiQuantizer(CodebookQuantizer):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Add this step's gradient magnitude of each code, the mean over its dimensions."""
+        """Add this step's gradient magnitude of each code, the mean over its dimensions.
+
+        A gradient that is not finite adds nothing: it would stay the largest, and split its cell,
+        until the next reset.
+        """
         if self.codebook.grad is not None:
-            self.magnitude += self.codebook.grad.abs().mean(-1)
+            size = self.codebook.grad.abs().mean(-1)
+            self.magnitude += torch.where(size.isfinite(), size, 0)
 
     def edit_codes(
         self, counts: Tensor, statistics: list[Tensor], optimizers: list[torch.optim.Optimizer]

@@ -64,6 +64,8 @@ class Hooks:
         before_step: Called when gradients are synchronised and unscaled, and not yet clipped; what
             it returns is logged.
         after_step: Called after the optimiser step, with the optimisers.
+        skip_step: Called in place of both where no optimiser step is taken, because gradients
+            overflowed in fp16: forget what the micro-batches left behind.
         sample: Called on the main process, in eval mode and with averaged weights: write samples
             of a step into a directory.
         save_final: Called on the main process with the final weights: write them to a directory.
@@ -72,6 +74,7 @@ class Hooks:
     begin_step: Callable[[int], None] | None = None
     before_step: Callable[[nn.Module], Mapping[str, Tensor] | None] | None = None
     after_step: Callable[[nn.Module, list[torch.optim.Optimizer]], None] | None = None
+    skip_step: Callable[[nn.Module], None] | None = None
     sample: Callable[[nn.Module, int, Path], None] | None = None
     save_final: Callable[[nn.Module, Path], None] | None = None
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -222,10 +223,13 @@ def active_stages(stages: list[Stage], step: int) -> list[Stage]:
 
 
 def update(session: Session, stage: Stage, step: int) -> None:
-    """Take one optimiser step."""
+    """Take one optimiser step, or none if fp16's scaled gradients overflowed."""
     accelerator, hooks = session.accelerator, session.hooks
     is_main = stage is session.stages[0]
     accelerator.unscale_gradients(stage.optimizer)
+    if accelerator.scaler is not None and not gradients_are_finite(stage):
+        skip(session, stage)
+        return
     if is_main and hooks.before_step is not None:
         session.window.add(dict(hooks.before_step(session.model) or {}), step + 1)
     if session.config.max_grad_norm is not None:
@@ -241,6 +245,23 @@ def update(session: Session, stage: Stage, step: int) -> None:
             hooks.after_step(session.model, [s.optimizer.optimizer for s in session.stages])
     if ema is not None:
         ema.update()
+
+
+def gradients_are_finite(stage: Stage) -> bool:
+    """Return whether every gradient is finite: alike on all ranks, which hold the same gradients.
+
+    Waits for the device, as a gradient scaler does in every step anyway.
+    """
+    gradients = [p.grad for p in stage.parameters if p.grad is not None]
+    return bool(nn.utils.get_total_norm(gradients, math.inf).isfinite())
+
+
+def skip(session: Session, stage: Stage) -> None:
+    """Leave everything as it was before the step, but for the scale of the gradients."""
+    stage.optimizer.step()  # the scaler sees that it must not, and lowers the scale
+    stage.optimizer.zero_grad()
+    if stage is session.stages[0] and session.hooks.skip_step is not None:
+        session.hooks.skip_step(session.model)
 
 
 def train_only(stage: Stage | None, stages: list[Stage]) -> None:

@@ -100,6 +100,7 @@ def train_tokenizer(
         begin_step=objective.begin_step,
         before_step=before_step,
         after_step=lambda _, optimizers: model.after_step(optimizers),
+        skip_step=lambda _: model.skip_step(),
         sample=lambda _, step, folder: save_samples(model, images, step, folder),
         save_final=save_final,
     )
