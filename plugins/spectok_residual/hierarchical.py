@@ -44,7 +44,8 @@ class HierarchicalQuantizer(Quantizer):
             which teaches the decoder to do without the bottom ones.
 
     Raises:
-        InputError: If ``num_parts`` does not divide ``dim``.
+        InputError: If ``num_parts`` does not divide ``dim``, or codebooks of the bottom quantizer
+            do not fit the parts.
     """
 
     def __init__(
@@ -71,17 +72,34 @@ class HierarchicalQuantizer(Quantizer):
             num_tokens=num_tokens * num_parts,
             codebook_size=codebook_size,
         )
+        for level in self.bottom.levels:
+            self.level_of_part(level)  # refuses what cannot be declared
         self.decodes_first_levels = len(self.top.levels) == 1 or self.top.decodes_first_levels
 
     @property
     def levels(self) -> tuple[QuantizerLevel, ...]:
         """The top quantizer's levels, then the bottom one's, once for each part."""
-        places = {"position": self.num_tokens}
-        part = tuple(
-            QuantizerLevel(level.vocab_size, level.codebook, places.get(level.codebook, 1))
-            for level in self.bottom.levels
-        )
+        part = tuple(self.level_of_part(level) for level in self.bottom.levels)
         return self.top.levels + part * self.num_parts
+
+    def level_of_part(self, level: QuantizerLevel) -> QuantizerLevel:
+        """Return what one part has of a level of the bottom quantizer: the codebooks of its places.
+
+        Raises:
+            InputError: If a codebook ends in the middle of one part and of another's run.
+        """
+        if level.codebook != "position":
+            return level
+        run = self.bottom.num_tokens // level.num_codebooks  # places of one codebook
+        if run % self.num_tokens == 0:  # whole parts
+            return QuantizerLevel(level.vocab_size)
+        if self.num_tokens % run:
+            raise InputError(
+                f"{level.num_codebooks} bottom codebooks for {run} places each do not fit "
+                f"{self.num_parts} parts of {self.num_tokens} places; let num_codebooks be 1, "
+                f"{self.num_parts}, or {self.num_parts} times a divisor of {self.num_tokens}"
+            )
+        return QuantizerLevel(level.vocab_size, "position", self.num_tokens // run)
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Quantise whole vectors, then the parts of what is left."""
@@ -132,6 +150,11 @@ class HierarchicalQuantizer(Quantizer):
         optimizers = list(optimizers)
         self.top.after_step(optimizers)
         self.bottom.after_step(optimizers)
+
+    def skip_step(self) -> None:
+        """Let both quantizers forget a step that is not taken."""
+        self.top.skip_step()
+        self.bottom.skip_step()
 
 
 def _named(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

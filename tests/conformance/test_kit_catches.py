@@ -15,6 +15,7 @@ from spectok.outputs import QuantizerOutput
 from spectok.quantizer import codebook_losses
 from spectok.testing import QuantizerConformance, TokenizerConformance
 from spectok.testing.small import small_options
+from spectok_hrvqvae.quantizer import TreeQuantizer
 from spectok_vq.model import VQVAE
 from spectok_vq.quantizer import EMAQuantizer, GradientQuantizer
 
@@ -204,6 +205,20 @@ class Overflows(GradientQuantizer):
 def test_broken_quantizer_is_caught(broken, check, tmp_path):
     options = small_options(broken) | SIZES
     run(QuantizerConformance, check, lambda: broken(**options), tmp_path)
+
+
+class SearchesEveryLeaf(TreeQuantizer):
+    """Compares each vector with all leaves, as if there were no tree."""
+
+    def quantize(self, z):
+        torch.cdist(z.detach().flatten(0, 1), self.tables()[-1])
+        return super().quantize(z)
+
+
+def test_a_tree_that_is_not_used_is_caught(tmp_path):
+    options = SIZES | {"codebook_size": 256}
+    check = "test_memory_is_bounded"
+    run(QuantizerConformance, check, lambda: SearchesEveryLeaf(**options), tmp_path)
 
 
 # -- tokenizers ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from spectok import list_quantizers, list_tokenizers
@@ -43,6 +45,32 @@ class TestQuantizers(QuantizerConformance):
         if option in BATCH_ENTROPY:
             pytest.skip("the entropy of a batch's mean is not the mean of its parts' entropies")
         super().test_accumulation_equals_one_big_step(build)
+
+    def test_memory_is_bounded(self, build, option):
+        if len(build().levels) > 1:  # what the levels keep would hide a table of a few codes
+            build = functools.partial(small_quantizer, option, codebook_size=256)
+        super().test_memory_is_bounded(build)
+
+
+VARIANTS = [
+    ("cvq", {"anchor": "random"}),
+    ("cvq", {"anchor": "probrandom"}),
+    ("cvq_pearson", {"decay_rule": "printed"}),
+    ("cvq_pearson", {"decay_rule": "cvq"}),
+    ("voronoi", {"num_codebooks": 1}),
+    ("voronoi", {"num_codebooks": 4}),
+    ("tree", {"update": "ema"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_other_ways_to_edit_codes_do_not_depend_on_how_a_batch_is_split(name, options):
+    def build():
+        return small_quantizer(name, **options)
+
+    suite = QuantizerConformance()
+    suite.test_accumulation_equals_one_big_step(build)
+    suite.test_two_processes_equal_one(build)
 
 
 class TestTokenizers(TokenizerConformance):

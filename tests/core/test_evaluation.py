@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -34,9 +36,8 @@ def with_moments(mean, covariance, count=50):
     """Return vectors whose mean and covariance are exactly these."""
     noise = torch.randn(count, len(mean), dtype=torch.float64)
     noise = noise - noise.mean(0)
-    white = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(torch.cov(noise.T)), noise.T, upper=False
-    )
+    found = torch.cov(noise.T).view(len(mean), len(mean))  # of one dimension, torch gives a number
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(found), noise.T, upper=False)
     return (torch.linalg.cholesky(covariance) @ white).T + mean
 
 
@@ -359,6 +360,36 @@ def test_a_folder_without_a_trained_classifier_is_refused(tmp_path, tokenizer):
 def test_images_without_classes_train_no_classifier(tmp_path):
     from spectok.evaluation import ClassifierRecipe, train_classifier
 
-    data = DataConfig(name="photos", limit=4)
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        Image.new("L", (16, 16), 80 * i).save(tmp_path / "pictures" / f"{i}.png")
+    data = DataConfig(name="folder", path=str(tmp_path / "pictures"), image_size=16)
     with pytest.raises(DataError, match="has no classes"):
-        train_classifier(ClassifierRecipe(data=data), tmp_path)
+        train_classifier(ClassifierRecipe(data=data), tmp_path / "run")
+
+
+def test_a_classifier_is_trained_on_what_an_evaluation_compares(tmp_path):
+    """CelebA on a black square: neither sees the border."""
+    from spectok.evaluation import ClassifierRecipe, train_classifier
+
+    generator = np.random.default_rng(0)
+    for i in range(12):
+        pixels = generator.integers(128 * (i % 2), 128 * (i % 2 + 1), (218, 178, 3), dtype=np.uint8)
+        for split in ("train", "test"):
+            folder = tmp_path / "faces" / split / ("dark", "bright")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    data = DataConfig(name="celeba256", path=str(tmp_path / "faces"), image_size=32)
+    options = {"steps": 20, "batch_size": 12, "learning_rate": 1e-2}
+    recipe = ClassifierRecipe.model_validate(
+        {"data": data.model_dump(), "train": options, "classifier": {"channels": 4}}
+    )
+    model = train_classifier(recipe, tmp_path / "run").model
+    assert model.image_shape == (3, 32, 26)
+    assert load_classifier(tmp_path / "run").config["held_out_accuracy"] == 1
+    tokenizer = load_tokenizer("vqvae", image_size=32, codebook_size=8, codebook_dim=4, channels=8)
+    held_out = build_dataset(data.model_copy(update={"split": "test"}), train=False)
+    found = evaluate(
+        tokenizer, held_out, Evaluation(networks=Networks(classifier=tmp_path / "run"))
+    )
+    assert math.isfinite(found["metrics"]["classifier_frechet"])

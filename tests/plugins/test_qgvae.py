@@ -149,6 +149,19 @@ def test_reset_clears_the_moments_of_moved_codes_only():
     assert (state["exp_avg"][0, 1:] == 1).all()
 
 
+def test_a_gradient_that_is_not_finite_adds_nothing():
+    quantizer = voronoi(reset_every=2)
+    quantizer(torch.randn(8, 6, 4)).losses["codebook"].backward()
+    expected = quantizer.codebook.grad.abs().mean(-1)
+    used = expected[0].nonzero().flatten()
+    for row, value in zip(used[:2], (torch.inf, torch.nan)):
+        quantizer.codebook.grad[0, row, 1] = value
+        expected[0, row] = 0
+    quantizer.before_step()
+    assert quantizer.magnitude.equal(expected)
+    assert len(split_pairs(quantizer.magnitude)[0]), "one infinity would hide every cell to split"
+
+
 def test_eval_never_resets():
     quantizer = voronoi(reset_every=1).eval()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
@@ -267,24 +280,62 @@ def waves(count):
     return torch.einsum("bk,khw->bhw", strength, patterns).unsqueeze(1).clamp(-1, 1)
 
 
-def test_psnr_rises_with_the_prefix_and_the_first_tokens_matter_most():
-    """Without the ordering, two of six tokens were 14 dB below all of them, not 3."""
+def trained_on_waves(prefix_probability):
+    """Train for 200 steps of 16 images; weights and resets are those of the recipe for digits."""
     torch.manual_seed(0)
-    model = tiny(prefix_probability=0.5, codebook_size=32, factor_levels=1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(120):
+    quantizer = {"name": "voronoi", "reset_every": 10}
+    quantizer |= {"commitment_weight": 0.02, "codebook_weight": 0.05}
+    sizes = {"codebook_size": 32, "factor_levels": 1, "quantizer": quantizer}
+    model = tiny(prefix_probability=prefix_probability, **sizes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=8e-3)
+    for _ in range(200):
         loss = sum(model(waves(16)).losses.values())
         optimizer.zero_grad()
         loss.backward()
         model.before_step()
         optimizer.step()
         model.after_step([optimizer])
+    return model.eval()
+
+
+@torch.no_grad()
+def prefix_psnr(model, images):
+    """Return what the first 0, 1, …, 6 tokens decode to, also where a prefix need not mean much."""
+    z = model.embed(model.encode(images))
+    kept = (torch.full((len(images),), k) for k in range(7))
+    decoded = (model.decoder(model.token_space.to_latents(z, keep)) for keep in kept)
+    return [-10 * (one - images).square().mean().log10().item() for one in decoded]
+
+
+@torch.no_grad()
+def harm(model, images):
+    """Return by what factor the error grows with another image's token at each place."""
+    indices, errors = model.encode(images), []
+    for place in range(-1, 6):
+        other = indices.clone()
+        if place >= 0:
+            other[:, place] = other.roll(1, 0)[:, place]
+        errors.append((model.decode(other) - images).square().mean().item())
+    return [error / errors[0] for error in errors[1:]]
+
+
+def test_first_tokens_matter_most_when_ordered_and_not_otherwise():
+    """Over three seeds, of six tokens the first two were 3 dB below all, unordered 9 to 12 dB; an
+    exchange of the first was 6 to 8 times the error, of any other below 3, unordered like any.
+    """
+    ordered, unordered = trained_on_waves(0.5), trained_on_waves(0.0)
     images = waves(128)
-    decoded = prefix_pictures(model.eval(), images, lengths=[0, 1, 2, 4, 6])[:, 1:]
+    psnr, control = prefix_psnr(ordered, images), prefix_psnr(unordered, images)
+    decoded = prefix_pictures(ordered, images, lengths=[0, 1, 2, 4, 6])[:, 1:]
     errors = (decoded - images.unsqueeze(1)).square().mean((0, 2, 3, 4))
-    psnr = (-10 * errors.log10()).tolist()
-    assert all(later > earlier for earlier, later in itertools.pairwise(psnr))
-    assert psnr[2] > psnr[4] - 3
+    assert (-10 * errors.log10()).tolist() == pytest.approx([psnr[k] for k in (0, 1, 2, 4, 6)])
+    assert psnr[0] < psnr[1] < psnr[2] < psnr[4] < psnr[6]
+    assert psnr[2] > psnr[6] - 5
+    assert control[2] < control[6] - 7
+    first, *others = harm(ordered, images)
+    assert first > 2 * max(others)
+    first, *others = harm(unordered, images)
+    assert first < max(others)
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import spectok
 from spectok.errors import ConfigError, InputError
 from spectok.testing import QuantizerConformance
 from spectok.testing.small import small_quantizer, small_tokenizer
+from spectok.token_spec import TokenSpec
 from spectok_residual.token_space import BlockTokens
 
 
@@ -135,6 +136,31 @@ def test_each_part_that_is_given_adds_its_own_dimensions():
     assert torch.equal(half[..., :4], whole[..., :4])
     errors = [(z - v).square().mean() for v in (top, half, whole)]
     assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize(
+    ("num_codebooks", "kind", "per_part"),
+    [(1, "shared", 1), (2, "shared", 1), (4, "shared", 1), (8, "position", 2), (24, "position", 6)],
+)
+def test_the_codebooks_that_parts_have_are_declared(num_codebooks, kind, per_part):
+    """Four parts of six places: two codebooks serve two parts each, eight serve half a part."""
+    quantizer = hq(num_parts=4, bottom={"name": "voronoi", "num_codebooks": num_codebooks}).eval()
+    spec = TokenSpec(tuple(level.at((6,)) for level in quantizer.levels))
+    assert [(v.codebook, v.num_codebooks) for v in spec.levels[1:]] == [(kind, per_part)] * 4
+    # Two tokens of a part are the same code exactly if the spec gives them the same number.
+    indices = torch.full((1, 6, 5), 3)
+    detail = quantizer.cut(quantizer.lookup(indices) - quantizer.top.lookup(indices[..., :1]))
+    ids = spec.code_ids(spec.flatten(list(indices.unbind(-1))))
+    for part, vectors in zip(spec.unflatten(ids)[1:], detail[0].split(6)):
+        same = torch.cdist(vectors, vectors) < 1e-5
+        assert torch.equal(same, part[0][:, None] == part[0])
+
+
+def test_codebooks_across_parts_are_refused():
+    with pytest.raises(
+        InputError, match=r"3 bottom codebooks for 4 places .* num_codebooks be 1, 2"
+    ):
+        hq(num_parts=2, bottom={"name": "voronoi", "num_codebooks": 3})
 
 
 def test_dropped_images_are_decoded_from_their_top_codes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spectok.quantizer import Quantizer
+from spectok.quantizer import Quantizer, QuantizerLevel
 from spectok.registry import list_tokenizers
 from spectok.testing.base import Build, Conformance
 from spectok.testing.expect import expect, expect_refusal
@@ -185,7 +186,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
         """
         learner = self.fresh(build)
         quantizer = learner.model
-        codes = max(level.vocab_size for level in quantizer.levels)
+        codes = max(_codes_per_level(quantizer.levels))
         if codes < 4 * quantizer.dim * len(quantizer.levels):
             pytest.skip(
                 f"{codes} codes of length {quantizer.dim} at {len(quantizer.levels)} levels: too "
@@ -204,6 +205,15 @@ class QuantizerConformance(Conformance[VectorLearner]):
             f"{quantizer.num_tokens} vectors and {codes} codes: search with nearest_codes(), count "
             f"with bincount or index_add",
         )
+
+
+def _codes_per_level(levels: Sequence[QuantizerLevel]) -> list[int]:
+    """Return how many codes a vector could be compared with; in a tree, all below its root."""
+    found: list[int] = []
+    for level in levels:
+        parents = found[-1] if level.codebook == "path" and found else 1
+        found.append(parents * level.vocab_size)
+    return found
 
 
 class _LargestResult(TorchDispatchMode):

@@ -9,6 +9,7 @@ from typing import Any
 from spectok import registry
 from spectok.loading import create_quantizer, load_tokenizer
 from spectok.quantizer import Quantizer
+from spectok.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer
 
 SMALL: dict[str, Any] = {
@@ -29,6 +30,8 @@ SMALL: dict[str, Any] = {
     "revive_every": 2,
     "revive_below": 0.9,
 }
+
+SIZES = ("dim", "num_tokens", "codebook_size")  # which a quantizer gives to those it is made of
 
 
 def small_options(function: Callable[..., Any]) -> dict[str, Any]:
@@ -54,4 +57,18 @@ def small_quantizer(name: str, **options: Any) -> Quantizer:
         **options: Constructor options that override the small ones.
     """
     sizes = {"dim": 8, "num_tokens": 16, "codebook_size": 32}
-    return create_quantizer(name, **small_options(registry.get_quantizer(name)) | sizes | options)
+    return create_quantizer(name, **_small_quantizer_options(name) | sizes | options)
+
+
+def _small_quantizer_options(name: str) -> dict[str, Any]:
+    """Return small options of a quantizer, and of those it is made of, but for their sizes."""
+    function = registry.get_quantizer(name)
+    parameters = inspect.signature(function, eval_str=True).parameters
+    parts = {k: p.default for k, p in parameters.items() if p.annotation == QuantizerOption}
+    nested = {
+        k: {"name": part}
+        | {o: v for o, v in _small_quantizer_options(part).items() if o not in SIZES}
+        for k, part in parts.items()
+        if isinstance(part, str)
+    }
+    return small_options(function) | nested
