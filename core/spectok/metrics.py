@@ -156,7 +156,7 @@ def evaluate_reconstruction(
         images = batch["images"].to(tokenizer.device)
         indices = tokenizer.encode(images.to(tokenizer.dtype))
         reconstruction = tokenizer.decode(indices).to(images.dtype)
-        shown, decoded = (_interior(x, dataset) for x in (images, reconstruction))
+        shown, decoded = (interior_of(x, dataset) for x in (images, reconstruction))
         for metric in measured.values():
             metric.add(shown, decoded, indices)
         counts += count_codes(spec, indices.cpu())
@@ -248,8 +248,8 @@ def split_by_codebook(spec: TokenSpec, counts: Num[Tensor, "n"]) -> list[Num[Ten
     ]
 
 
-def _interior(images: Tensor, dataset: Any) -> Tensor:
-    """Return the part of the images that an added border surrounds."""
+def interior_of(images: Tensor, dataset: Any) -> Tensor:
+    """Return the part of a data set's images that an added border surrounds."""
     box = getattr(dataset, "interior", None)
     if box is None:
         return images

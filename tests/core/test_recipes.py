@@ -1,7 +1,9 @@
 """Every file in ``configs/`` loads and builds."""
 
+import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from spectok.config import load_recipe
+from spectok.data.splits import default_held_out
 from spectok.errors import UnknownNameError
 from spectok.loading import load_tokenizer
 from spectok.recipes import builtin_folder, find_recipe, list_recipes, recipe_folders
@@ -95,6 +98,50 @@ def test_a_recipe_begins_with_what_it_is(name):
     first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert len(first) <= 120
+
+
+def leading_comment(name):
+    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    return " ".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+@pytest.mark.parametrize("name", [n for n in OURS if n.startswith(("tokenizers/", "generation/"))])
+def test_a_recipe_begins_with_whether_it_was_measured(name):
+    """Those of smoke, demo and compare are not for results, but for a command and its report."""
+    assert re.search(r"\b[Mm]easured\b|\b[Nn]ot measured\b", leading_comment(name))
+
+
+IMAGES = {  # of the training split; those without a test split in brackets, all of them
+    "cifar10": 50_000,
+    "celeba64": 162_770,
+    "celeba64_crop140": 162_770,
+    "celeba256": 162_770,
+    "ffhq256": [70_000],
+    "imagenet64": 1_281_167,
+    "imagenet128": 1_281_167,
+    "imagenet256": 1_281_167,
+    "lsun_church128": [126_227],
+    "mm_celebahq256": [30_000],
+    "mnist": 60_000,
+    "mnist32": 60_000,
+    "svhn": 73_257,
+}
+STEPS = re.compile(r"steps: (\d+) +# .*?\b(\d+) epochs\b.*? of ([\d,]+) (batches|images)")
+COUNTED = {n: found for n in OURS if (found := STEPS.search(find_recipe(n).read_text("utf-8")))}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_steps_are_the_epochs_that_the_comment_counts(name):
+    found = COUNTED[name]
+    steps, epochs = int(found[1]), int(found[2])
+    counted, unit = int(found[3].replace(",", "")), found[4]
+    data, size = WRITTEN[name]["data"], WRITTEN[name]["train"]["batch_size"]
+    images = IMAGES[data["name"]]
+    if isinstance(images, list):
+        images = images[0] - data.get("num_held_out", default_held_out(images[0]))
+    assert counted == (images if unit == "images" else math.ceil(images / size))
+    per_epoch = images / size
+    assert epochs * math.floor(per_epoch) <= steps <= epochs * math.ceil(per_epoch)
 
 
 def test_smoke_recipes_take_seconds():

@@ -61,7 +61,7 @@ def hold_out(rows: Rows, config: DataConfig) -> Rows:
         raise DataError(f"the data has no split {config.split!r}; use 'train' or 'test'")
     count, held_out = len(rows), config.num_held_out
     if held_out is None:
-        held_out = min(_MOST_HELD_OUT, -(-count // 10)) if count > 1 else 0
+        held_out = default_held_out(count)
     order = np.array(sorted(range(count), key=lambda i: _hash(rows.name(i))), dtype=np.int64)
     first_test = max(0, count - held_out)
     part = order[:first_test] if config.split == "train" else order[first_test:]
@@ -72,6 +72,11 @@ def hold_out(rows: Rows, config: DataConfig) -> Rows:
         )
     note = f"no test split: {held_out:,} of {count:,} images are held out as 'test'"
     return replace(rows.select(part), notes=[*rows.notes, note])
+
+
+def default_held_out(count: int) -> int:
+    """Return how many images are held out unless a recipe says: a tenth, at most a thousand."""
+    return min(_MOST_HELD_OUT, -(-count // 10)) if count > 1 else 0
 
 
 def _first(wanted: Iterable[str], available: list[str]) -> str | None:
