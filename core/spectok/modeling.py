@@ -93,6 +93,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             super().save_pretrained(temporary, **kwargs, safe_serialization=True)
+            forget_origin(temporary / CONFIG_NAME)
             install(temporary, target)
         except Exception as error:
             raise CheckpointError(f"cannot save to {target}: {_first_line(error)}") from error
@@ -100,6 +101,13 @@ class SpectokModel(ModelMixin, ConfigMixin):
             shutil.rmtree(temporary, ignore_errors=True)
         if push:
             raise CheckpointError("save first, then call push_to_hub(repo_id)")
+
+
+def forget_origin(config: Path) -> None:
+    """Remove from a config what diffusers writes of the place that a model was loaded from."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def install(temporary: Path, target: Path) -> None:

@@ -93,8 +93,10 @@ def load_encoder(
     elif name is None:
         needed = prior.config["text"]
         own = [path / OWN_CLIP for path in (Path(prior_path), Path(prior_path).parent)]
-        places = [Path(needed["path"]), *own]
+        places = [Path(needed["path"]), *own] if needed["path"] else own
         found = next((place for place in places if place.is_dir()), needed["path"])
+        if not found:
+            raise CheckpointError(f"no text encoder is recorded in {prior_path}; give its own")
         encoder = load_text_encoder(str(found), needed["pretrained"])
     else:
         encoder = load_text_encoder(name, pretrained)

@@ -13,6 +13,7 @@ import huggingface_hub
 import torch
 from diffusers import __version__ as diffusers_version
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.constants import CONFIG_NAME
 
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
@@ -160,6 +161,7 @@ class TokenPipeline(DiffusionPipeline):
                 index[name] = [None, None] if part is None else [kind.__module__, kind.__name__]
                 if part is not None:
                     part.save_pretrained(temporary / name)
+            forget_folders(temporary / "prior" / CONFIG_NAME)
             (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             _install(temporary, target)
         except OSError as error:
@@ -268,6 +270,16 @@ def _find_folder(place: Any, options: dict[str, Any]) -> Path:
         raise CheckpointError(
             f"cannot fetch {name!r}: {type(error).__name__}: {reason}; it is no local folder either"
         ) from error
+
+
+def forget_folders(config: Path) -> None:
+    """Remove from a saved prior's config where this machine kept what it was trained with."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    for record in filter(None, (content.get("tokenizer"), content.get("text"))):
+        for key in ("path", "pretrained"):
+            if Path(record.get(key) or "").is_absolute():
+                record[key] = None
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _install(temporary: Path, target: Path) -> None:

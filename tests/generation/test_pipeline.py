@@ -188,6 +188,24 @@ def test_the_folder_is_a_pipeline_of_diffusers(make_run, tmp_path):
     assert (again.prior, again.text_encoder) == (pipeline.prior, None)
 
 
+def test_the_folder_names_no_place_of_this_machine(saved, runs):
+    texts = [path.read_text() for path in saved.rglob("*.json")]
+    assert len(texts) > 3
+    assert not [text for text in texts if str(runs) in text or str(saved) in text]
+    again = TokenPipeline.from_pretrained(saved)
+    assert again.prior.tokenizer_record["path"] is None
+    with pytest.raises(CheckpointError, match="the encoder it was trained with"):
+        TokenPipeline.from_pretrained(saved, text_encoder=other_encoder(again.text_encoder))
+
+
+def other_encoder(encoder):
+    """Return an encoder with other weights."""
+    other = load_text_encoder(encoder.name)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1)
+    return other
+
+
 def test_conditions_are_taken_in_turn(make_run):
     pipeline = TokenPipeline.from_run(make_run("gpt"))
     pipeline.set_progress_bar_config(disable=True)
