@@ -167,8 +167,9 @@ def spectok_words(words: list[str]) -> list[str] | None:
     if script is None:
         return None
     given = words[words.index(script) + 1 :]
-    if Path(script).stem in ("extract_tokens", "sample"):
-        return [{"extract_tokens": "extract"}.get(Path(script).stem, "sample"), *given]
+    same = {"extract_tokens": "extract", "sample": "sample", "text_to_image": "text-to-image"}
+    if Path(script).stem in same:
+        return [same[Path(script).stem], *given]
     spec = importlib.util.spec_from_file_location(f"script_{Path(script).stem}", ROOT / script)
     assert spec is not None
     assert spec.loader is not None
