@@ -1,5 +1,7 @@
 """What is particular to FA-VAE: complements, spectrum losses, a codebook on the sphere."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -250,8 +252,8 @@ def fit(model, data, steps, learning_rate, batch_size=32):
     return model.eval()
 
 
-def test_complements_learn_the_spectra_of_the_encoder():
-    """DSL brings each C_i nearer to A_i than nothing is, and than one that did not learn it."""
+def test_training_lowers_the_spectrum_loss_of_every_pair():
+    """On training images DSL ends lower than with C_i = 0, and than where its weight is tiny."""
     data, distances = digits("train", 128), []
     for weight in (1e-9, 1.0):
         torch.manual_seed(0)
@@ -268,6 +270,95 @@ def test_complements_learn_the_spectra_of_the_encoder():
             )
     for without, learned in zip(*distances):
         assert learned < min(1, without)
+
+
+def photos(split, count):
+    """Return grey crops of photographs: they have the high frequencies that digits lack."""
+    config = {"name": "photos", "split": split, "limit": count, "image_size": 16, "channels": 1}
+    data = build_dataset(DataConfig.model_validate(config))
+    return torch.stack([data[i]["images"] for i in range(count)])
+
+
+SMALL = {
+    "downsample_factor": 2,
+    "channel_multipliers": (1, 2),
+    "codebook_size": 64,
+    "codebook_dim": 16,
+    "quantizer": {"name": "cosine", "revive_below": 0.1},
+}
+WITHOUT = {"fcm": "none", "spectrum_loss": "none"}
+VARIANTS = {
+    "without": WITHOUT,
+    "modules": {"fcm": "residual", "spectrum_loss": "none"},
+    # at the paper's 3 pixels the high band hardly counts in the loss
+    "dsl": {"fcm": "residual", "spectrum_weight": 1.0, "sigma": 0.5},
+}
+
+
+@functools.cache
+def trained(seed):
+    """Return the three variants: equal weights at the start, and equal batches."""
+    data, models = photos("train", 1024), {}
+    for name, options in VARIANTS.items():
+        torch.manual_seed(seed)
+        weights = tiny(**SMALL, **WITHOUT).state_dict()
+        models[name] = tiny(**SMALL, **options)
+        models[name].load_state_dict(weights, strict=False)
+        torch.manual_seed(seed)
+        fit(models[name], data, 300, 3e-3, batch_size=16)
+    return models
+
+
+def high_band(maps):
+    frequencies = torch.fft.fftfreq(maps.shape[-1])
+    band = torch.hypot(frequencies[:, None], frequencies) >= 0.25  # cycles per pixel of the map
+    return torch.fft.fft2(maps, norm="ortho")[..., band]
+
+
+@torch.no_grad()
+def feature_errors(model, batch):
+    """Return, in the high band, ``|s F_dec - F_enc|² / |F_enc|²`` at the best scale s.
+
+    F_enc is of A_2 and of A_3; F_dec of what enters the decoder's way up, and its middle.
+    """
+    features, x = [], model.token_space.to_latents(model.embed(model.encode(batch)))
+    for module, stage in zip(reversed(model.decoder.complements), model.decoder.stages()):
+        features.insert(0, module(x)[1])
+        x = stage(features[0])
+    errors = []
+    for activation, feature in zip(model.encoder.stages(batch)[1:3], features[1:3]):
+        wanted, found = high_band(activation), high_band(feature)
+        scale = (found.conj() * wanted).real.sum() / found.abs().square().sum()
+        errors.append((scale * found - wanted).abs().square().sum() / wanted.abs().square().sum())
+    return torch.stack(errors)
+
+
+@torch.no_grad()
+def log_amplitude_error(model, batch):
+    """Return the mean absolute error of log10 amplitudes of the images in the high band."""
+    spectra = high_band(batch), high_band(model.decode(model.encode(batch)))
+    first, second = (spectrum.abs().clamp_min(1e-3).log10() for spectrum in spectra)
+    return (first - second).abs().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dsl_brings_decoder_features_to_the_encoders_in_the_high_band(seed):
+    """On held-out crops; measured 0.56 to 0.76 of it, where the others are at 0.99 to 1."""
+    held_out = photos("test", 256)
+    without, modules, dsl = (feature_errors(model, held_out) for model in trained(seed).values())
+    assert (dsl < 0.85 * torch.minimum(without, modules)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dsl_brings_amplitudes_of_images_nearer_in_the_high_band(seed):
+    """On held-out crops; measured 0.91 to 0.94 of the better other; squared errors do not fall."""
+    held_out = photos("test", 256)
+    without, modules, dsl = (
+        log_amplitude_error(model, held_out) for model in trained(seed).values()
+    )
+    assert dsl < 0.97 * min(without, modules)
 
 
 ROWS = {  # of Table 2; the discriminator is the recipe's
