@@ -93,6 +93,7 @@ class SQVAE(ImageTokenizer):
         variance = self.variance()
         per_pixel = losses.l2(reconstruction, images) / variance + variance.log()
         share = math.prod(self.image_shape) / math.prod(self.latent_shape)
-        is_bound = isinstance(self.quantizer, StochasticQuantizer)
-        weight = self.quantizer.latent_weight if is_bound else 1.0
+        quantizer = self.quantizer
+        is_bound = isinstance(quantizer, StochasticQuantizer)
+        weight = quantizer.latent_weight if is_bound else 1.0
         return {"reconstruction": 0.5 * weight * share * per_pixel}
