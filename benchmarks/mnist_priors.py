@@ -42,7 +42,7 @@ TOKENIZERS, PRIORS = ("qgvae", "hrvqvae", "vqvae"), ("gpt", "pixelcnn")
 SETTINGS = {
     "temperature 1": SamplingOptions(),
     "temperature 0.8": SamplingOptions(temperature=0.8),
-    "temperature 0.8, guidance 1.5": SamplingOptions(temperature=0.8, guidance=1.5),
+    "temperature 0.8, guidance 2": SamplingOptions(temperature=0.8, guidance=2.0),
 }
 SETTING = "mnist_small"
 SHOWN_SETTING = "temperature 0.8"
