@@ -100,7 +100,7 @@ def main() -> None:
         help=f"variants, by default all: {', '.join(VARIANTS)}; and settings for all of them",
     )
     parser.add_argument("--data", choices=RECIPES, default="digits")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     settings = [word for word in arguments.words if "=" in word]
     path = Path(__file__).parent / "results" / f"fqvae_{arguments.data}.json"
     for name in [word for word in arguments.words if "=" not in word] or VARIANTS:

@@ -638,6 +638,7 @@ def test_what_commands_refuse(spectok, saved, make_run, runs, tmp_path):
         (["export", make_run("gpt"), "--out", make_run("gpt")], "holds a model of something else"),
         (["export", make_run("gpt"), "--text", runs / "clip", "--out", "p"], "reads no text"),
         (["text-to-image", "", "--model", saved, *out], "the prompt is empty"),
+        (["text-to-image", "a", "--model", saved, "--pretrained", "x", *out], "give --text NAME"),
         (["text-to-image", "a", "--model", make_run("gpt"), *out], "reads no text"),
         (["sample", "--prior", saved, "--class", 1, *out], "class 1 is not one of"),
     ]:

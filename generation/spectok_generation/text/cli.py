@@ -90,6 +90,10 @@ def text_to_image(
     text: Annotated[
         str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
     ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="With --text NAME of open_clip: tag or file of its weights."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 64,
     columns: Annotated[
         int | None, typer.Option(min=1, help="Images per row (default: a square grid).")
@@ -101,12 +105,14 @@ def text_to_image(
     from spectok_generation.generate import draw_images, load_encoder, load_pair, make_options
 
     check_picture(out)
+    if pretrained is not None and text is None:
+        raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
     wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     wishes |= {"scheduler": scheduler, "num_steps": num_steps, "guidance": guidance}
     with process_device() as device:
         prior, decoder = load_pair(model, tokenizer)
         options = make_options(prior, wishes)
-        features = load_encoder(prior, model, text).to(device)([prompt])
+        features = load_encoder(prior, model, text, pretrained).to(device)([prompt])
         prior.to(device)
         with progress("sampling", num_images) as advance:
             images = draw_images(
