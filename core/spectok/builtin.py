@@ -1,4 +1,4 @@
-"""What core registers through the same door as plugins: data sets, metrics, a discriminator."""
+"""What core registers through the same door as plugins: data sets, metrics, discriminators."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def spectok_metrics() -> dict[str, ImageMetric | type[SetMetric]]:
 
 @hookimpl
 def spectok_discriminators() -> dict[str, type[nn.Module]]:
-    """Register ``patchgan``."""
+    """Register ``patchgan`` and ``stylegan2``."""
     from spectok.nn.discriminators import PatchGAN
+    from spectok.nn.stylegan import StyleGAN2Discriminator
 
-    return {"patchgan": PatchGAN}
+    return {"patchgan": PatchGAN, "stylegan2": StyleGAN2Discriminator}

@@ -19,6 +19,7 @@ from spectok.losses import (
     l2,
 )
 from spectok.nn.discriminators import PatchGAN
+from spectok.nn.stylegan import StyleGAN2Discriminator, activate, group_deviation, halve
 from spectok.registry import get_registered, list_discriminators
 
 # -- pixels and spectra ----------------------------------------------------------------------------
@@ -141,6 +142,35 @@ def test_every_discriminator_keeps_the_contract(name, channels, checked_shapes):
     assert images.grad.abs().amax((1, 2, 3)).gt(0).all()
     silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
+
+
+def test_stylegan2_looks_at_whole_images_and_at_groups_if_asked():
+    images = torch.randn(4, 3, 16, 16)
+    network = StyleGAN2Discriminator(image_shape=(3, 16, 16), channels=8)
+    logits = network(images)
+    assert logits.shape == (4, 1)
+    assert torch.allclose(logits[:2], network(images[:2]), atol=1e-5)
+    grouped = StyleGAN2Discriminator(image_shape=(3, 16, 16), channels=8, group_size=4)
+    assert not torch.allclose(grouped(images)[:2], grouped(images[:2]), atol=1e-4)
+    alike = images[:1].expand(4, -1, -1, -1)
+    assert torch.allclose(group_deviation(alike, 4), torch.tensor(1e-4), atol=1e-6)
+
+
+def test_stylegan2_starts_with_maps_of_one_scale():
+    """Equalised weights and the gain of the activation keep the variance of white noise."""
+    network = StyleGAN2Discriminator(image_shape=(3, 64, 64), channels=64)
+    x = activate(network.from_image(torch.randn(8, 3, 64, 64)))
+    for block in network.blocks:
+        x = block(x)
+        assert 0.2 < x.square().mean() < 3
+    smooth = halve(torch.ones(1, 2, 8, 8))
+    assert torch.allclose(smooth[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("size", [(12, 12), (16, 32), (2, 2)])
+def test_stylegan2_says_which_images_fit(size):
+    with pytest.raises(InputError, match="which takes squares of 4, 8, 16, 32"):
+        StyleGAN2Discriminator(image_shape=(1, *size))
 
 
 def test_pixel_unet_has_a_logit_per_pixel():
