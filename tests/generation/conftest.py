@@ -1,4 +1,4 @@
-"""What the tests of generation share: token layouts, tiny tokenizers, and two processes."""
+"""What the tests of generation share: token layouts, tiny tokenizers, the command line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spectok import Level, TokenSpec, load_tokenizer
+from spectok.cli import main
 
 SPECS = {
     "grid": TokenSpec((Level((2, 2), 3),)),
@@ -67,6 +68,19 @@ def any_tokenizer(request, tmp_path_factory) -> Path:
 def tokenizer_folder(tmp_path_factory) -> Path:
     """Return the folder of a tiny tokenizer with random weights."""
     return save_tokenizer("qgvae", tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def spectok(capsys: Any) -> Callable[..., tuple[Any, str, str]]:
+    """Run ``spectok``; return its exit status, what it printed and what it complained of."""
+
+    def run(*words: Any) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return exit_info.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

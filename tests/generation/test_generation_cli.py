@@ -8,23 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from spectok.cli import main
-
 ROOT = Path(__file__).parents[2]
 QUICK = ["train.steps=2", "train.batch_size=4", "train.sample_every=null", "prior.size=gpt-nano"]
-
-
-@pytest.fixture
-def spectok(capsys):
-    """Run ``spectok``; return its exit status, what it printed and what it complained of."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as exit_info:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return exit_info.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 import spectok_generation
 from spectok import load_tokenizer
-from spectok.cli import main
 from spectok.cli.models import enlarge
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import save_grid, to_pil
@@ -99,19 +98,6 @@ def saved(make_run, tmp_path):
     """Return the folder of a pipeline that may be damaged."""
     TokenPipeline.from_run(make_run("cat")).save_pretrained(tmp_path / "pipe")
     return tmp_path / "pipe"
-
-
-@pytest.fixture
-def spectok(capsys):
-    """Run ``spectok``; return its exit status, what it printed and what it complained of."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as exit_info:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return exit_info.value.code, captured.out, captured.err
-
-    return run
 
 
 def reads_text(kind):
