@@ -7,10 +7,12 @@ safetensors only, the class recorded in the config must match, every weight must
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +91,33 @@ class SpectokModel(ModelMixin, ConfigMixin):
         if target.is_file():
             raise CheckpointError(f"{target} is a file; give a directory to save into")
         push = kwargs.pop("push_to_hub", False)
-        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
+        with saving(target) as temporary:
             super().save_pretrained(temporary, **kwargs, safe_serialization=True)
             forget_origin(temporary / CONFIG_NAME)
-            install(temporary, target)
-        except Exception as error:
-            raise CheckpointError(f"cannot save to {target}: {_first_line(error)}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         if push:
             raise CheckpointError("save first, then call push_to_hub(repo_id)")
+
+
+@contextlib.contextmanager
+def saving(target: Path) -> Iterator[Path]:
+    """Give a new folder to write into, whose files then move into the target: all, or none.
+
+    Args:
+        target: Where they belong; other files there stay.
+
+    Raises:
+        CheckpointError: If anything fails before they are moved.
+    """
+    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        install(temporary, target)
+    except Exception as error:
+        raise CheckpointError(f"cannot save to {target}: {_first_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def forget_origin(config: Path) -> None:

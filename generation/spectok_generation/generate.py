@@ -21,7 +21,7 @@ from spectok_generation.diffusion import LDM, DiffusionOptions, sample_latents
 from spectok_generation.priors import AutoregressivePrior, Prior, load_prior
 from spectok_generation.records import describe_record, same_tokenizer, tokenizer_record
 from spectok_generation.sampling import Known, SamplingOptions, sample_batch
-from spectok_generation.sharing import share_out
+from spectok_generation.sharing import check_numbers, share_out
 from spectok_generation.text.encoder import TEXT_WEIGHTS, TextEncoder
 from spectok_generation.text.loading import load_text_encoder
 
@@ -314,6 +314,7 @@ def draw_images(
     Raises:
         InputError: If condition or options do not fit the prior.
     """
+    check_numbers(num_images, batch_size)
     if condition is not None:
         check_count(condition, num_images)
 

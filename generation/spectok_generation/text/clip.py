@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from torch.utils.data import Dataset
 from spectok.cli.console import say
 from spectok.data import build_dataset
 from spectok.distributed import sum_over_ranks, world
-from spectok.errors import CheckpointError, ConfigError, DataError
-from spectok.modeling import install
+from spectok.errors import ConfigError, DataError
+from spectok.modeling import saving
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit
 from spectok.training.launch import accelerated
 from spectok_generation.text.loading import CONFIG, WEIGHTS
@@ -185,15 +184,7 @@ def save_clip(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     half = {"mean": [0.5] * 3, "std": [0.5] * 3}  # images in [-1, 1]
     size = config["vision_cfg"]["image_size"]
     content = {"model_cfg": config, "preprocess_cfg": {"size": [size, size], **half}}
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    with saving(folder) as temporary:
         save_file(state, temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        install(temporary, folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot save to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

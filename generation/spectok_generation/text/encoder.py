@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, ConfigError, InputError
-from spectok.modeling import TEMPORARY_SUFFIX, install
+from spectok.modeling import saving
 from spectok_generation.conditions import TextFeatures
 
 BATCH_SIZE = 64
@@ -149,22 +147,13 @@ class TextEncoder(nn.Module):
             CheckpointError: If it could not be built again, or writing fails.
         """
         self._check_can_save()
-        target = Path(save_directory)
-        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
-        shutil.rmtree(temporary, ignore_errors=True)
         content = {"model_cfg": self.model_config, TEXT_HALF: type(self.model).__name__}
         state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        try:
-            temporary.mkdir(parents=True)
+        with saving(Path(save_directory)) as temporary:
             save_file(state, temporary / TEXT_WEIGHTS)
             (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             if hasattr(self.tokenizer, "save_pretrained"):  # one from transformers has files
                 self.tokenizer.save_pretrained(temporary)
-            install(temporary, target)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot save to {target}: {error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _check_can_save(self) -> None:
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
