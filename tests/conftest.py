@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import socket
+import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ import pytest
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "third_party_quantizer"
 # An int is accepted where a signature says float, as everywhere in Python.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
@@ -58,6 +61,36 @@ def frozen_heap():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def example_site(tmp_path_factory):
+    """Build the example package and install it into a folder, nothing fetched from anywhere."""
+    if not EXAMPLE.is_dir():
+        pytest.skip("needs a checkout")
+    folder = tmp_path_factory.mktemp("site-packages")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+    pip += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(folder)]
+    subprocess.run([*pip, str(EXAMPLE)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_example_path(example_site):
+    """Return a context in which the example package is on the path, as in a new interpreter."""
+    from spectok import plugins
+
+    @contextlib.contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(example_site)
+            plugins.installed.cache_clear()
+            yield
+        plugins.installed.cache_clear()
+        for name in [name for name in sys.modules if name.startswith("spectok_product")]:
+            del sys.modules[name]
+
+    return context
 
 
 @pytest.fixture

@@ -43,23 +43,11 @@ def checkout():
     }
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """Build the package and install it into a folder, with nothing fetched from anywhere."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    run(sys.executable, "-m", "pip", *INSTALL.split(), "--target", folder, EXAMPLE)
-    return folder
-
-
 @pytest.fixture
-def on_path(installed, monkeypatch):
-    """Start with the package on the path, as a new interpreter would."""
-    monkeypatch.syspath_prepend(installed)
-    plugins.installed.cache_clear()
-    yield
-    plugins.installed.cache_clear()
-    for name in [name for name in sys.modules if name.startswith("spectok_product")]:
-        del sys.modules[name]
+def on_path(on_example_path):
+    """Start with the package installed."""
+    with on_example_path():
+        yield
 
 
 @pytest.mark.usefixtures("on_path")

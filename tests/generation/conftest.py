@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 
 from spectok import Level, TokenSpec, load_tokenizer
 from spectok.cli import main
+from spectok_generation.text.clip import model_config, save_clip
+from spectok_generation.text.recipe import ClipConfig
 
 SPECS = {
     "grid": TokenSpec((Level((2, 2), 3),)),
@@ -81,6 +84,25 @@ def spectok(capsys: Any) -> Callable[..., tuple[Any, str, str]]:
         return exit_info.value.code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def save_small_clip() -> Callable[..., None]:
+    """Save a tiny CLIP as a run would, with random weights large enough that texts differ."""
+
+    def save(folder: Path, config: dict[str, Any] | None = None) -> None:
+        if config is None:
+            sizes = {"image_layers": 1, "text_layers": 1, "context_length": 8, "patch_size": 16}
+            widths = {"embed_dim": 12, "image_width": 16, "text_width": 16, "head_width": 8}
+            config = model_config(ClipConfig(**sizes, **widths), (3, 16, 16))
+        torch.manual_seed(1)
+        model = open_clip.CLIP(**config)
+        with torch.no_grad():
+            model.text_projection.normal_()
+            model.token_embedding.weight.normal_()
+        save_clip(model, config, folder)
+
+    return save
 
 
 @pytest.fixture

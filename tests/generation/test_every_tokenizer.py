@@ -6,16 +6,10 @@ kind is trained on what the saved files say, and images are drawn from the pair.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
-import open_clip
 import pytest
 import torch
 
-import spectok
-from spectok import list_priors, list_tokenizers, plugins
+from spectok import list_priors, list_tokenizers
 from spectok.data import DataConfig
 from spectok.testing.small import small_tokenizer
 from spectok_generation.diffusion import DiffusionOptions, sample_latents
@@ -24,12 +18,8 @@ from spectok_generation.generate import draw_batch, draw_images, load_encoder, l
 from spectok_generation.priors import AutoregressivePrior
 from spectok_generation.recipe import PriorRecipe
 from spectok_generation.sampling import sample_batch
-from spectok_generation.text.clip import model_config, save_clip
-from spectok_generation.text.recipe import ClipConfig
 from spectok_generation.training import extract_data, train_prior
 
-EXAMPLE = Path(spectok.__file__).parents[2] / "examples" / "third_party_quantizer"
-INSTALL = "-m pip install -q --no-index --no-deps --no-build-isolation --disable-pip-version-check"
 SHAPE = (3, 16, 16)
 DATA = {"name": "shapes", "limit": 16, "image_size": SHAPE[1], "channels": SHAPE[0]}
 PROMPTS = ["a large red circle", "a small blue ring", "a green cross"]
@@ -46,30 +36,17 @@ FROM_IMAGES, FROM_TEXT = ("ldm",), ("cat",)
 
 
 @pytest.fixture(scope="module")
-def example_package(tmp_path_factory):
-    """Install the example package into a folder on the path, as anyone's would be."""
-    if not EXAMPLE.is_dir():
-        pytest.skip("needs a checkout")
-    folder = tmp_path_factory.mktemp("site-packages")
-    subprocess.run([sys.executable, *INSTALL.split(), "--target", folder, EXAMPLE], check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        plugins.installed.cache_clear()
+def example_package(on_example_path):
+    """Start with the example package installed."""
+    with on_example_path():
         yield
-    plugins.installed.cache_clear()
-    for name in [name for name in sys.modules if name.startswith("spectok_product")]:
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
+def clip(save_small_clip, tmp_path_factory):
     """Return the folder of a tiny CLIP with random weights."""
-    torch.manual_seed(1)
-    sizes = {"image_layers": 1, "text_layers": 1, "context_length": 8, "patch_size": 16}
-    widths = {"embed_dim": 12, "image_width": 16, "text_width": 16, "head_width": 8}
-    config = model_config(ClipConfig(**sizes, **widths), SHAPE)
     folder = tmp_path_factory.mktemp("clip") / "model"
-    save_clip(open_clip.CLIP(**config), config, folder)
+    save_small_clip(folder)
     return folder
 
 

@@ -1,6 +1,5 @@
 """Latent diffusion: what it learns, what it draws, what it refuses."""
 
-import open_clip
 import pytest
 import torch
 
@@ -17,8 +16,6 @@ from spectok_generation.generate import draw_batch, draw_images, load_encoder, l
 from spectok_generation.recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import SamplingOptions
-from spectok_generation.text.clip import model_config, save_clip
-from spectok_generation.text.recipe import ClipConfig
 from spectok_generation.training import train_prior
 
 LDM = {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 40}
@@ -261,11 +258,8 @@ def train_and_draw(recipe, output):
     torch.save(images, output / f"{os.environ['RANK']}.pt")
 
 
-def test_captioned_images_are_learned_and_a_text_is_drawn(tmp_path):
-    sizes = {"image_layers": 1, "text_layers": 1, "context_length": 8, "patch_size": 16}
-    widths = {"embed_dim": 12, "image_width": 16, "text_width": 16, "head_width": 8}
-    config = model_config(ClipConfig(**sizes, **widths), (3, 16, 16))
-    save_clip(open_clip.CLIP(**config), config, tmp_path / "clip" / "model")
+def test_captioned_images_are_learned_and_a_text_is_drawn(save_small_clip, tmp_path):
+    save_small_clip(tmp_path / "clip" / "model")
     small_tokenizer("vqvae", in_channels=3).save_pretrained(tmp_path / "tokenizer")
     sections = {
         "data": {"name": "shapes", "limit": 20},
@@ -298,6 +292,8 @@ def test_bad_options():
 
 
 def test_bad_input():
+    with pytest.raises(InputError, match="num_images -1 and batch_size 64 must be at least 1"):
+        draw_images(build(), small_tokenizer("vqvae"), -1)
     prior = build(num_classes=3)
     with pytest.raises(InputError, match=r"\(2, 3, 4, 5\) are not \(B, 3, 4, 4\)"):
         prior(torch.zeros(2, 3, 4, 5), torch.tensor([0, 1]))

@@ -25,7 +25,7 @@ from spectok_generation import TokenPipeline, create_prior, draw_images, load_te
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.generate import load_encoder, load_pair, make_options
 from spectok_generation.records import tokenizer_record
-from spectok_generation.text.clip import model_config, save_clip
+from spectok_generation.text.clip import model_config
 from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.recipe import ClipConfig
 
@@ -55,16 +55,12 @@ PROMPTS = ["a large red circle", "a ring"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(save_small_clip, tmp_path_factory):
     """Return the folders of a tokenizer and of a CLIP with random weights."""
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(1)
     small_tokenizer("vqvae", in_channels=3).save_pretrained(folder / "tokenizer")
-    model = open_clip.CLIP(**CLIP)
-    with torch.no_grad():
-        model.text_projection.normal_()
-        model.token_embedding.weight.normal_()
-    save_clip(model, CLIP, folder / "clip" / "model")
+    save_small_clip(folder / "clip" / "model", CLIP)
     return folder
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError
 from spectok.training.log import read_log
-from spectok_generation.text.clip import info_nce, model_config, save_clip, train_clip
+from spectok_generation.text.clip import info_nce, model_config, train_clip
 from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.features import Captioned, CaptionFeatures, encode_captions
 from spectok_generation.text.loading import load_text_encoder
@@ -32,15 +32,10 @@ PROMPTS = ["a large red circle", "ring!", "a small blue cross"]
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
+def clip_folder(save_small_clip, tmp_path_factory):
     """Return the folder of a tiny CLIP with random weights."""
-    torch.manual_seed(1)
-    model = open_clip.CLIP(**CONFIG)
-    with torch.no_grad():
-        model.text_projection.normal_()
-        model.token_embedding.weight.normal_()
     folder = tmp_path_factory.mktemp("clip") / "model"
-    save_clip(model, CONFIG, folder)
+    save_small_clip(folder, CONFIG)
     return folder
 
 
