@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from spectok.config import TokenizerRecipe, load_recipe
 from spectok.data import build_dataset
+from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.loading import load_tokenizer
-from spectok.metrics import evaluate_reconstruction
+from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 from spectok.training.tokenizer import train_tokenizer
 
 RECIPES = {"digits": "fqvae/digits", "cifar10": "compare/cifar10/fqvae"}
@@ -106,7 +106,7 @@ def main() -> None:
     for name in [word for word in arguments.words if "=" not in word] or VARIANTS:
         widths = GRID_WIDTHS[arguments.data] if VARIANTS[name] is GRID else {}
         overrides = VARIANTS[name] | widths
-        recipe = load_recipe(RECIPES[arguments.data], [*overrides.items(), *settings])
+        recipe = load_tokenizer_recipe(RECIPES[arguments.data], [*overrides.items(), *settings])
         result = run(recipe)
         results = json.loads(path.read_text()) if path.is_file() else {}
         shown = [setting for setting in settings if not setting.startswith("data.path=")]

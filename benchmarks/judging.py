@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from spectok import ImageTokenizer, load_tokenizer
-from spectok.config import load_recipe
 from spectok.data import DataConfig, build_dataset
 from spectok.evaluation import (
     ClassifierRecipe,
@@ -19,9 +18,10 @@ from spectok.evaluation import (
     load_classifier,
     train_classifier,
 )
+from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import to_float, to_uint8
-from spectok.metrics import evaluate_reconstruction
 from spectok.training import train_tokenizer
+from spectok.training.recipe import load_tokenizer_recipe
 
 
 class Judge:
@@ -73,7 +73,7 @@ def make_judge(data: str, folder: Path) -> Judge:
 
 def make_tokenizer(recipe_name: str, data: str, folder: Path) -> Path:
     """Train a tokenizer, unless it is there, and return where it is."""
-    recipe = load_recipe(recipe_name, [("data.path", data)])
+    recipe = load_tokenizer_recipe(recipe_name, [("data.path", data)])
     if not (folder / "model").is_dir():
         train_tokenizer(
             recipe.tokenizer, recipe.data, recipe.train, folder, seed=recipe.seed, resume=True

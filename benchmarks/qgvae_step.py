@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from spectok.config import load_recipe
 from spectok.loading import load_tokenizer
 from spectok.machine import describe_machine
 from spectok.training.optimizer import make_optimizer
+from spectok.training.recipe import load_tokenizer_recipe
 from spectok_qgvae.quantizer import VoronoiQuantizer
 from spectok_qgvae.unet import ConditionedBlock, ConditionedUNet
 
@@ -77,7 +77,7 @@ AUTHORS = {
 
 def build(authors: bool):
     """Return the model and its optimiser."""
-    recipe = load_recipe("qgvae/cifar10")
+    recipe = load_tokenizer_recipe("qgvae/cifar10")
     options = dict(recipe.tokenizer)
     torch.manual_seed(0)
     model = load_tokenizer(options.pop("name"), **options).train()

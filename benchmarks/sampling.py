@@ -32,9 +32,9 @@ import torch
 from transformers import DynamicCache
 
 from spectok import Level, TokenSpec, load_tokenizer
-from spectok.config import load_recipe
 from spectok.data import DataConfig, build_dataset
 from spectok.machine import describe_machine
+from spectok.training.recipe import load_tokenizer_recipe
 from spectok_generation import create_prior, extract_tokens
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.sampling import SamplingOptions, sample_batch
@@ -152,7 +152,7 @@ def guidance_case() -> dict[str, Any]:
 
 def extraction_case() -> dict[str, Any]:
     """Case 6."""
-    options = dict(load_recipe(EXTRACTED["recipe"]).tokenizer)
+    options = dict(load_tokenizer_recipe(EXTRACTED["recipe"]).tokenizer)
     tokenizer = load_tokenizer(options.pop("name"), **options).eval()
     config = {"name": "digits", "image_size": 32, "channels": 3, "limit": EXTRACTED["images"]}
     dataset = build_dataset(DataConfig.model_validate(config))

@@ -3,7 +3,7 @@
     pip install -e '.[bench]'
     python benchmarks/search.py
 
-1. One codebook per position: :func:`spectok.search.nearest_codes` against the difference tensor
+1. One codebook per position: :func:`spectok.quantizers.nearest_codes` against the difference tensor
    ``(B, positions, K, D)`` that the textbook form makes.
 2. One shared codebook: the ``ema`` quantizer's forward pass in training mode against
    ``vector_quantize_pytorch.VectorQuantize`` in training mode with the same codes.
@@ -27,7 +27,7 @@ import psutil
 import torch
 
 import spectok
-from spectok.search import nearest_codes
+from spectok.quantizers import nearest_codes
 
 PER_POSITION = {"batch": 16, "positions": 64, "codes": 512, "dim": 64}
 SHARED = {"vectors": 8192, "codes": 16384, "dim": 8}

@@ -2,7 +2,7 @@
 
     python benchmarks/tree_search.py
 
-Flat: the nearest of 4,096 codes with :func:`spectok.search.nearest_codes`. Tree: the leaf that
+Flat: the nearest of 4,096 codes with :func:`spectok.quantizers.nearest_codes`. Tree: the leaf that
 HR-VQVAE's walk reaches in a tree of 4,096 leaves, 16 children under each node on 3 levels, a vector
 being compared with 48 codes. The two answer different questions, nearest code and greedy path, at
 equal bits. The walk's exactness is therefore checked against its own plain form, in which every
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from spectok.search import nearest_codes
+from spectok.quantizers import nearest_codes
 from spectok_hrvqvae.start import hierarchical_kmeans
 from spectok_hrvqvae.tree import descend, partial_sums
 

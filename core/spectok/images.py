@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+SMALLEST_SHOWN = 64  # pixels
+
+
 def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
     """Return uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
     return images.to(torch.float32) / 127.5 - 1
@@ -48,6 +51,12 @@ def to_pil(image: Tensor) -> Image:
         )
     pixels = to_uint8(image).cpu().permute(1, 2, 0).numpy()  # (h, w, c)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def enlarge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+    """Repeat the pixels of small images so that a person can see them."""
+    factor = max(1, SMALLEST_SHOWN // images.shape[-1])
+    return torch.nn.functional.interpolate(images, scale_factor=factor)
 
 
 def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8[Tensor, "c h w"]:

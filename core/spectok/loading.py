@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spectok import registry
 from spectok.errors import CheckpointError, ConfigError
 from spectok.modeling import read_config
-from spectok.quantizer import Quantizer
-from spectok.schema import SUPPLIED, validate_options
+from spectok.plugins import registry
+from spectok.quantizers import Quantizer
+from spectok.recipes.options import SUPPLIED, validate_options
 from spectok.tokenizer import ImageTokenizer
 
 LOADING_OPTIONS = (
@@ -55,6 +55,32 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
             raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
     cls = registry.get_registered("tokenizer", name, "A directory or hub id also works")
     return cls(**validate_options(cls, overrides, name))
+
+
+def load_trained(path: str | os.PathLike[str]) -> ImageTokenizer:
+    """Load a trained tokenizer from its folder, the folder of its run, or the hub; in eval mode.
+
+    Args:
+        path: Folder of a model or of a run, or a hub id.
+
+    Raises:
+        ConfigError: If it is a registered key, which has no weights.
+        CheckpointError: If it does not load.
+    """
+    name = os.fspath(path)
+    if name in registry.list_tokenizers() and not Path(name).is_dir():
+        raise ConfigError(
+            f"{name!r} names an untrained tokenizer; give a trained one, such as the folder that "
+            f"'spectok train {name}' ends with"
+        )
+    folder = Path(model_folder(name))
+    return (load_folder(folder) if folder.is_dir() else load_tokenizer(name)).eval()
+
+
+def model_folder(path: str) -> str:
+    """Return the folder of the model itself where the folder of a run was given."""
+    inside = Path(path, "model")
+    return str(inside) if (inside / "config.json").is_file() else path
 
 
 def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from spectok.errors import InputError
 from spectok.modeling import SpectokModel
 from spectok.outputs import TokenizerOutput
-from spectok.quantizer import Quantizer, outermost_quantizers
+from spectok.quantizers import Quantizer, outermost_quantizers
 from spectok.token_spec import Order, Prefix, TokenSpec
 
 

@@ -5,8 +5,9 @@ The names below load on first use, so ``import spectok_generation`` does not imp
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from spectok_generation.diffusion import LDM, DiffusionOptions
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
     from spectok_generation.tokens import TokenCache
 
 _HOME = {
-    "LDM": "diffusion",
-    "AutoregressivePrior": "priors",
-    "DiffusionOptions": "diffusion",
-    "Prior": "priors",
-    "SamplingOptions": "sampling",
-    "TokenCache": "tokens",
-    "TokenPipeline": "pipeline",
-    "create_prior": "priors",
-    "draw_images": "generate",
-    "extract_tokens": "extraction",
-    "load_prior": "priors",
-    "load_text_encoder": "text.loading",
-    "sample_tokens": "sampling",
+    "LDM": "spectok_generation.diffusion",
+    "AutoregressivePrior": "spectok_generation.priors",
+    "DiffusionOptions": "spectok_generation.diffusion",
+    "Prior": "spectok_generation.priors",
+    "SamplingOptions": "spectok_generation.sampling",
+    "TokenCache": "spectok_generation.tokens",
+    "TokenPipeline": "spectok_generation.pipeline",
+    "create_prior": "spectok_generation.priors",
+    "draw_images": "spectok_generation.generate",
+    "extract_tokens": "spectok_generation.extraction",
+    "load_prior": "spectok_generation.priors",
+    "load_text_encoder": "spectok_generation.text.loading",
+    "sample_tokens": "spectok_generation.sampling",
 }
 
 __all__ = [
@@ -50,12 +51,4 @@ __all__ = [
     "sample_tokens",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'spectok_generation' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"spectok_generation.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from spectok.cli.console import progress, say, say_next
+from spectok.cli.console import say_next
 from spectok.errors import ConfigError
+from spectok.messages import progress, say
 
 PRIOR = "gpt"
 TOKENIZER_HELP = "Trained tokenizer: its folder or that of its run; or the name of a recipe."
@@ -97,8 +98,8 @@ def extract(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the augmentation.")] = 0,
 ) -> None:
     """Write the tokens of a whole data set to disk, a few bits per index."""
+    from spectok.loading import load_trained
     from spectok_generation.extraction import Extraction
-    from spectok_generation.generate import load_trained
     from spectok_generation.recipe import load_data
     from spectok_generation.training import extract_data
 
@@ -168,8 +169,8 @@ def sample(
     ] = None,
 ) -> None:
     """Draw new images from a trained prior."""
-    from spectok.cli.models import check_picture, enlarge
-    from spectok.images import save_grid
+    from spectok.cli.models import check_picture
+    from spectok.images import enlarge, save_grid
     from spectok_generation.completion import read_known
     from spectok_generation.generate import choose_labels, draw_images, load_pair, make_options
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from spectok import TokenSpec
-from spectok.cli.tokens import read_tokens
 from spectok.errors import ConfigError, DataError
+from spectok.token_files import read_tokens
 from spectok_generation.sampling import Known
 
 

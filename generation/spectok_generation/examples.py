@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from spectok import ImageTokenizer, TokenSpec
-from spectok.cli.console import progress, say
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import ConfigError
+from spectok.messages import progress, say
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import encode_latents
 from spectok_generation.recipe import PriorRecipe

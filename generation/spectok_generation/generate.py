@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok import ImageTokenizer, load_tokenizer, registry
-from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok import ImageTokenizer
+from spectok.errors import CheckpointError, InputError
+from spectok.loading import load_trained
+from spectok.plugins import registry
 from spectok_generation.conditions import Condition, check_count
 from spectok_generation.diffusion import LDM, DiffusionOptions, sample_latents
 from spectok_generation.priors import AutoregressivePrior, Prior, load_prior
@@ -102,22 +104,6 @@ def load_encoder(
         encoder = load_text_encoder(name, pretrained)
     check_encoder(prior, encoder)
     return encoder
-
-
-def load_trained(path: str) -> ImageTokenizer:
-    """Load a trained tokenizer from its folder, the folder of its run, or the hub; in eval mode.
-
-    Raises:
-        ConfigError: If it is a registered key, which has no weights.
-        CheckpointError: If it does not load.
-    """
-    if path in registry.list_tokenizers() and not Path(path).is_dir():
-        raise ConfigError(
-            f"{path!r} names an untrained tokenizer; give the folder of a trained one, such as the "
-            f"one that 'spectok train {path}' ends with"
-        )
-    inside = Path(path, "model")
-    return load_tokenizer(inside if (inside / "config.json").is_file() else path).eval()
 
 
 def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None) -> None:

@@ -8,21 +8,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from spectok.config import (
-    Override,
-    Recipe,
-    TokenizerRecipe,
-    apply_overrides,
-    data_override,
-    load_recipe,
-    read_recipe,
-    resolve_recipe,
-)
+from spectok.data.choice import data_override
 from spectok.data.config import DataConfig
 from spectok.errors import ConfigError
-from spectok.recipes import list_recipes
-from spectok.schema import Registered, validate_section
+from spectok.recipes.files import list_recipes
+from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
+from spectok.recipes.schema import Registered, validate_section
 from spectok.training.config import TrainConfig
+from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 from spectok_generation.text.recipe import TextConfig
 
 RUN_RECIPE = "recipe.yaml"
@@ -106,7 +99,7 @@ def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
     if Path(tokenizer).is_dir():
         return None
     if Path(tokenizer).suffix in (".yaml", ".yml") or tokenizer in known:
-        return load_recipe(tokenizer)
+        return load_tokenizer_recipe(tokenizer)
     return None
 
 
@@ -119,7 +112,7 @@ def tokenizer_data(tokenizer: str) -> dict[str, Any]:
     recipe = tokenizer_recipe(tokenizer)
     for folder in (Path(tokenizer), Path(tokenizer).parent):
         if recipe is None and (folder / RUN_RECIPE).is_file():
-            recipe = load_recipe(folder / RUN_RECIPE)
+            recipe = load_tokenizer_recipe(folder / RUN_RECIPE)
     if recipe is None:
         raise ConfigError(
             f"data: missing, and no {RUN_RECIPE} beside the tokenizer {tokenizer} says what it was "

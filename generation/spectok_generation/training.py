@@ -20,12 +20,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from spectok import ImageTokenizer, registry
-from spectok.cli.console import progress, say
+from spectok import ImageTokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.distributed import world
 from spectok.errors import ConfigError, DataError
 from spectok.images import save_grid
+from spectok.loading import load_trained
+from spectok.messages import progress, say
+from spectok.plugins import registry
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit, train_tokenizer
 from spectok.training.launch import accelerated
 from spectok_generation.conditions import Condition
@@ -40,14 +42,7 @@ from spectok_generation.examples import (
     with_text,
 )
 from spectok_generation.extraction import Extraction, extract_tokens
-from spectok_generation.generate import (
-    DRAWABLE,
-    OWN_CLIP,
-    OWN_TOKENIZER,
-    choose_labels,
-    draw_batch,
-    load_trained,
-)
+from spectok_generation.generate import DRAWABLE, OWN_CLIP, OWN_TOKENIZER, choose_labels, draw_batch
 from spectok_generation.priors import Prior, create_prior
 from spectok_generation.priors.loading import check_text_is_given
 from spectok_generation.recipe import PriorRecipe, tokenizer_recipe

@@ -14,7 +14,7 @@ from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import GridTokens, VQGANEncoder
 from spectok.outputs import TokenizerOutput
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_favae.fcm import ComplementedDecoder, FCMKind
 from spectok_favae.losses import SMALLEST_SIGMA, SpectrumKind, SpectrumLoss

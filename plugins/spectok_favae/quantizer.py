@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.running import RunningQuantizer
-from spectok.search import nearest_codes
+from spectok.quantizers import RunningQuantizer, nearest_codes
 
 
 class CosineQuantizer(RunningQuantizer):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spectok.cli.console import count_images, load_trained, note, print_table, progress, say
+from spectok.cli.console import load_on_device, print_table
 from spectok.cli.models import check_picture
+from spectok.messages import count_images, note, progress, say
 
 if TYPE_CHECKING:
     from spectok.data import ImageDataset
@@ -51,7 +52,7 @@ def study_model(model: str, data: str, limit: int) -> CodeStudy:
 
     from spectok_fqvae.analysis import study_codes
 
-    tokenizer = load_trained(model)
+    tokenizer = load_on_device(model)
     dataset = test_images(data, tokenizer, limit)
     with progress(f"studying {model}", len(dataset)) as advance:
 
@@ -69,8 +70,9 @@ def study_model(model: str, data: str, limit: int) -> CodeStudy:
 
 def test_images(data: str, tokenizer: ImageTokenizer, limit: int) -> ImageDataset:
     """Return the first test images of a data set, in the shape that a tokenizer takes."""
-    from spectok.config import apply_overrides, data_override
     from spectok.data import DataConfig, build_dataset
+    from spectok.data.choice import data_override
+    from spectok.recipes.recipe import apply_overrides
 
     channels, height, _ = tokenizer.image_shape
     raw = apply_overrides({}, [data_override(data)])["data"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_fqvae.filters import FilterInit
 from spectok_fqvae.graph import Gate, GraphGate

@@ -18,9 +18,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.codebook import CodebookQuantizer
 from spectok.distributed import clear_moments, gather_candidates, sum_over_ranks, world
-from spectok.search import nearest_codes
+from spectok.quantizers import CodebookQuantizer, nearest_codes
 
 EPSILON = 1e-3  # of Eq. 7: keeps a trace of the old code
 REPLACED = 0.5  # a code that moves this share of the way is a new one to the optimiser

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spectok.counting import USED_SHARE, SteppedQuantizer
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import (
+from spectok.quantizers import (
+    USED_SHARE,
     QuantizerLevel,
+    SteppedQuantizer,
     codebook_losses,
     perplexity,
     straight_through,

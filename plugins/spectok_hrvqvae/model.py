@@ -14,7 +14,7 @@ from torch import Tensor
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder, GridTokens
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_hrvqvae.codebooks import CodebookTree
 

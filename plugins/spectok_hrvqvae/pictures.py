@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.counting import USED_SHARE
 from spectok.errors import InputError
-from spectok.quantizer import perplexity
+from spectok.quantizers import USED_SHARE, perplexity
 from spectok.tokenizer import ImageTokenizer
 from spectok_hrvqvae.codebooks import CodebookTree
 from spectok_hrvqvae.model import HRVQVAE

@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.counting import FREQUENCY_DECAY
 from spectok.distributed import (
     broadcast_from_main,
     clear_moments,
     gather_candidates,
     sum_over_ranks,
 )
+from spectok.quantizers import FREQUENCY_DECAY
 from spectok_hrvqvae.codebooks import CodebookTree
 from spectok_hrvqvae.revival import dead_children, split_pairs, with_fair_share
 from spectok_hrvqvae.start import hierarchical_kmeans

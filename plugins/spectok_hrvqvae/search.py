@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.search import DISTANCE_BYTES, nearest_codes
+from spectok.quantizers import DISTANCE_BYTES, nearest_codes
 
 BLOCK = 32  # vectors in a block: on average half a block per parent is padding
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spectok.distributed import draw_per_sample
 from spectok.loading import build_quantizer
 from spectok.nn import ListTokens
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.token_spec import Prefix
 from spectok.tokenizer import ImageTokenizer
 from spectok_qgvae.unet import ConditionedUNet, num_levels

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from spectok.codebook import CodebookQuantizer
 from spectok.distributed import broadcast_from_main, clear_moments
+from spectok.quantizers import CodebookQuantizer
 
 RELATIVE_FLOOR = 1e-6  # of a codebook's largest magnitude: below it a cell is not worth splitting
 

@@ -16,8 +16,8 @@ from spectok.distributed import draw_per_sample
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import Quantizer, QuantizerLevel
-from spectok.schema import QuantizerOption
+from spectok.quantizers import Quantizer, QuantizerLevel
+from spectok.recipes.schema import QuantizerOption
 
 
 class HierarchicalQuantizer(Quantizer):

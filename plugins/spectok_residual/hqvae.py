@@ -13,8 +13,8 @@ from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import VQGANDecoder, VQGANEncoder
 from spectok.nn.vqgan import check_attention
-from spectok.quantizer import Quantizer
-from spectok.schema import QuantizerOption
+from spectok.quantizers import Quantizer
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_residual.hierarchical import HierarchicalQuantizer
 from spectok_residual.token_space import BlockTokens

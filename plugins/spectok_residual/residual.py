@@ -11,9 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import QuantizerLevel, straight_through
-from spectok.running import RunningMeans
-from spectok.search import nearest_codes
+from spectok.quantizers import QuantizerLevel, RunningMeans, nearest_codes, straight_through
 
 
 class ResidualQuantizer(RunningMeans):

@@ -12,7 +12,7 @@ from spectok import losses
 from spectok.loading import build_quantizer
 from spectok.nn import GridTokens, VQGANDecoder, VQGANEncoder
 from spectok.nn.vqgan import check_attention
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from spectok import losses
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder, GridTokens
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_stochastic.quantizer import LogVariance, StochasticQuantizer
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
 
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok_vq.model import VQVAE
 
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from spectok.codebook import CodebookQuantizer
-from spectok.running import RunningMeans
+from spectok.quantizers import CodebookQuantizer, RunningMeans
 
 
 class GradientQuantizer(CodebookQuantizer):

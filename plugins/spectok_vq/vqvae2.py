@@ -17,7 +17,7 @@ from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder
 from spectok.outputs import TokenizerOutput
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.token_spec import TokenSpec
 from spectok.tokenizer import ImageTokenizer, check_divisible
 

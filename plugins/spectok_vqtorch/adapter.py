@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.counting import CountingQuantizer
 from spectok.errors import PluginError
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import QuantizerLevel, straight_through
+from spectok.quantizers import CountingQuantizer, QuantizerLevel, straight_through
 
 LIBRARY = "vector_quantize_pytorch"
 

@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import codebook_losses
-from spectok.search import nearest_codes
+from spectok.quantizers import codebook_losses, nearest_codes
 from spectok_vqtorch.adapter import AdaptedQuantizer, library
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from spectok.distributed import world
 from spectok.errors import ConfigError, SpectokError
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import codebook_losses
+from spectok.quantizers import codebook_losses
 from spectok.testing import QuantizerConformance, TokenizerConformance
 from spectok.testing.small import small_options
 from spectok_hrvqvae.quantizer import TreeQuantizer

@@ -15,7 +15,7 @@ import pytest
 import spectok
 import spectok.testing
 from spectok import cli, list_quantizers, list_tokenizers, plugins
-from spectok.registry import provider
+from spectok.plugins.registry import provider
 
 ROOT = Path(spectok.__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "third_party_quantizer"

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spectok import registry
-from spectok.config import load_recipe
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, InputError, TrainingError
 from spectok.loading import load_tokenizer
-from spectok.recipes import list_recipes
+from spectok.plugins import registry
+from spectok.recipes.files import list_recipes
 from spectok.testing.small import small_tokenizer
 from spectok.training import (
     AdversarialConfig,
@@ -30,6 +29,7 @@ from spectok.training.adversarial import Adversary, build_discriminator
 from spectok.training.checks import hash_bits
 from spectok.training.log import read_log
 from spectok.training.objective import Objective
+from spectok.training.recipe import load_tokenizer_recipe
 
 SMALL = {"name": "patchgan", "num_layers": 1, "channels": 8}
 DATA = DataConfig(name="digits", image_size=8, limit=50)
@@ -175,7 +175,7 @@ def test_terms_of_the_recipe_take_the_place_of_the_tokenizers_own(tmp_path, vqva
         for r in history
     ]
     assert reconstruction == [{"reconstruction"}] * 2 + [{"l1", "l2", "frequency"}] * 2
-    assert load_recipe(tmp_path / "recipe.yaml").losses == losses
+    assert load_tokenizer_recipe(tmp_path / "recipe.yaml").losses == losses
 
 
 def test_perceptual_term_is_balanced_against_the_discriminator(tmp_path, qgvae):
@@ -295,7 +295,7 @@ def test_half_precision_does_not_suit_compared_gradients(tmp_path, vqvae):
 
 def problem(*overrides):
     with pytest.raises(ConfigError) as caught:
-        load_recipe("smoke/qggan", overrides)
+        load_tokenizer_recipe("smoke/qggan", overrides)
     return str(caught.value)
 
 
@@ -317,20 +317,20 @@ def test_recipe_is_checked_to_the_last_option():
 
 
 def test_recipe_fills_in_the_discriminators_options():
-    recipe = load_recipe("smoke/qggan", ["adversarial.discriminator.name=patchgan"])
+    recipe = load_tokenizer_recipe("smoke/qggan", ["adversarial.discriminator.name=patchgan"])
     assert recipe.adversarial.discriminator == {
         "name": "patchgan",
         "num_layers": 3,
         "channels": 64,
         "norm": "group",
     }
-    assert load_recipe("vqvae", ["adversarial=null"]).adversarial is None
-    assert load_recipe("vqvae", ["adversarial.weight=0.5"]).adversarial.weight == 0.5
+    assert load_tokenizer_recipe("vqvae", ["adversarial=null"]).adversarial is None
+    assert load_tokenizer_recipe("vqvae", ["adversarial.weight=0.5"]).adversarial.weight == 0.5
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipe_builds(name):
-    recipe = load_recipe(name)
+    recipe = load_tokenizer_recipe(name)
     assert recipe.adversarial.start_step == recipe.losses.start_step
     shape = (recipe.tokenizer["in_channels"], *2 * [recipe.tokenizer["image_size"]])
     with torch.device("meta"):
@@ -340,10 +340,10 @@ def test_shipped_recipe_builds(name):
 
 
 def test_smoke_recipe_trains(tmp_path: Path):
-    recipe = load_recipe("smoke/qggan")
+    recipe = load_tokenizer_recipe("smoke/qggan")
     sections = {"losses": recipe.losses, "adversarial": recipe.adversarial}
     result = train_tokenizer(recipe.tokenizer, recipe.data, recipe.train, tmp_path, **sections)
     assert {"loss/l1", "loss/generator", "discriminator/loss/hinge"} <= result.history[-1].keys()
-    again = load_recipe(tmp_path / "recipe.yaml")
+    again = load_tokenizer_recipe(tmp_path / "recipe.yaml")
     assert (again.losses, again.adversarial) == (recipe.losses, recipe.adversarial)
     assert "discriminator" not in {p.name for p in (tmp_path / "model").iterdir()}

@@ -16,7 +16,7 @@ from PIL import Image
 from spectok import __version__
 from spectok.cli import main
 from spectok.loading import load_tokenizer
-from spectok.registry import list_tokenizers
+from spectok.plugins.registry import list_tokenizers
 
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "pydantic", "accelerate", "numpy", "PIL")
 
@@ -464,7 +464,8 @@ def test_a_key_and_a_data_set_mean_the_recipe_made_for_both():
 @pytest.mark.parametrize("images", ["faces/*.tar", "faces/{000..010}.tar", "./faces"])
 def test_a_run_on_ones_own_images_is_named_after_them(images):
     from spectok.cli.train import default_output
-    from spectok.config import data_override, load_recipe
+    from spectok.data.choice import data_override
+    from spectok.training.recipe import load_tokenizer_recipe
 
-    recipe = load_recipe("qgvae", [data_override(images)])
+    recipe = load_tokenizer_recipe("qgvae", [data_override(images)])
     assert default_output("qgvae", recipe) == Path("runs/qgvae-faces")

@@ -5,21 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spectok.config import (
-    TokenizerRecipe,
-    apply_overrides,
-    data_override,
-    dump_recipe,
-    load_recipe,
-    resolve_recipe,
-)
+from spectok.data.choice import data_override
 from spectok.errors import ConfigError, UnknownNameError
-from spectok.yaml12 import dump_yaml, parse_yaml
+from spectok.recipes.recipe import apply_overrides, dump_recipe, resolve_recipe
+from spectok.recipes.yaml12 import dump_yaml, parse_yaml
+from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 
 
 def problem(name="qgvae", overrides=()):
     with pytest.raises(ConfigError) as caught:
-        load_recipe(name, overrides)
+        load_tokenizer_recipe(name, overrides)
     return str(caught.value)
 
 
@@ -102,7 +97,7 @@ def test_an_override_cannot_go_into_a_value():
 
 
 def test_a_bare_key_means_defaults():
-    recipe = load_recipe("vqvae")
+    recipe = load_tokenizer_recipe("vqvae")
     assert recipe.tokenizer["name"] == "vqvae"
     assert recipe.tokenizer["codebook_size"] == 512
     assert recipe.data.name == "digits"
@@ -110,44 +105,47 @@ def test_a_bare_key_means_defaults():
 
 
 def test_a_recipe_is_found_by_name_with_and_without_its_folder():
-    long, short = load_recipe("tokenizers/qgvae/mnist"), load_recipe("qgvae/mnist")
+    long, short = (
+        load_tokenizer_recipe("tokenizers/qgvae/mnist"),
+        load_tokenizer_recipe("qgvae/mnist"),
+    )
     assert long == short
     assert long.tokenizer["num_tokens"] == 64
 
 
 @pytest.mark.parametrize("key", ["qgvae", "vqvae", "qgvae/mnist"])
 def test_a_written_recipe_loads_equal(key, tmp_path):
-    recipe = load_recipe(key, ["seed=3", "output=runs/no", "train.learning_rate=1e-5"])
+    recipe = load_tokenizer_recipe(key, ["seed=3", "output=runs/no", "train.learning_rate=1e-5"])
     path = write(tmp_path, dump_recipe(recipe))
-    assert load_recipe(path) == recipe
+    assert load_tokenizer_recipe(path) == recipe
 
 
 def test_a_quantizer_without_a_name_is_the_default_one():
-    recipe = load_recipe("qgvae", ["tokenizer.quantizer.reset_every=7"])
+    recipe = load_tokenizer_recipe("qgvae", ["tokenizer.quantizer.reset_every=7"])
     assert recipe.tokenizer["quantizer"]["name"] == "voronoi"
     assert recipe.tokenizer["quantizer"]["reset_every"] == 7
 
 
 def test_images_of_the_data_set_decide_where_nothing_else_does():
-    recipe = load_recipe("qgvae", ["data.name=digits"])
+    recipe = load_tokenizer_recipe("qgvae", ["data.name=digits"])
     assert (recipe.tokenizer["image_size"], recipe.tokenizer["in_channels"]) == (16, 1)
-    recipe = load_recipe("qgvae", ["data.name=cifar10"])
+    recipe = load_tokenizer_recipe("qgvae", ["data.name=cifar10"])
     assert (recipe.tokenizer["image_size"], recipe.tokenizer["in_channels"]) == (32, 3)
 
 
 def test_either_side_can_decide_about_the_images():
-    recipe = load_recipe("qgvae", ["data.name=mnist", "data.image_size=32"])
+    recipe = load_tokenizer_recipe("qgvae", ["data.name=mnist", "data.image_size=32"])
     assert recipe.tokenizer["image_size"] == recipe.data.image_size == 32
-    recipe = load_recipe("qgvae", ["data.name=mnist", "tokenizer.image_size=32"])
+    recipe = load_tokenizer_recipe("qgvae", ["data.name=mnist", "tokenizer.image_size=32"])
     assert recipe.tokenizer["image_size"] == recipe.data.image_size == 32
 
 
 def test_own_images_take_the_size_of_the_tokenizer(tmp_path):
-    recipe = load_recipe("qgvae", [data_override(str(tmp_path))])
+    recipe = load_tokenizer_recipe("qgvae", [data_override(str(tmp_path))])
     assert recipe.data.name == "folder"
     assert recipe.data.path == str(tmp_path)
     assert recipe.data.image_size == recipe.tokenizer["image_size"] == 32
-    recipe = load_recipe("qgvae/celeba64", [data_override(str(tmp_path))])
+    recipe = load_tokenizer_recipe("qgvae/celeba64", [data_override(str(tmp_path))])
     assert recipe.data.image_size == 64
 
 
@@ -217,7 +215,7 @@ def test_a_missing_recipe_names_the_nearest(tmp_path):
     assert "no recipe file configs/tokenizers/qgvae/mnits.yaml" in message
     assert "did you mean 'tokenizers/qgvae/mnist'" in message
     with pytest.raises(UnknownNameError, match="unknown tokenizer 'qgvea'"):
-        load_recipe("qgvea")
+        load_tokenizer_recipe("qgvea")
 
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path):

@@ -11,9 +11,9 @@ import torch
 from spectok.data import DataConfig, DatasetCard, DatasetSource, Rows, build_dataset
 from spectok.data.photos import _part, _photographs
 from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, draw_shapes, is_unseen
-from spectok.data.sources import builtin_sources
+from spectok.data.builtin import builtin_sources
 from spectok.errors import ConfigError, DataError, UnknownNameError
-from spectok.registry import get_dataset, list_datasets
+from spectok.plugins.registry import get_dataset, list_datasets
 
 PAPERS = {
     "mnist": (1, 28),
@@ -47,7 +47,7 @@ def test_every_builtin_is_registered_and_described():
 
 def test_listing_data_sets_imports_nothing_heavy():
     code = (
-        "import sys; from spectok.data.sources import builtin_sources;"
+        "import sys; from spectok.data.builtin import builtin_sources;"
         "[s.describe() for s in builtin_sources().values()];"
         "print({'torch', 'datasets', 'sklearn', 'skimage'} & set(sys.modules) or 'light')"
     )

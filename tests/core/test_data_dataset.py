@@ -16,7 +16,7 @@ from spectok.data.augment import Augmentation, generator_for, shift
 from spectok.data.decode import UnreadableImage
 from spectok.data.preprocessing import fit_box
 from spectok.errors import ConfigError, DataError
-from spectok.registry import get_dataset
+from spectok.plugins.registry import get_dataset
 
 
 def gradient(width, height):

@@ -19,20 +19,15 @@ import pytest
 import torch
 import typer
 
-from spectok import (
-    errors,
-    hookspecs,
-    list_priors,
-    list_quantizers,
-    list_tokenizers,
-    load_tokenizer,
-    plugins,
-)
+from spectok import errors, list_priors, list_quantizers, list_tokenizers, load_tokenizer, plugins
 from spectok.cli import build_app
-from spectok.config import data_override, dump_recipe, load_recipe
+from spectok.data.choice import data_override
 from spectok.data.config import DataConfig
 from spectok.data.presets import PRESETS
+from spectok.plugins import hookspecs
+from spectok.recipes.recipe import dump_recipe
 from spectok.training import AdversarialConfig, LossConfig, TrainConfig
+from spectok.training.recipe import load_tokenizer_recipe
 from spectok_generation.recipe import load_prior_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +84,7 @@ def first_cells(table: str) -> set[str]:
 def lay_out_runs(text: str) -> None:
     """Put untrained models where a page says that ``spectok train`` has put trained ones."""
     for folder, recipe in re.findall(r"(runs/(\w+-\w+)/model)", text):
-        options = load_recipe(recipe.replace("-", "/")).tokenizer
+        options = load_tokenizer_recipe(recipe.replace("-", "/")).tokenizer
         load_tokenizer(options.pop("name"), **options).save_pretrained(folder)
 
 
@@ -205,7 +200,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).mkdir(parents=True)
     for name in ("faces.parquet", "shards/0.tar"):
         (tmp_path / name).touch()
-    recipe = dump_recipe(load_recipe("qgvae/digits"))
+    recipe = dump_recipe(load_tokenizer_recipe("qgvae/digits"))
     (tmp_path / "runs/qgvae-digits/recipe.yaml").write_text(recipe)
 
 
@@ -215,7 +210,7 @@ def test_commands_parse_and_their_recipes_load(page: str, words: list[str]):
     path, given = parse(words)
     if path == ["train", "tokenizer"]:
         own_data = [data_override(given["data"])] if given["data"] else []
-        load_recipe(given["recipe"], [*own_data, *(given["overrides"] or [])])
+        load_tokenizer_recipe(given["recipe"], [*own_data, *(given["overrides"] or [])])
     if path == ["train", "prior"]:
         named = [word for word in given["words"] or [] if "=" not in word]
         overrides: list[Any] = [word for word in given["words"] or [] if "=" in word]
@@ -307,7 +302,9 @@ def test_settings_tables_are_whole():
 def test_training_defaults_are_true():
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", section("docs/training.md", "Recipes"), re.M)
     for name, shown in rows:
-        value = load_recipe("vqvae", [f"train.{name}={shown.strip('`').replace('none', 'null')}"])
+        value = load_tokenizer_recipe(
+            "vqvae", [f"train.{name}={shown.strip('`').replace('none', 'null')}"]
+        )
         assert getattr(value.train, name) == TrainConfig.model_fields[name].default, name
 
 

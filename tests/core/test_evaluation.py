@@ -269,7 +269,7 @@ class MeanIndex(SetMetric):
 
 
 def test_a_plugin_registers_metrics_of_sets(tokenizer, dataset, monkeypatch):
-    from spectok import registry
+    from spectok.plugins import registry
 
     registered = registry.list_registered("metric") | {"mean_index": MeanIndex}
     monkeypatch.setattr(registry, "get_registered", lambda kind, name: registered[name])

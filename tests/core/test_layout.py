@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 import spectok
-from spectok import hookspecs, list_tokenizers, registry
+from spectok import list_tokenizers
+from spectok.plugins import hookspecs, registry
 
 ROOT = Path(spectok.__file__).parents[2]
 CORE = ROOT / "core" / "spectok"

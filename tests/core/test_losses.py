@@ -20,7 +20,7 @@ from spectok.losses import (
 )
 from spectok.nn.discriminators import PatchGAN
 from spectok.nn.stylegan import StyleGAN2Discriminator, activate, group_deviation, halve
-from spectok.registry import get_registered, list_discriminators
+from spectok.plugins.registry import get_registered, list_discriminators
 
 # -- pixels and spectra ----------------------------------------------------------------------------
 

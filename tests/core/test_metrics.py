@@ -12,17 +12,11 @@ from torch.utils.data import Subset
 from spectok import Level, TokenSpec, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import DataError, InputError, UnknownNameError
+from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import to_uint8
 from spectok.machine import shown_path
-from spectok.metrics import (
-    codebook_statistics,
-    count_codes,
-    evaluate_reconstruction,
-    mse,
-    psnr,
-    ssim,
-)
-from spectok.registry import list_metrics
+from spectok.metrics import codebook_statistics, count_codes, mse, psnr, ssim
+from spectok.plugins.registry import list_metrics
 
 
 @pytest.fixture

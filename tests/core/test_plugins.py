@@ -8,10 +8,11 @@ from importlib.metadata import EntryPoint, distributions
 
 import pytest
 
-from spectok import create_quantizer, hookspecs, list_quantizers, load_tokenizer, plugins
+from spectok import create_quantizer, list_quantizers, load_tokenizer, plugins
 from spectok.errors import PluginError, UnknownNameError
-from spectok.plugins import load_plugins
-from spectok.registry import get_quantizer, provider
+from spectok.plugins import hookspecs
+from spectok.plugins.loading import load_plugins
+from spectok.plugins.registry import get_quantizer, provider
 
 GOOD = """
 from spectok import hookimpl

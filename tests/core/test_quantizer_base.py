@@ -11,7 +11,7 @@ from spectok import create_quantizer
 from spectok.errors import ConfigError, InputError, UnknownNameError
 from spectok.loading import build_quantizer
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import (
+from spectok.quantizers import (
     Quantizer,
     QuantizerLevel,
     codebook_losses,

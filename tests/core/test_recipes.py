@@ -12,12 +12,12 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
-from spectok.config import load_recipe
 from spectok.data.splits import default_held_out
 from spectok.errors import UnknownNameError
 from spectok.loading import load_tokenizer
-from spectok.recipes import builtin_folder, find_recipe, list_recipes, recipe_folders
-from spectok.registry import get_dataset
+from spectok.plugins.registry import get_dataset
+from spectok.recipes.files import builtin_folder, find_recipe, list_recipes, recipe_folders
+from spectok.training.recipe import load_tokenizer_recipe
 from spectok_generation.priors.loading import create_prior
 from spectok_generation.recipe import load_prior_recipe
 from spectok_generation.text.recipe import load_clip_recipe
@@ -50,7 +50,7 @@ def test_every_file_is_covered():
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_tokenizer_recipe_builds_for_its_images(name):
-    recipe = load_recipe(name)
+    recipe = load_tokenizer_recipe(name)
     tokenizer = build(recipe)
     images = get_dataset(recipe.data.name).preprocessing(recipe.data).image_shape
     assert tuple(images) == tuple(tokenizer.image_shape)
@@ -61,7 +61,7 @@ def test_a_tokenizer_recipe_builds_for_its_images(name):
 def test_a_prior_recipe_builds_for_its_tokens(name):
     recipe = load_prior_recipe(name)
     assert recipe.tokenizer in list_recipes(), "a shipped recipe cannot rely on a trained model"
-    tokenizer = build(load_recipe(recipe.tokenizer))
+    tokenizer = build(load_tokenizer_recipe(recipe.tokenizer))
     spec, record = tokenizer.token_spec, {"latent_shape": list(tokenizer.latent_shape)}
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
     condition = {"text": {"width": 768}} if recipe.text else {"num_classes": 10}
@@ -148,7 +148,7 @@ def test_smoke_recipes_take_seconds():
     names = [name for name in TOKENIZERS if name.startswith("smoke/")]
     assert names
     for name in names:
-        recipe = load_recipe(name)
+        recipe = load_tokenizer_recipe(name)
         assert recipe.data.name == "digits", "needs no download"
         assert recipe.train.steps <= 20
         assert recipe.train.batch_size <= 16
@@ -157,7 +157,7 @@ def test_smoke_recipes_take_seconds():
 @pytest.mark.parametrize("data", ["digits", "mnist", "cifar10"])
 def test_baseline_and_paper_can_be_compared_at_equal_bits(data):
     bits = {
-        key: build(load_recipe(f"{key}/{data}")).token_spec.bits_per_image
+        key: build(load_tokenizer_recipe(f"{key}/{data}")).token_spec.bits_per_image
         for key in ("vqvae", "qgvae")
     }
     assert math.isclose(bits["vqvae"], bits["qgvae"])

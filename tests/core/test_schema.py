@@ -10,12 +10,8 @@ from pydantic import Field
 
 from spectok import load_tokenizer
 from spectok.errors import ConfigError
-from spectok.schema import (
-    QuantizerOption,
-    section_model,
-    validate_named,
-    validate_options,
-)
+from spectok.recipes.options import validate_named, validate_options
+from spectok.recipes.schema import QuantizerOption, section_model
 
 
 class Example:

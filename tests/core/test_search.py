@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectok.search import nearest_codes
+from spectok.quantizers import nearest_codes
 
 
 def naive(z, codebooks):

@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from spectok.config import load_recipe
 from spectok.data import DataConfig
 from spectok.distributed import draw_per_sample
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
@@ -20,6 +19,7 @@ from spectok.training import Hooks, Phase, Run, StepOutput, TrainConfig, fit, tr
 from spectok.training.batches import EpochDataset, Stream, derive_seed, make_loader, read, seeded
 from spectok.training.ema import WeightEMA
 from spectok.training.optimizer import learning_rate_factor, make_optimizer
+from spectok.training.recipe import load_tokenizer_recipe
 from spectok.training.tokenizer import copy_weights
 
 
@@ -303,7 +303,7 @@ def test_run_folder(tmp_path, train, vqvae, capsys):
         assert grid.width > 8 * 8
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
-    recipe = load_recipe(tmp_path / "recipe.yaml")
+    recipe = load_tokenizer_recipe(tmp_path / "recipe.yaml")
     assert (recipe.train.steps, recipe.tokenizer["quantizer"]["revive_every"]) == (40, 3)
 
     images = torch.rand(2, 1, 8, 8) * 2 - 1
@@ -326,7 +326,7 @@ def test_model_may_be_given_instead_of_options(tmp_path, vqvae):
     data, config = DataConfig(name="digits", image_size=8, limit=20), TrainConfig(steps=1)
     result = train_tokenizer(model, data, config, tmp_path)
     assert result.model is model
-    assert load_recipe(tmp_path / "recipe.yaml").tokenizer["name"] == "vqvae"
+    assert load_tokenizer_recipe(tmp_path / "recipe.yaml").tokenizer["name"] == "vqvae"
 
 
 def test_training_can_start_from_trained_weights(tmp_path, train, vqvae):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from spectok import Level, TokenSpec
-from spectok.cli.tokens import write_tokens
 from spectok.errors import ConfigError, DataError
+from spectok.token_files import write_tokens
 from spectok_generation.completion import parse_places, read_known
 
 

@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import spectok_generation
 from spectok import load_tokenizer
-from spectok.cli.models import enlarge
 from spectok.errors import CheckpointError, ConfigError, InputError
-from spectok.images import save_grid, to_pil
+from spectok.images import enlarge, save_grid, to_pil
 from spectok.testing.small import small_tokenizer
 from spectok_generation import TokenPipeline, create_prior, draw_images, load_text_encoder
 from spectok_generation.conditions import TextFeatures

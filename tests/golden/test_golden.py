@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from spectok import load_tokenizer
-from spectok.config import load_recipe
 from spectok.data import build_dataset
-from spectok.recipes import list_recipes
+from spectok.recipes.files import list_recipes
 from spectok.training import train_tokenizer
+from spectok.training.recipe import load_tokenizer_recipe
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TRAINED = ("smoke/qgvae", "smoke/vqvae")
@@ -36,7 +36,7 @@ def tokenizer_recipes() -> list[str]:
 
 def seeded_forward(name: str) -> dict[str, Any]:
     """Build a smoke recipe's tokenizer from seed 0 and push four digits through it."""
-    recipe = load_recipe(name)
+    recipe = load_tokenizer_recipe(name)
     torch.manual_seed(0)
     options = dict(recipe.tokenizer)
     model = load_tokenizer(options.pop("name"), **options)
@@ -55,7 +55,9 @@ def seeded_forward(name: str) -> dict[str, Any]:
 
 def training_log(name: str, folder: Path) -> list[float]:
     """Train a smoke recipe and return its logged losses."""
-    recipe = load_recipe(name, ["train.steps=8", "train.log_every=2", "train.save_every=8"])
+    recipe = load_tokenizer_recipe(
+        name, ["train.steps=8", "train.log_every=2", "train.save_every=8"]
+    )
     result = train_tokenizer(recipe.tokenizer, recipe.data, recipe.train, folder, seed=recipe.seed)
     return [record["loss"] for record in result.history]
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 import spectok
 from spectok.cli import main
-from spectok.config import load_recipe
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import ConfigError, InputError
 from spectok.metrics import codebook_statistics, count_codes
+from spectok.training.recipe import load_tokenizer_recipe
 from spectok_fqvae.analysis import CodeStudy, study_codes
 from spectok_fqvae.filters import independent_bins, start_filters
 from spectok_fqvae.graph import GraphGate
@@ -477,7 +477,7 @@ def test_latents_of_another_model_can_be_quantised():
 
 
 def recipe(name):
-    return load_recipe(f"fqvae/{name}").tokenizer
+    return load_tokenizer_recipe(f"fqvae/{name}").tokenizer
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "celeba64", "lsun_church128"])
@@ -499,7 +499,7 @@ def test_each_data_set_has_the_other_extractors_of_table_4(data, extractor):
 
 
 def test_the_recipe_for_comparisons_has_the_bits_of_an_8x8_grid():
-    chosen = load_recipe("compare/cifar10/fqvae").tokenizer
+    chosen = load_tokenizer_recipe("compare/cifar10/fqvae").tokenizer
     options = {key: value for key, value in chosen.items() if key != "name"}
     assert spectok.load_tokenizer("fqvae", **options).token_spec.bits_per_image == 64 * 9
 

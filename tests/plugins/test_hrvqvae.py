@@ -8,7 +8,7 @@ import torch
 
 import spectok
 from spectok.errors import ConfigError, InputError
-from spectok.search import DISTANCE_BYTES
+from spectok.quantizers import DISTANCE_BYTES
 from spectok.testing import QuantizerConformance
 from spectok_generation import create_prior, sample_tokens
 from spectok_hrvqvae.pictures import level_pictures, level_use

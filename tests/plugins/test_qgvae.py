@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import spectok
-from spectok.config import load_recipe
 from spectok.errors import ConfigError, InputError
+from spectok.training.recipe import load_tokenizer_recipe
 from spectok_qgvae.pictures import feature_maps, influence, influence_pictures, prefix_pictures
 from spectok_qgvae.quantizer import VoronoiQuantizer, split_pairs
 from spectok_qgvae.unet import ConditionedUNet, num_levels, positional_code
@@ -389,7 +389,9 @@ def test_shared_codebooks_save_codes_and_are_declared():
     vectors = model.embed(tokens)[0]
     assert torch.equal(vectors[0], vectors[2])  # of one run
     assert not torch.equal(vectors[2], vectors[3])
-    options = dict(load_recipe("qgvae/imagenet128_shared", ["tokenizer.max_channels=8"]).tokenizer)
+    options = dict(
+        load_tokenizer_recipe("qgvae/imagenet128_shared", ["tokenizer.max_channels=8"]).tokenizer
+    )
     spec = spectok.load_tokenizer(options.pop("name"), **options).token_spec
     assert spec.levels[0].num_codebooks == options["num_tokens"] // 16
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import spectok
-from spectok.config import load_recipe
 from spectok.errors import InputError
 from spectok.testing.learners import ImageLearner, fit
 from spectok.testing.small import small_tokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.objective import Objective
+from spectok.training.recipe import load_tokenizer_recipe
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +165,14 @@ def test_vqgan_refuses_sizes_that_do_not_fit(options, message):
 
 def test_vqgan_recipes_train_against_patchgan_beside_lpips():
     for name in ("imagenet256", "ffhq256"):
-        recipe = load_recipe(f"vqgan/{name}")
+        recipe = load_tokenizer_recipe(f"vqgan/{name}")
         assert recipe.adversarial.discriminator["name"] == "patchgan"
         assert recipe.adversarial.adaptive
         assert recipe.losses.perceptual.network == "vgg"
 
 
 def test_vqgan_balances_pixels_with_the_discriminator(images):
-    model, recipe = small_tokenizer("vqgan"), load_recipe("smoke/vqgan")
+    model, recipe = small_tokenizer("vqgan"), load_tokenizer_recipe("smoke/vqgan")
     objective = Objective(model, adversary=Adversary(recipe.adversarial, model, 1, seed=0))
     objective.begin_step(recipe.adversarial.start_step)
     result = objective(model, {"images": images})

@@ -1,17 +1,15 @@
-"""What the commands share: printing, the next command, models and images given by path."""
+"""What the commands share: the next command, tables, models and images given by path."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from spectok.errors import ConfigError, DataError
+from spectok.errors import DataError
+from spectok.messages import note, progress, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,28 +17,6 @@ if TYPE_CHECKING:
     from spectok.tokenizer import ImageTokenizer
 
 BATCH_SIZE = 32
-
-
-def is_main_process() -> bool:
-    """Return whether this process speaks for all those of a distributed launch."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(message: str) -> None:
-    """Print one line, from the main process."""
-    if is_main_process():
-        typer.echo(message)
-
-
-def note(message: str) -> None:
-    """Print one remark to stderr, from the main process."""
-    if is_main_process():
-        typer.echo(f"note: {message}", err=True)
-
-
-def count_images(number: int) -> str:
-    """Return ``"1 image"``, ``"1,797 images"`` and so on."""
-    return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def say_next(*commands: list[str]) -> None:
@@ -53,35 +29,15 @@ def say_next(*commands: list[str]) -> None:
         say(f"{'next:' if i == 0 else '  or:'} {shlex.join(command)}")
 
 
-def load_trained(model: str) -> ImageTokenizer:
-    """Load a trained tokenizer, in eval mode, on the GPU if there is one.
-
-    Args:
-        model: Folder of a model or of a run, or a hub id.
-
-    Raises:
-        ConfigError: If it is a registered key, which has no weights.
-        CheckpointError: If it does not load.
-    """
+def load_on_device(model: str) -> ImageTokenizer:
+    """Load a trained tokenizer, in eval mode, on the GPU if there is one; see ``load_trained``."""
     import torch
 
-    from spectok.loading import load_tokenizer
-    from spectok.registry import list_tokenizers
+    from spectok.loading import load_trained
 
-    if model in list_tokenizers():
-        raise ConfigError(
-            f"{model!r} names an untrained tokenizer; give a trained one, such as the folder that "
-            f"'spectok train {model}' ends with"
-        )
-    tokenizer = load_tokenizer(model_folder(model)).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_trained(model)
     return tokenizer.to(device)  # pyright: ignore - diffusers wraps the signature away
-
-
-def model_folder(path: str) -> str:
-    """Return the folder of the model itself where the folder of a run was given."""
-    inside = Path(path, "model")
-    return str(inside) if (inside / "config.json").is_file() else path
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
@@ -145,50 +101,6 @@ def batches(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator
             images = torch.stack([load_image(file, tokenizer.image_shape) for file in part])
             yield images.to(tokenizer.device)
             advance(len(part))
-
-
-class progress:
-    """A progress bar with images/s and time left on a terminal; silent elsewhere.
-
-    Args:
-        what: What is being done.
-        total: Number of images.
-    """
-
-    def __init__(self, what: str, total: int):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not (console.is_terminal and is_main_process()),
-        )
-        self._task = self._bar.add_task(what, total=total, rate="")
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _advance(self, count: int) -> None:
-        self._bar.advance(self._task, count)
-        speed = self._bar.tasks[0].speed
-        self._bar.update(self._task, rate=f"{speed:.0f} images/s" if speed else "")
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.console import (
-    count_images,
-    load_trained,
-    model_folder,
-    note,
-    print_table,
-    progress,
-    say,
-    say_next,
-)
+from spectok.cli.console import load_on_device, print_table, say_next
 from spectok.cli.models import Model, check_picture, pair_rows
 from spectok.cli.train import (
     DEFAULT_DATA,
@@ -30,10 +21,11 @@ from spectok.cli.train import (
     recipe_for,
 )
 from spectok.errors import ConfigError
+from spectok.messages import count_images, note, progress, say
 
 if TYPE_CHECKING:
-    from spectok.config import TokenizerRecipe
     from spectok.evaluation.comparison import Competitor
+    from spectok.training.recipe import TokenizerRecipe
 
 FOLDER = "compare"
 SHOWN = 8  # images
@@ -89,7 +81,7 @@ def evaluate(
         check_picture(picture, "--picture")
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
-    tokenizer = load_trained(model)
+    tokenizer = load_on_device(model)
     shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
     settings = shape | {"split": split, "limit": limit}
     dataset = build_dataset(held_out(model, data, settings, overrides or []), train=False)
@@ -174,9 +166,10 @@ def train_classifier(
     resume: Resume = False,
 ) -> None:
     """Train a small classifier of images, in whose features sets of images are compared."""
-    from spectok.config import apply_overrides, data_override, resolve_recipe
+    from spectok.data.choice import data_override
     from spectok.evaluation import ClassifierRecipe, load_classifier
     from spectok.evaluation import train_classifier as run
+    from spectok.recipes.recipe import apply_overrides, resolve_recipe
 
     own_data = [data_override(data)] if data else []
     recipe = resolve_recipe(apply_overrides({}, [*own_data, *(overrides or [])]), ClassifierRecipe)
@@ -198,10 +191,12 @@ def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: 
     Raises:
         ConfigError: If nothing says which images.
     """
-    from spectok.config import apply_overrides, data_override
     from spectok.data import DataConfig
+    from spectok.data.choice import data_override
     from spectok.evaluation.terms import recipe_of_run
-    from spectok.schema import validate_section
+    from spectok.loading import model_folder
+    from spectok.recipes.recipe import apply_overrides
+    from spectok.recipes.schema import validate_section
 
     if data is not None:
         own: Any = data_override(data)[1]
@@ -225,6 +220,7 @@ def name_competitors(
         ConfigError: If there are none, or two of one label.
     """
     from spectok.evaluation.comparison import find_competitor
+    from spectok.loading import model_folder
 
     if not names:
         raise ConfigError("nothing to compare; give keys, recipes or folders of trained models")
@@ -249,17 +245,18 @@ def resolve(name: str, data: str | None, overrides: list[Any]) -> TokenizerRecip
         data: What ``--data`` was given.
         overrides: Settings for all.
     """
-    from spectok.config import data_override, load_recipe
-    from spectok.recipes import list_recipes
+    from spectok.data.choice import data_override
+    from spectok.recipes.files import list_recipes
+    from spectok.training.recipe import load_tokenizer_recipe
 
     prepared = f"{FOLDER}/{data or DEFAULT_DATA}/{name}"
     chosen = prepared if prepared in list_recipes() else recipe_for(name, data)
     if chosen is not None:
-        return load_recipe(chosen, overrides)
-    recipe = load_recipe(name)
+        return load_tokenizer_recipe(chosen, overrides)
+    recipe = load_tokenizer_recipe(name)
     if data is None or data == recipe.data.name:
-        return load_recipe(name, overrides)
-    return load_recipe(name, [data_override(data), *overrides])
+        return load_tokenizer_recipe(name, overrides)
+    return load_tokenizer_recipe(name, [data_override(data), *overrides])
 
 
 def label_of(name: str) -> str:
@@ -310,9 +307,8 @@ def save_pairs(tokenizer: Any, dataset: Any, picture: Path) -> None:
     """Save the first images above their reconstructions."""
     import torch
 
-    from spectok.cli.models import enlarge
     from spectok.evaluation.comparison import reconstruct
-    from spectok.images import save_grid
+    from spectok.images import enlarge, save_grid
 
     images = torch.stack([dataset[i]["images"] for i in range(min(4 * SHOWN, len(dataset)))])
     columns = min(len(images), SHOWN)

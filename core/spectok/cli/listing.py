@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spectok.cli.console import print_table, say, say_next
+from spectok.cli.console import print_table, say_next
+from spectok.messages import say
 
 
 class Kind(enum.StrEnum):
@@ -47,7 +48,7 @@ def list_installed(
 
 
 def _classes(kind: str) -> list[dict[str, Any]]:
-    from spectok.registry import list_registered, provider
+    from spectok.plugins.registry import list_registered, provider
 
     return [
         {"name": name, "summary": _first_line(cls), "package": provider(kind, name)}
@@ -56,7 +57,7 @@ def _classes(kind: str) -> list[dict[str, Any]]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    from spectok.registry import list_registered, provider
+    from spectok.plugins.registry import list_registered, provider
 
     rows = []
     for name, source in list_registered("dataset").items():
@@ -69,7 +70,7 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from spectok.recipes import list_recipes
+    from spectok.recipes.files import list_recipes
 
     rows = []
     for name, path in list_recipes().items():
@@ -80,7 +81,7 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _plugins() -> list[dict[str, Any]]:
-    from spectok.plugins import installed
+    from spectok.plugins.loading import installed
 
     plugins = installed()
     for hook in ("tokenizers", "quantizers", "discriminators", "priors", "datasets", "metrics"):

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.console import (
-    batches,
-    count_images,
-    find_images,
-    load_trained,
-    model_folder,
-    note,
-    note_resizing,
-    say,
-    say_next,
-)
+from spectok.cli.console import batches, find_images, load_on_device, note_resizing, say_next
 from spectok.errors import ConfigError
+from spectok.messages import count_images, note, say
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,7 +22,6 @@ if TYPE_CHECKING:
 
 COLUMNS = 8
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-SMALLEST_SHOWN = 64  # pixels
 
 Model = Annotated[str, typer.Argument(help="Folder of a trained model or of its run, or a hub id.")]
 Images = Annotated[list[str], typer.Argument(help="Image files, or directories of images.")]
@@ -52,8 +42,8 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Show a tokenizer's tokens, bits per image and size."""
-    from spectok.loading import load_tokenizer
-    from spectok.registry import list_tokenizers
+    from spectok.loading import load_tokenizer, model_folder
+    from spectok.plugins.registry import list_tokenizers
 
     is_key = model in list_tokenizers()
     facts = describe(load_tokenizer(model if is_key else model_folder(model)))
@@ -109,7 +99,7 @@ def reconstruct(
     """Show images above what a tokenizer keeps of them."""
     import torch
 
-    from spectok.images import save_grid
+    from spectok.images import enlarge, save_grid
     from spectok.metrics import psnr
 
     check_picture(out)
@@ -117,7 +107,7 @@ def reconstruct(
     if len(files) > limit:
         note(f"showing the first {limit} of {len(files)} images; --limit shows more")
         files = files[:limit]
-    tokenizer = load_trained(model)
+    tokenizer = load_on_device(model)
     note_resizing(files, tokenizer.image_shape)
     pairs = []
     with torch.no_grad():
@@ -169,10 +159,3 @@ def pair_rows(
         blank = first.new_ones(columns - len(first), *first.shape[1:])
         parts += [first, blank, second, blank]
     return torch.cat(parts)
-
-
-def enlarge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    """Repeat the pixels of small images so that a person can see them."""
-    from torch.nn.functional import interpolate
-
-    return interpolate(images, scale_factor=max(1, SMALLEST_SHOWN // images.shape[-1]))

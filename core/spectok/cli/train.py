@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from spectok.cli.console import say, say_next
+from spectok.cli.console import say_next
 from spectok.errors import ConfigError
+from spectok.messages import say
 
 if TYPE_CHECKING:
-    from spectok.config import TokenizerRecipe
     from spectok.data import DataConfig
+    from spectok.training.recipe import TokenizerRecipe
 
 Overrides = Annotated[
     list[str] | None,
@@ -77,11 +78,12 @@ def train_tokenizer(
     resume: Resume = False,
 ) -> None:
     """Train a tokenizer."""
-    from spectok.config import data_override, load_recipe
+    from spectok.data.choice import data_override
+    from spectok.training.recipe import load_tokenizer_recipe
 
     prepared = recipe_for(recipe, data)
     own_data = [data_override(data)] if data and prepared is None else []
-    resolved = load_recipe(prepared or recipe, [*own_data, *(overrides or [])])
+    resolved = load_tokenizer_recipe(prepared or recipe, [*own_data, *(overrides or [])])
     folder = Path(output or resolved.output or default_output(recipe, resolved))
     check_output(folder, resume)
 
@@ -115,8 +117,8 @@ def recipe_for(name: str, data: str | None) -> str | None:
     Returns:
         None if the name is not a bare key, or there is no such recipe.
     """
-    from spectok.config import TokenizerRecipe
-    from spectok.recipes import list_recipes
+    from spectok.recipes.files import list_recipes
+    from spectok.training.recipe import TokenizerRecipe
 
     recipes = list_recipes()
     prepared = f"{TokenizerRecipe.folder}/{name}/{data or DEFAULT_DATA}"

@@ -11,11 +11,13 @@ the same shape, and an :class:`ImageDataset` serves them. The names below load o
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from spectok.data.build import build_dataset
+    from spectok.data.choice import data_override
     from spectok.data.config import DataConfig, config_for_path
     from spectok.data.dataset import ImageDataset
     from spectok.data.preprocessing import Preprocessing
@@ -24,15 +26,16 @@ if TYPE_CHECKING:
     from spectok.data.sources import DatasetCard, DatasetSource
 
 _HOME = {
-    "DataConfig": "config",
-    "DataReport": "report",
-    "DatasetCard": "sources",
-    "DatasetSource": "sources",
-    "ImageDataset": "dataset",
-    "Preprocessing": "preprocessing",
-    "Rows": "rows",
-    "build_dataset": "build",
-    "config_for_path": "config",
+    "DataConfig": "spectok.data.config",
+    "DataReport": "spectok.data.report",
+    "DatasetCard": "spectok.data.sources",
+    "DatasetSource": "spectok.data.sources",
+    "ImageDataset": "spectok.data.dataset",
+    "Preprocessing": "spectok.data.preprocessing",
+    "Rows": "spectok.data.rows",
+    "build_dataset": "spectok.data.build",
+    "config_for_path": "spectok.data.config",
+    "data_override": "spectok.data.choice",
 }
 
 __all__ = [
@@ -45,14 +48,7 @@ __all__ = [
     "Rows",
     "build_dataset",
     "config_for_path",
+    "data_override",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'spectok.data' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"spectok.data.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

@@ -7,7 +7,7 @@ from spectok.data.config import DataConfig
 from spectok.data.dataset import MEMORY_LIMIT, ImageDataset
 from spectok.data.splits import hold_out
 from spectok.errors import ConfigError
-from spectok.registry import get_dataset
+from spectok.plugins.registry import get_dataset
 
 
 def build_dataset(config: DataConfig, *, seed: int = 0, train: bool = True) -> ImageDataset:

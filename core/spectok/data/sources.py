@@ -75,14 +75,3 @@ class DatasetSource(ABC):
         card = self.describe()
         size, channels = config.image_size or card.image_size, config.channels or card.channels
         return Preprocessing.resize_and_crop(size, channels)
-
-
-def builtin_sources() -> dict[str, DatasetSource]:
-    """Return the data sets that core registers, by name."""
-    from spectok.data.digits import Digits
-    from spectok.data.own import own_data
-    from spectok.data.photos import Photos
-    from spectok.data.presets import PRESETS
-    from spectok.data.shapes import Shapes
-
-    return {"digits": Digits(), "photos": Photos(), "shapes": Shapes(), **own_data(), **PRESETS}

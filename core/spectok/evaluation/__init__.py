@@ -5,8 +5,9 @@ The names below load on first use, so ``import spectok.evaluation`` does not imp
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from spectok.evaluation.classifier import ImageClassifier, load_classifier
@@ -15,18 +16,20 @@ if TYPE_CHECKING:
     from spectok.evaluation.frechet import Moments, frechet_distance
     from spectok.evaluation.measuring import Evaluation, evaluate
     from spectok.evaluation.protocol import compare_results
+    from spectok.evaluation.reconstruction import evaluate_reconstruction
 
 _HOME = {
-    "ClassifierRecipe": "classifier_training",
-    "Evaluation": "measuring",
-    "ImageClassifier": "classifier",
-    "Moments": "frechet",
-    "Networks": "features",
-    "compare_results": "protocol",
-    "evaluate": "measuring",
-    "frechet_distance": "frechet",
-    "load_classifier": "classifier",
-    "train_classifier": "classifier_training",
+    "ClassifierRecipe": "spectok.evaluation.classifier_training",
+    "Evaluation": "spectok.evaluation.measuring",
+    "ImageClassifier": "spectok.evaluation.classifier",
+    "Moments": "spectok.evaluation.frechet",
+    "Networks": "spectok.evaluation.features",
+    "compare_results": "spectok.evaluation.protocol",
+    "evaluate": "spectok.evaluation.measuring",
+    "evaluate_reconstruction": "spectok.evaluation.reconstruction",
+    "frechet_distance": "spectok.evaluation.frechet",
+    "load_classifier": "spectok.evaluation.classifier",
+    "train_classifier": "spectok.evaluation.classifier_training",
 }
 
 __all__ = [
@@ -37,17 +40,10 @@ __all__ = [
     "Networks",
     "compare_results",
     "evaluate",
+    "evaluate_reconstruction",
     "frechet_distance",
     "load_classifier",
     "train_classifier",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'spectok.evaluation' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"spectok.evaluation.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import nn
 from torch.utils.data import DataLoader
 
-from spectok.config import Recipe
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import DataError
 from spectok.evaluation.classifier import BATCH_SIZE, ImageClassifier
-from spectok.metrics import interior_of
-from spectok.schema import Registered, Section
+from spectok.evaluation.reconstruction import interior_of
+from spectok.recipes.recipe import Recipe
+from spectok.recipes.schema import Registered, Section
 from spectok.training import FitResult, Hooks, Run, StepOutput, TrainConfig, fit
 from spectok.training.batches import derive_seed
 

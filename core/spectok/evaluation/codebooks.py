@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spectok.metrics import SetMetric
-from spectok.quantizer import perplexity
+from spectok.quantizers import perplexity
 from spectok.token_spec import TokenSpec
 
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectok.config import TokenizerRecipe
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import CheckpointError, ConfigError
 from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
@@ -30,9 +29,10 @@ from spectok.evaluation.terms import (
     seconds_of_run,
 )
 from spectok.loading import load_tokenizer
+from spectok.recipes.yaml12 import parse_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
-from spectok.yaml12 import parse_yaml
+from spectok.training.recipe import TokenizerRecipe
 
 ALIKE = "tokenizers are compared on equal terms: make them equal"
 MODEL = "model"

@@ -16,9 +16,10 @@ from spectok.errors import InputError
 from spectok.evaluation.codebooks import UsageByPosition
 from spectok.evaluation.features import Networks, feature_metrics
 from spectok.evaluation.protocol import make_protocol
+from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.machine import describe_machine, forget_peak_memory, peak_memory_bytes
-from spectok.metrics import SSIM_WINDOW, evaluate_reconstruction
-from spectok.registry import list_registered
+from spectok.metrics import SSIM_WINDOW
+from spectok.plugins.registry import list_registered
 from spectok.tokenizer import ImageTokenizer
 
 SPEED_SECONDS = 0.5
@@ -59,7 +60,7 @@ def evaluate(
 
     Returns:
         Plain JSON types: ``metrics``, and ``not_measured`` with what else they need; what
-        :func:`spectok.metrics.evaluate_reconstruction` returns besides, each level with its
+        :func:`spectok.evaluation.evaluate_reconstruction` returns besides, each level with its
         ``positions``; ``images_per_second`` (encode and decode) and ``peak_memory_bytes``;
         ``protocol`` and ``machine``.
 

@@ -104,6 +104,6 @@ def _title(name: str) -> str:
 
 
 def _grid_row(images: Tensor) -> Image:
-    from spectok.cli.models import enlarge
+    from spectok.images import enlarge
 
     return to_pil(make_grid(enlarge(images), columns=len(images))).convert("RGB")

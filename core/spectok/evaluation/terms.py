@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from spectok.config import TokenizerRecipe, load_recipe
 from spectok.errors import ConfigError
 from spectok.loading import load_tokenizer
+from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 
 RUN_RECIPE = "recipe.yaml"
 
@@ -53,7 +53,7 @@ def recipe_of_run(model: Path) -> TokenizerRecipe | None:
     """
     for folder in (model, model.absolute().parent):
         if (folder / RUN_RECIPE).is_file():
-            return load_recipe(folder / RUN_RECIPE)
+            return load_tokenizer_recipe(folder / RUN_RECIPE)
     return None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spectok.distributed import world
 from spectok.outputs import QuantizerOutput, TokenizerOutput
-from spectok.quantizer import Quantizer
+from spectok.quantizers import Quantizer
 from spectok.testing.expect import expect
 from spectok.tokenizer import ImageTokenizer
 

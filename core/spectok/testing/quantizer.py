@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spectok.quantizer import Quantizer, QuantizerLevel
-from spectok.registry import list_tokenizers
+from spectok.plugins.registry import list_tokenizers
+from spectok.quantizers import Quantizer, QuantizerLevel
 from spectok.testing.base import Build, Conformance
 from spectok.testing.expect import expect, expect_refusal
 from spectok.testing.learners import ImageLearner, VectorLearner, fit, take_step, train

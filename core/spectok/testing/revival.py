@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spectok.quantizer import Quantizer
+from spectok.quantizers import Quantizer
 from spectok.testing.learners import VectorLearner, take_step
 
 UPDATES = 10

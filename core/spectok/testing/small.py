@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from spectok import registry
 from spectok.loading import create_quantizer, load_tokenizer
-from spectok.quantizer import Quantizer
-from spectok.schema import QuantizerOption
+from spectok.plugins import registry
+from spectok.quantizers import Quantizer
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer
 
 SMALL: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spectok.quantizer import outermost_quantizers
-from spectok.schema import validate_options
+from spectok.quantizers import outermost_quantizers
+from spectok.recipes.options import validate_options
 from spectok.testing.base import Build, Conformance
 from spectok.testing.expect import expect, expect_refusal
 from spectok.testing.learners import ImageLearner, fit, train

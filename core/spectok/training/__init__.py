@@ -5,27 +5,31 @@ The names below load on first use, so ``import spectok.training`` does not impor
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from spectok.training.config import TrainConfig
     from spectok.training.contracts import FitResult, Hooks, Phase, Run, StepOutput
     from spectok.training.loop import fit
     from spectok.training.loss_config import AdversarialConfig, LossConfig
+    from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
     from spectok.training.tokenizer import train_tokenizer
 
 _HOME = {
-    "AdversarialConfig": "loss_config",
-    "FitResult": "contracts",
-    "Hooks": "contracts",
-    "LossConfig": "loss_config",
-    "Phase": "contracts",
-    "Run": "contracts",
-    "StepOutput": "contracts",
-    "TrainConfig": "config",
-    "fit": "loop",
-    "train_tokenizer": "tokenizer",
+    "AdversarialConfig": "spectok.training.loss_config",
+    "FitResult": "spectok.training.contracts",
+    "Hooks": "spectok.training.contracts",
+    "LossConfig": "spectok.training.loss_config",
+    "Phase": "spectok.training.contracts",
+    "Run": "spectok.training.contracts",
+    "StepOutput": "spectok.training.contracts",
+    "TokenizerRecipe": "spectok.training.recipe",
+    "TrainConfig": "spectok.training.config",
+    "fit": "spectok.training.loop",
+    "load_tokenizer_recipe": "spectok.training.recipe",
+    "train_tokenizer": "spectok.training.tokenizer",
 }
 
 __all__ = [
@@ -36,17 +40,11 @@ __all__ = [
     "Phase",
     "Run",
     "StepOutput",
+    "TokenizerRecipe",
     "TrainConfig",
     "fit",
+    "load_tokenizer_recipe",
     "train_tokenizer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'spectok.training' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"spectok.training.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

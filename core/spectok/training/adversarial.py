@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spectok import registry
 from spectok.distributed import sum_over_ranks, world
 from spectok.errors import ConfigError
 from spectok.losses import adaptive_weight, hinge_discriminator, hinge_generator
-from spectok.schema import validate_named
+from spectok.plugins import registry
+from spectok.recipes.options import validate_named
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.batches import derive_seed
 from spectok.training.contracts import Phase, StepOutput

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from spectok.errors import TrainingError
-from spectok.quantizer import Quantizer
+from spectok.quantizers import Quantizer
 
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

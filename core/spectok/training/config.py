@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spectok.schema import Section
+from spectok.recipes.schema import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 

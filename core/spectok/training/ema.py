@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from spectok.quantizer import Quantizer
+from spectok.quantizers import Quantizer
 
 
 class WeightEMA:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from spectok.schema import Registered, Section
+from spectok.recipes.schema import Registered, Section
 
 
 class PerceptualConfig(Section):

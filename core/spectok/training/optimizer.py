@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from spectok.quantizer import Quantizer
+from spectok.quantizers import Quantizer
 from spectok.training.config import TrainConfig
 
 

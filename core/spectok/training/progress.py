@@ -6,8 +6,9 @@ import datetime
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spectok.messages import console
 
 USAGE_ALARM = 0.1
 NOT_SHOWN = ("step", "epoch", "seconds", "images_per_second")
@@ -51,7 +52,8 @@ class Reporter:
     """
 
     def __init__(self, steps: int, step: int, enabled: bool):
-        self.console = Console(quiet=not enabled, highlight=False, soft_wrap=True)
+        self.console = console(highlight=False, soft_wrap=True)
+        self.console.quiet |= not enabled
         self.steps, self.start = steps, step
         self._low_usage_lines = 0
         self._bar = Progress(
@@ -61,7 +63,7 @@ class Reporter:
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (enabled and self.console.is_terminal),
+            disable=self.console.quiet or not self.console.is_terminal,
         )
         self._task = self._bar.add_task("", total=steps, completed=step, rate="–", loss="–")
 

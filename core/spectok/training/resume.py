@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.recipes.yaml12 import dump_yaml
 from spectok.training.checkpoint import (
     PARTIAL,
     Parts,
@@ -21,7 +22,6 @@ from spectok.training.checkpoint import (
 from spectok.training.config import TrainConfig
 from spectok.training.contracts import Run
 from spectok.training.launch import on_main
-from spectok.yaml12 import dump_yaml
 
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from spectok import registry
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError
 from spectok.images import save_grid
 from spectok.loading import load_tokenizer
+from spectok.messages import console
+from spectok.plugins import registry
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.batches import derive_seed
@@ -76,8 +75,7 @@ def train_tokenizer(
     images = torch.stack([dataset[i]["images"] for i in range(min(NUM_SAMPLES, len(dataset)))])
     model.check_images(images)
     model.interior = dataset.interior
-    if int(os.environ.get("RANK", 0)) == 0:
-        Console().print(dataset.report)
+    console().print(dataset.report)
     sections = {"data": data, "train": config, "losses": losses, "adversarial": adversarial}
     recipe = {
         "tokenizer": dict(tokenizer) if isinstance(tokenizer, Mapping) else describe(model),

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from spectok.cli.console import say, say_next
+from spectok.cli.console import say_next
+from spectok.messages import say
 
 
 def add_commands(app: typer.Typer) -> None:

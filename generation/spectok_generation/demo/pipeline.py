@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from spectok import ImageTokenizer, load_tokenizer
-from spectok.cli.console import progress
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import save_grid, to_pil
 from spectok.machine import describe_machine, peak_memory_bytes
-from spectok.metrics import evaluate_reconstruction, psnr
+from spectok.messages import progress
+from spectok.metrics import psnr
+from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import FitResult, train_tokenizer
-from spectok.yaml12 import dump_yaml
 from spectok_generation.demo.classifier import Classifier, train_classifier
 from spectok_generation.demo.judge import (
     Closeness,

@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 
 from spectok import load_tokenizer
-from spectok.config import TokenizerRecipe, load_recipe, read_recipe
 from spectok.errors import ConfigError
-from spectok.schema import Section, validate_section
+from spectok.recipes.recipe import read_recipe
+from spectok.recipes.schema import Section, validate_section
+from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 from spectok_generation.recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.sampling import SamplingOptions
 
@@ -99,12 +100,12 @@ def load_plan(name_or_path: str | os.PathLike[str] = DEFAULT) -> Plan:
         ConfigError: If a recipe is wrong, or the tokenizers would not be compared on equal terms.
         UnknownNameError: If something has no such name.
     """
-    recipe = validate_section(DemoRecipe, read_recipe(os.fspath(name_or_path)), "")
+    recipe = validate_section(DemoRecipe, read_recipe(os.fspath(name_or_path), TokenizerRecipe), "")
     tokenizers = {}
     for label, name in recipe.tokenizers.items():
         if label in RESERVED:
             raise ConfigError(f"tokenizers.{label}: metrics.json has its own {label!r}; rename it")
-        tokenizers[label] = load_recipe(name, [("seed", recipe.seed)])
+        tokenizers[label] = load_tokenizer_recipe(name, [("seed", recipe.seed)])
     first = next(iter(recipe.tokenizers.values()))
     prior = load_prior_recipe(recipe.prior, [("tokenizer", first), ("seed", recipe.seed)])
     if not prior.class_conditional:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
+from spectok.messages import console
 
 
 class Stages:
@@ -40,7 +40,7 @@ class Stages:
     def stage(self, name: str, doing: str) -> Iterator[None]:
         """Announce a stage and take its time."""
         number = f"[{self._names.index(name) + 1}/{len(self._names)}]"
-        Console(highlight=False).print(f"\n{number} {doing}{self._left()}", markup=False)
+        console(highlight=False).print(f"\n{number} {doing}{self._left()}", markup=False)
         begin = time.perf_counter()
         yield
         self.timings[name] = time.perf_counter() - begin

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spectok import TokenSpec, registry
+from spectok import TokenSpec
 from spectok.errors import CheckpointError, ConfigError
 from spectok.modeling import read_config
-from spectok.schema import SUPPLIED, validate_options
+from spectok.plugins import registry
+from spectok.recipes.options import SUPPLIED, validate_options
 from spectok_generation.priors.base import Prior
 
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from spectok.cli.console import progress, say, say_next
+from spectok.cli.console import say_next
 from spectok.errors import ConfigError
+from spectok.messages import progress, say
 from spectok_generation.cli import process_device
 
 
@@ -100,8 +101,8 @@ def text_to_image(
     ] = None,
 ) -> None:
     """Draw images of a text."""
-    from spectok.cli.models import check_picture, enlarge
-    from spectok.images import save_grid
+    from spectok.cli.models import check_picture
+    from spectok.images import enlarge, save_grid
     from spectok_generation.generate import draw_images, load_encoder, load_pair, make_options
 
     check_picture(out)

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from spectok.cli.console import say
 from spectok.data import build_dataset
 from spectok.distributed import sum_over_ranks, world
 from spectok.errors import ConfigError, DataError
+from spectok.messages import say
 from spectok.modeling import saving
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit
 from spectok.training.launch import accelerated

@@ -8,18 +8,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from spectok.config import (
-    Override,
-    Recipe,
-    apply_overrides,
-    data_override,
-    read_recipe,
-    resolve_recipe,
-)
+from spectok.data.choice import data_override
 from spectok.data.config import DataConfig
 from spectok.errors import ConfigError
-from spectok.recipes import list_recipes
-from spectok.schema import Registered, Section
+from spectok.recipes.files import list_recipes
+from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
+from spectok.recipes.schema import Registered, Section
 from spectok.training.config import TrainConfig
 
 Count = Annotated[int, Field(ge=1)]

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 from spectok.errors import InputError
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import Quantizer, QuantizerLevel, codebook_losses, straight_through
-from spectok.search import nearest_codes
+from spectok.quantizers import (
+    Quantizer,
+    QuantizerLevel,
+    codebook_losses,
+    nearest_codes,
+    straight_through,
+)
 
 
 class ProductQuantizer(Quantizer):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
-from spectok.schema import QuantizerOption
+from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, TokenSpace
 
 

@@ -12,18 +12,18 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spectok.counting import CountingQuantizer
 from spectok.errors import InputError
 from spectok.outputs import QuantizerOutput
-from spectok.quantizer import QuantizerLevel, codebook_losses, straight_through
-from spectok.search import nearest_codes
+from spectok.quantizers.contract import QuantizerLevel, codebook_losses, straight_through
+from spectok.quantizers.counting import CountingQuantizer
+from spectok.quantizers.search import nearest_codes
 
 
 class CodebookQuantizer(CountingQuantizer):
     """Nearest-code quantisation with G codebooks of K codes.
 
     Running code frequencies are kept for every subclass; see
-    :class:`~spectok.counting.CountingQuantizer`.
+    :class:`~spectok.quantizers.CountingQuantizer`.
 
     Args:
         dim: Length D of each vector.

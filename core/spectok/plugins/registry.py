@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from spectok import plugins
 from spectok.errors import PluginError, UnknownNameError
+from spectok.plugins.loading import installed
 
 if TYPE_CHECKING:
     from spectok.data.sources import DatasetSource
-    from spectok.quantizer import Quantizer
+    from spectok.quantizers import Quantizer
     from spectok.tokenizer import ImageTokenizer
 
 HOOKS = {
@@ -29,13 +29,13 @@ def list_registered(kind: str) -> dict[str, Any]:
         kind: One of ``"tokenizer"``, ``"quantizer"``, ``"discriminator"``, ``"prior"``,
             ``"dataset"``, ``"metric"``.
     """
-    found = plugins.installed().collect(HOOKS[kind])
+    found = installed().collect(HOOKS[kind])
     return {name: found[name][0] for name in sorted(found)}
 
 
 def provider(kind: str, name: str) -> str:
     """Return the distribution (``"package version"``) that registers a name."""
-    return plugins.installed().collect(HOOKS[kind])[name][1].distribution
+    return installed().collect(HOOKS[kind])[name][1].distribution
 
 
 def get_registered(kind: str, name: str, note: str = "") -> Any:
@@ -53,7 +53,7 @@ def get_registered(kind: str, name: str, note: str = "") -> Any:
     found = list_registered(kind)
     if name in found:
         return found[name]
-    broken = plugins.installed().broken
+    broken = installed().broken
     if name in broken:
         raise PluginError(f"{kind} {name!r} belongs to a plugin that fails to load: {broken[name]}")
     failed = f"Plugins that failed to load: {', '.join(sorted(broken))}" if broken else ""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spectok import plugins
 from spectok.errors import PluginError, UnknownNameError
+from spectok.plugins.loading import installed
 
 NOT_RECIPES = ("accelerate",)
 """Folders of ``configs/`` that hold settings of other programs."""
@@ -17,7 +17,7 @@ NOT_RECIPES = ("accelerate",)
 
 def builtin_folder() -> Path:
     """Return ``configs/`` of the checkout, or its copy inside an installed package."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     checkout = package.parent.parent
     in_checkout = package.parent.name == "core" and (checkout / "pyproject.toml").is_file()
     return checkout / "configs" if in_checkout else package / "configs"
@@ -26,7 +26,7 @@ def builtin_folder() -> Path:
 def recipe_folders() -> dict[str, Path]:
     """Return every folder of recipes by the plugin it belongs to; ours is ``"spectok"``."""
     found = {"spectok": builtin_folder()}
-    for plugin, folder in plugins.installed().call("spectok_recipes"):
+    for plugin, folder in installed().call("spectok_recipes"):
         found[f"plugin {plugin.name!r} of {plugin.distribution}"] = Path(folder)
     return found
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spectok.distributed import sum_over_ranks
-from spectok.quantizer import Quantizer, perplexity
+from spectok.quantizers.contract import Quantizer, perplexity
 
 FREQUENCY_DECAY = 0.99
 USED_SHARE = 0.1

@@ -13,20 +13,13 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from spectok import registry
-from spectok.errors import ConfigError, UnknownNameError, did_you_mean
-
-SUPPLIED = {
-    "quantizer": ("dim", "num_tokens", "codebook_size"),
-    "discriminator": ("image_shape",),
-    "prior": ("token_spec", "num_classes", "tokenizer", "text"),
-}
+from spectok.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -69,64 +62,6 @@ def section_model(function: Callable[..., Any], supplied: tuple[str, ...] = ()) 
     return create_model(getattr(function, "__name__", "Options"), __base__=Section, **fields)
 
 
-def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
-    """Validate ``"name"`` or ``{name: …, option: …}`` of a registered kind; fill in defaults.
-
-    Args:
-        kind: ``"quantizer"``, ``"tokenizer"``, ``"discriminator"``, ``"prior"``.
-        value: What the recipe or caller gave.
-        path: Dotted path of the section, for messages; by default the kind.
-
-    Returns:
-        A plain dict with ``name`` and every option.
-
-    Raises:
-        ConfigError: One line per problem.
-        UnknownNameError: If nothing registers the name.
-    """
-    path = path or kind
-    options = {"name": value} if isinstance(value, str) else value
-    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
-        raise ConfigError(f"{path}: needs a name, or a mapping with the key 'name' (got {value!r})")
-    name, rest = options["name"], {k: v for k, v in options.items() if k != "name"}
-    try:
-        target = registry.get_registered(kind, name)
-    except UnknownNameError as error:
-        raise ConfigError(f"{path}.name: {error}") from error
-    return {"name": name} | validate_options(target, rest, path, SUPPLIED.get(kind, ()))
-
-
-def validate_options(
-    function: Callable[..., Any],
-    options: Mapping[str, Any],
-    path: str,
-    supplied: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Validate keyword options against a constructor's signature; fill in defaults.
-
-    Raises:
-        ConfigError: One line per problem, each with its dotted path.
-    """
-    return validate_registered(section_model(function, supplied), options, path)
-
-
-def validate_registered(
-    model: type[BaseModel], options: Mapping[str, Any], path: str
-) -> dict[str, Any]:
-    """Validate a section and the registered objects that its fields name; fill in defaults.
-
-    Raises:
-        ConfigError: One line per problem, each with its dotted path.
-    """
-    resolved = validate_section(model, _with_default_names(model, options), path)
-    dumped = resolved.model_dump(mode="json")
-    for name, field in model.model_fields.items():
-        for marker in field.metadata:
-            if isinstance(marker, Registered) and dumped[name] is not None:
-                dumped[name] = validate_named(marker.kind, dumped[name], _join(path, name))
-    return dumped
-
-
 def validate_section(model: type[SectionT], data: Any, path: str) -> SectionT:
     """Validate one section; turn pydantic's report into one line per problem.
 
@@ -145,30 +80,18 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> ConfigError:
     known = list(known)
     listing = ", ".join(known) or "none"
     return ConfigError(
-        f"{_join(path, key)}: unknown key{did_you_mean(key, known)}; known: {listing}"
+        f"{join_path(path, key)}: unknown key{did_you_mean(key, known)}; known: {listing}"
     )
-
-
-def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Let options without a name, such as ``quantizer: {decay: 0.9}``, be those of the default."""
-    named = dict(options)
-    for name, field in model.model_fields.items():
-        if any(isinstance(marker, Registered) for marker in field.metadata):
-            default = {"name": field.default} if isinstance(field.default, str) else field.default
-            given = named.get(name)
-            if isinstance(given, Mapping) and isinstance(default, Mapping) and "name" in default:
-                named[name] = {"name": default["name"]} | dict(given)
-    return named
 
 
 def _explain(problem: Any, model: type[BaseModel], path: str) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        section, _, key = _join(path, where).rpartition(".")
+        section, _, key = join_path(path, where).rpartition(".")
         return str(unknown_key(section, key, _known_at(model, problem["loc"][:-1])))
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-    return f"{_join(path, where)}: {message}{shown}"
+    return f"{join_path(path, where)}: {message}{shown}"
 
 
 def subsection(model: type[BaseModel], name: Any) -> type[BaseModel] | None:
@@ -201,5 +124,6 @@ def _lenient_sequences(hint: Any) -> Any:
     return hint
 
 
-def _join(path: str, key: str) -> str:
+def join_path(path: str, key: str) -> str:
+    """Return the dotted path of a key in a section; either may be empty."""
     return ".".join(part for part in (path, key) if part)

@@ -14,28 +14,22 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field
 
-from spectok import registry
-from spectok.data.config import DataConfig, kind_of_path
-from spectok.data.own import OwnData
 from spectok.errors import ConfigError, UnknownNameError
-from spectok.recipes import list_recipes
-from spectok.schema import (
+from spectok.plugins import registry
+from spectok.recipes.files import list_recipes
+from spectok.recipes.options import validate_named, validate_registered
+from spectok.recipes.schema import (
     Registered,
     Section,
-    section_model,
     subsection,
     unknown_key,
-    validate_named,
-    validate_registered,
     validate_section,
 )
-from spectok.training.config import TrainConfig
-from spectok.training.loss_config import AdversarialConfig, LossConfig
-from spectok.yaml12 import dump_yaml, parse_yaml
+from spectok.recipes.yaml12 import dump_yaml, parse_yaml
 
 Override = str | tuple[str, Any]
 RecipeT = TypeVar("RecipeT", bound="Recipe")
@@ -68,59 +62,10 @@ class Recipe(Section):
         return raw
 
 
-class TokenizerRecipe(Recipe):
-    """What ``spectok train`` reads.
-
-    Args:
-        tokenizer: ``name`` and constructor options of a registered tokenizer.
-        data: Images to train on.
-        train: How to train.
-        losses: What it is trained for besides its own terms, or instead of them.
-        adversarial: The discriminator to train it against.
-    """
-
-    main: ClassVar[str] = "tokenizer"
-    folder: ClassVar[str] = "tokenizers"
-
-    tokenizer: Annotated[dict[str, Any], Registered("tokenizer")]
-    data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
-    train: TrainConfig = TrainConfig.model_validate({})
-    losses: LossConfig | None = None
-    adversarial: AdversarialConfig | None = None
-
-    @classmethod
-    def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Make tokenizer and data agree on the images: what one side leaves out, the other sets.
-
-        Where neither says, the data set's own size counts; for one's own images, which have any
-        size, the constructor's default.
-
-        Raises:
-            ConfigError: If both say, and differ.
-        """
-        tokenizer, data = dict(raw["tokenizer"]), dict(raw["data"])
-        known = section_model(registry.get_tokenizer(tokenizer["name"])).model_fields
-        source = registry.get_dataset(data["name"])
-        card = None if isinstance(source, OwnData) else source.describe()
-        for ours, theirs in {"image_size": "image_size", "channels": "in_channels"}.items():
-            if theirs not in known:
-                continue
-            wanted, given = tokenizer.get(theirs), data.get(ours)
-            if wanted is not None and given is not None and wanted != given:
-                raise ConfigError(
-                    f"tokenizer.{theirs}: {wanted} differs from data.{ours} {given}; they must be "
-                    "equal: set both, or leave one out and it follows the other"
-                )
-            choices = (wanted, given, getattr(card, ours, None), known[theirs].default)
-            value = next(choice for choice in choices if choice is not None)
-            tokenizer[theirs] = data[ours] = value
-        return raw | {"tokenizer": tokenizer, "data": data}
-
-
 def load_recipe(
     name_or_path: str | os.PathLike[str],
-    overrides: Iterable[Override] = (),
-    model: type[RecipeT] = TokenizerRecipe,
+    overrides: Iterable[Override],
+    model: type[RecipeT],
 ) -> RecipeT:
     """Read, override and validate a recipe.
 
@@ -145,17 +90,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
-def data_override(choice: str) -> Override:
-    """Return the override that ``--data`` stands for: a registered data set, or one's own data."""
-    if choice in registry.list_registered("dataset") and not Path(choice).exists():
-        return "data", {"name": choice}
-    if "/" not in choice and not Path(choice).expanduser().exists():
-        note = "A directory of images, a parquet file, tar shards or a hub id also work"
-        raise UnknownNameError("dataset", choice, registry.list_registered("dataset"), note)
-    return "data", {"name": kind_of_path(choice), "path": choice}
-
-
-def read_recipe(name: str, model: type[Recipe] = TokenizerRecipe) -> dict[str, Any]:
+def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
     """Return a recipe as written, not yet validated.
 
     Raises:

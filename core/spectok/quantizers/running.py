@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spectok.codebook import CodebookQuantizer
 from spectok.distributed import gather_candidates
+from spectok.quantizers.codebook import CodebookQuantizer
 
 
 class RunningQuantizer(CodebookQuantizer):

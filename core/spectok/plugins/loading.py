@@ -14,8 +14,8 @@ from typing import Any
 
 import pluggy
 
-from spectok import hookspecs
 from spectok.errors import PluginError, did_you_mean
+from spectok.plugins import hookspecs
 
 
 @dataclass(frozen=True)

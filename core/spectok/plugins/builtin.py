@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spectok.hookspecs import hookimpl
+from spectok.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @hookimpl
 def spectok_datasets() -> dict[str, DatasetSource]:
     """Register the built-in data sets and the presets of the papers."""
-    from spectok.data.sources import builtin_sources
+    from spectok.data.builtin import builtin_sources
 
     return builtin_sources()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from spectok.data.sources import DatasetSource
     from spectok.metrics import ImageMetric, SetMetric
-    from spectok.quantizer import Quantizer
+    from spectok.quantizers import Quantizer
     from spectok.tokenizer import ImageTokenizer
 
 GROUP = "spectok.plugins"

@@ -1,0 +1,93 @@
+"""Measuring what a tokenizer keeps of a data set, by the registered metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from spectok.errors import DataError
+from spectok.metrics import ImageMean, SetMetric, codebook_statistics, count_codes
+from spectok.plugins import registry
+from spectok.tokenizer import ImageTokenizer
+
+STANDARD = ("psnr", "ssim", "mse")
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    tokenizer: ImageTokenizer,
+    dataset: Dataset[dict[str, Any]],
+    batch_size: int = 64,
+    metrics: Iterable[str] = STANDARD,
+    more: Mapping[str, SetMetric] | None = None,
+    on_images: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure what a tokenizer keeps of a data set, and what it spends on it.
+
+    Where the data has an added border, image metrics are taken inside it.
+
+    Args:
+        tokenizer: A trained tokenizer, on the device to run on; put into eval mode.
+        dataset: Items with ``"images"``, such as :class:`spectok.data.ImageDataset`.
+        batch_size: Images at once; does not change the result.
+        metrics: Registered metrics to compute.
+        more: Further metrics by name, such as those that need files.
+        on_images: Called with the number of images done since the last call.
+
+    Returns:
+        Plain JSON types: each metric; ``codebook_usage`` and ``perplexity``, over all codebooks and
+        per level (see :func:`codebook_statistics`); ``bits_per_image``, ``parameters`` and
+        ``num_images``.
+
+    Raises:
+        UnknownNameError: If a metric is not registered.
+        DataError: If the data set is empty.
+    """
+    measured = {name: start_metric(name) for name in metrics} | dict(more or {})
+    spec = tokenizer.token_spec
+    counts = torch.zeros(spec.num_codes, dtype=torch.int64)
+    tokenizer.eval()
+    collate = getattr(dataset, "collate", None)
+    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
+        images = batch["images"].to(tokenizer.device)
+        indices = tokenizer.encode(images.to(tokenizer.dtype))
+        reconstruction = tokenizer.decode(indices).to(images.dtype)
+        shown, decoded = (interior_of(x, dataset) for x in (images, reconstruction))
+        for metric in measured.values():
+            metric.add(shown, decoded, indices)
+        counts += count_codes(spec, indices.cpu())
+        if on_images is not None:
+            on_images(len(images))
+    num_images = int(counts.sum()) // spec.num_tokens
+    if not num_images:
+        raise DataError("the data set is empty; evaluation needs at least one image")
+    return {
+        **{name: metric.result() for name, metric in measured.items()},
+        **codebook_statistics(spec, counts),
+        "bits_per_image": spec.bits_per_image,
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "num_images": num_images,
+    }
+
+
+def start_metric(name: str) -> SetMetric:
+    """Return a registered metric, ready to measure one set.
+
+    Raises:
+        UnknownNameError: If it is not registered.
+    """
+    registered: Any = registry.get_registered("metric", name)
+    return registered() if isinstance(registered, type) else ImageMean(registered)
+
+
+def interior_of(images: Tensor, dataset: Any) -> Tensor:
+    """Return the part of a data set's images that an added border surrounds."""
+    box = getattr(dataset, "interior", None)
+    if box is None:
+        return images
+    top, left, height, width = box
+    return images[..., top : top + height, left : left + width]

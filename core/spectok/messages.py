@@ -1,0 +1,111 @@
+"""What a person is told while a library works: lines, remarks, progress.
+
+Everything that trains, extracts or draws speaks through this module alone, from the main process of
+a launch alone. A caller who wants none of it silences it::
+
+    with messages.silenced():
+        train_tokenizer(recipe, output)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_silent = False
+
+
+def is_main_process() -> bool:
+    """Return whether this process speaks for all those of a distributed launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def speaks() -> bool:
+    """Return whether messages of this process are shown."""
+    return is_main_process() and not _silent
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Show no message and no progress inside the context; warnings and errors are not messages."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def say(message: str) -> None:
+    """Print one line."""
+    if speaks():
+        print(message, flush=True)
+
+
+def note(message: str) -> None:
+    """Print one remark to stderr."""
+    if speaks():
+        print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+def console(**options: Any) -> Console:
+    """Return a console of rich that is quiet where messages are not shown.
+
+    Args:
+        **options: Those of :class:`rich.console.Console`.
+    """
+    from rich.console import Console
+
+    return Console(quiet=not speaks(), **options)
+
+
+def count_images(number: int) -> str:
+    """Return ``"1 image"``, ``"1,797 images"`` and so on."""
+    return f"{number:,} image{'' if number == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar with images/s and time left on a terminal; nothing elsewhere.
+
+    Args:
+        what: What is being done.
+        total: Number of images.
+
+    Yields:
+        A function to call with the number of images done since the last call.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    terminal = console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=terminal,
+        transient=True,
+        disable=terminal.quiet or not terminal.is_terminal,
+    )
+    task = bar.add_task(what, total=total, rate="")
+
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+        speed = bar.tasks[0].speed
+        bar.update(task, rate=f"{speed:.0f} images/s" if speed else "")
+
+    with bar:
+        yield advance

@@ -1,0 +1,88 @@
+"""Options of registered objects: what a recipe says of them, checked against their constructors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from spectok.errors import ConfigError, UnknownNameError
+from spectok.plugins import registry
+from spectok.recipes.schema import Registered, join_path, section_model, validate_section
+
+SUPPLIED = {
+    "quantizer": ("dim", "num_tokens", "codebook_size"),
+    "discriminator": ("image_shape",),
+    "prior": ("token_spec", "num_classes", "tokenizer", "text"),
+}
+
+
+def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
+    """Validate ``"name"`` or ``{name: …, option: …}`` of a registered kind; fill in defaults.
+
+    Args:
+        kind: ``"quantizer"``, ``"tokenizer"``, ``"discriminator"``, ``"prior"``.
+        value: What the recipe or caller gave.
+        path: Dotted path of the section, for messages; by default the kind.
+
+    Returns:
+        A plain dict with ``name`` and every option.
+
+    Raises:
+        ConfigError: One line per problem.
+        UnknownNameError: If nothing registers the name.
+    """
+    path = path or kind
+    options = {"name": value} if isinstance(value, str) else value
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        raise ConfigError(f"{path}: needs a name, or a mapping with the key 'name' (got {value!r})")
+    name, rest = options["name"], {k: v for k, v in options.items() if k != "name"}
+    try:
+        target = registry.get_registered(kind, name)
+    except UnknownNameError as error:
+        raise ConfigError(f"{path}.name: {error}") from error
+    return {"name": name} | validate_options(target, rest, path, SUPPLIED.get(kind, ()))
+
+
+def validate_options(
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    path: str,
+    supplied: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Validate keyword options against a constructor's signature; fill in defaults.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+    """
+    return validate_registered(section_model(function, supplied), options, path)
+
+
+def validate_registered(
+    model: type[BaseModel], options: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    """Validate a section and the registered objects that its fields name; fill in defaults.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+    """
+    resolved = validate_section(model, _with_default_names(model, options), path)
+    dumped = resolved.model_dump(mode="json")
+    for name, field in model.model_fields.items():
+        for marker in field.metadata:
+            if isinstance(marker, Registered) and dumped[name] is not None:
+                dumped[name] = validate_named(marker.kind, dumped[name], join_path(path, name))
+    return dumped
+
+
+def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Let options without a name, such as ``quantizer: {decay: 0.9}``, be those of the default."""
+    named = dict(options)
+    for name, field in model.model_fields.items():
+        if any(isinstance(marker, Registered) for marker in field.metadata):
+            default = {"name": field.default} if isinstance(field.default, str) else field.default
+            given = named.get(name)
+            if isinstance(given, Mapping) and isinstance(default, Mapping) and "name" in default:
+                named[name] = {"name": default["name"]} | dict(given)
+    return named

@@ -1,0 +1,82 @@
+"""The recipe of a tokenizer: which model, which images, how trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+from spectok.data.config import DataConfig
+from spectok.data.own import OwnData
+from spectok.errors import ConfigError
+from spectok.plugins import registry
+from spectok.recipes.recipe import Override, Recipe, load_recipe
+from spectok.recipes.schema import Registered, section_model
+from spectok.training.config import TrainConfig
+from spectok.training.loss_config import AdversarialConfig, LossConfig
+
+
+class TokenizerRecipe(Recipe):
+    """What ``spectok train`` reads.
+
+    Args:
+        tokenizer: ``name`` and constructor options of a registered tokenizer.
+        data: Images to train on.
+        train: How to train.
+        losses: What it is trained for besides its own terms, or instead of them.
+        adversarial: The discriminator to train it against.
+    """
+
+    main: ClassVar[str] = "tokenizer"
+    folder: ClassVar[str] = "tokenizers"
+
+    tokenizer: Annotated[dict[str, Any], Registered("tokenizer")]
+    data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
+    train: TrainConfig = TrainConfig.model_validate({})
+    losses: LossConfig | None = None
+    adversarial: AdversarialConfig | None = None
+
+    @classmethod
+    def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Make tokenizer and data agree on the images: what one side leaves out, the other sets.
+
+        Where neither says, the data set's own size counts; for one's own images, which have any
+        size, the constructor's default.
+
+        Raises:
+            ConfigError: If both say, and differ.
+        """
+        tokenizer, data = dict(raw["tokenizer"]), dict(raw["data"])
+        known = section_model(registry.get_tokenizer(tokenizer["name"])).model_fields
+        source = registry.get_dataset(data["name"])
+        card = None if isinstance(source, OwnData) else source.describe()
+        for ours, theirs in {"image_size": "image_size", "channels": "in_channels"}.items():
+            if theirs not in known:
+                continue
+            wanted, given = tokenizer.get(theirs), data.get(ours)
+            if wanted is not None and given is not None and wanted != given:
+                raise ConfigError(
+                    f"tokenizer.{theirs}: {wanted} differs from data.{ours} {given}; they must be "
+                    "equal: set both, or leave one out and it follows the other"
+                )
+            choices = (wanted, given, getattr(card, ours, None), known[theirs].default)
+            value = next(choice for choice in choices if choice is not None)
+            tokenizer[theirs] = data[ours] = value
+        return raw | {"tokenizer": tokenizer, "data": data}
+
+
+def load_tokenizer_recipe(
+    name_or_path: str | os.PathLike[str], overrides: Iterable[Override] = ()
+) -> TokenizerRecipe:
+    """Read, override and validate the recipe of a tokenizer.
+
+    Args:
+        name_or_path: A YAML file, the name of a recipe (``tokenizers/KEY/DATA``, or without its
+            first folder), or a registered key.
+        overrides: ``"a.b=c"`` with ``c`` in YAML, or pairs of dotted path and value.
+
+    Raises:
+        ConfigError: One line per problem, each with its dotted path.
+        UnknownNameError: If nothing has that name.
+    """
+    return load_recipe(name_or_path, overrides, TokenizerRecipe)
