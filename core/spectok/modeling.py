@@ -12,9 +12,9 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -27,13 +27,52 @@ TEMPORARY_SUFFIX = ".partial"
 
 
 class SpectokModel(ModelMixin, ConfigMixin):
-    """A diffusers model whose loading fails loudly and whose saving is all or nothing."""
+    """A diffusers model whose loading fails loudly and whose saving is all or nothing.
+
+    A class that comes to take other options than an earlier version of it says so in the two
+    attributes below; what that version saved then loads as the model that it was.
+
+    Attributes:
+        renamed_options: Earlier name of an option -> its name now.
+        added_options: Option that earlier versions lacked -> the value with which the class builds
+            what they built.
+    """
 
     config_name = CONFIG_NAME
+    renamed_options: ClassVar[Mapping[str, str]] = {}
+    added_options: ClassVar[Mapping[str, Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
         """Find modules before config keys: a config key may share a submodule's name."""
         return nn.Module.__getattr__(self, name)
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a saved config, in the options that this version takes."""
+        found: Any = super().load_config(*args, **kwargs)
+        if isinstance(found, tuple):
+            return (cls.upgraded(found[0]), *found[1:])
+        return cls.upgraded(found)
+
+    @classmethod
+    def upgraded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a config that an earlier version may have saved, in the options of this one."""
+        renamed = {cls.renamed_options.get(key, key): value for key, value in config.items()}
+        return {**cls.added_options, **renamed}
+
+    def first_config(self) -> dict[str, Any]:
+        """Return the options of this model as the version that first built such a model saved them.
+
+        What identifies a model is computed from these, so that renaming or adding an option leaves
+        the identity of older models alone.
+        """
+        earlier = {now: before for before, now in self.renamed_options.items()}
+        return {
+            earlier.get(key, key): value
+            for key, value in dict(self.config).items()
+            if not key.startswith("_")
+            and not (key in self.added_options and value == self.added_options[key])
+        }
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -49,7 +88,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
         place = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if folder.is_dir():
-            check_config(read_config(folder), cls, place)
+            check_config(cls.upgraded(read_config(folder)), cls, place)
         elif _looks_like_path(pretrained_model_name_or_path):
             raise CheckpointError(f"{place} is not a directory; give a saved model or a hub id")
         want_info = kwargs.pop("output_loading_info", False)

@@ -29,9 +29,8 @@ def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict
 
 def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
     """Return a hash of a tokenizer's class, configuration and every weight."""
-    config = {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_")}
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
-    digest.update(json.dumps(config, sort_keys=True).encode())
+    digest.update(json.dumps(tokenizer.first_config(), sort_keys=True).encode())
     for name, value in sorted(tokenizer.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from spectok.data import DataConfig, DatasetCard, DatasetSource, Rows, build_dataset
+from spectok.data.builtin import builtin_sources
 from spectok.data.photos import _part, _photographs
 from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, draw_shapes, is_unseen
-from spectok.data.builtin import builtin_sources
 from spectok.errors import ConfigError, DataError, UnknownNameError
 from spectok.plugins.registry import get_dataset, list_datasets
 

@@ -56,7 +56,14 @@ def validate_options(
     Raises:
         ConfigError: One line per problem, each with its dotted path.
     """
-    return validate_registered(section_model(function, supplied), options, path)
+    renamed = getattr(function, "renamed_options", {})
+    current = {renamed.get(key, key): value for key, value in options.items()}
+    if len(current) < len(options):
+        twice = [key for key in options if renamed.get(key, key) != key and renamed[key] in options]
+        raise ConfigError(
+            f"{join_path(path, twice[0])}: is now called {renamed[twice[0]]!r}, which is given too"
+        )
+    return validate_registered(section_model(function, supplied), current, path)
 
 
 def validate_registered(
