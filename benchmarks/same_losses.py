@@ -1,6 +1,6 @@
 """Whether two versions of spectok train alike, bit for bit: what a refactoring has to show.
 
-    python benchmarks/same_losses.py v0.1.0                  # every recipe, against the working tree
+    python benchmarks/same_losses.py v0.1.0                  # all recipes, against the files here
     python benchmarks/same_losses.py HEAD~3 vqvae prior_gpt --steps 20
     python benchmarks/same_losses.py v0.1.0 --changed vqgan  # whose network was changed on purpose
 
@@ -101,7 +101,7 @@ def train(tree: Path, names: list[str], steps: int, output: Path) -> dict[str, l
 
 
 def describe_package(tree: Path, folder: Path) -> None:
-    """Write the metadata by which Python finds the plugins of a checkout, not the installed ones."""
+    """Write the metadata by which Python finds the plugins of a checkout alone."""
     project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     info = folder / f"{project['name']}-{project['version']}.dist-info"
     info.mkdir(parents=True)
