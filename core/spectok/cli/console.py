@@ -93,7 +93,7 @@ def batches(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator
     """
     import torch
 
-    from spectok.images import load_image
+    from spectok.data.files import load_image
 
     with progress(what, len(files)) as advance:
         for start in range(0, len(files), BATCH_SIZE):
