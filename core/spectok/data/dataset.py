@@ -167,7 +167,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _raise_or_warn(self, index: int, error: UnreadableImage) -> None:
         """Deal with damage that the header did not show; the next image serves in its place."""
-        name = self._rows.name(index)
+        name = self.name_of(index)
         if not self._skip_unreadable:
             raise DataError(
                 f"image {name} cannot be read ({error}); repair or remove it, "

@@ -84,13 +84,6 @@ def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
     return _as_rows(tables, split, owns_split, name, config)
 
 
-def rows_from_table(
-    table: datasets.Dataset, config: DataConfig, where: str = "the data set"
-) -> Rows:
-    """Return a ``datasets.Dataset`` as rows, its columns found as :class:`DataConfig` says."""
-    return _as_rows({config.split: table}, config.split, True, where, config)
-
-
 def _load(*arguments: Any, **options: Any) -> _Tables:
     """Call ``load_dataset`` for all splits."""
     import datasets as hf
