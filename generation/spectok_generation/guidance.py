@@ -11,6 +11,9 @@ from spectok.errors import InputError
 from spectok_generation.conditions import Condition, join
 from spectok_generation.priors.base import AutoregressivePrior, Prior
 
+TEXT_GUIDANCE = 3.0
+"""Scale for images of a text, where none is given."""
+
 
 class Predictor:
     """Logits of place after place of one batch, guided where that is wanted.

@@ -20,18 +20,10 @@ from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_pil
 from spectok.modeling import TEMPORARY_SUFFIX
 from spectok_generation.conditions import Condition
-from spectok_generation.generate import (
-    DRAWABLE,
-    INDEX,
-    check_encoder,
-    check_pair,
-    choose_labels,
-    draw_images,
-    load_component,
-    load_encoder,
-    load_pair,
-    make_options,
-)
+from spectok_generation.drawing import DRAWABLE, choose_labels, draw_images, make_options
+from spectok_generation.guidance import TEXT_GUIDANCE
+from spectok_generation.pairs import check_encoder, check_pair, load_encoder, load_pair
+from spectok_generation.pipeline_folder import INDEX, load_component
 from spectok_generation.priors import Prior
 from spectok_generation.text.encoder import TextEncoder
 
@@ -41,8 +33,6 @@ ENDINGS = (".json", ".safetensors", ".txt", ".model")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 USUAL = {"safe_serialization": True, "variant": None, "push_to_hub": False}
 """Options of ``save_pretrained`` in diffusers, at the only value that fits here."""
-TEXT_GUIDANCE = 3.0
-"""Guidance of prompts where none is given, as ``spectok text-to-image`` has it."""
 
 
 class TokenPipeline(DiffusionPipeline):

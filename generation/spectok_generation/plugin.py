@@ -25,9 +25,5 @@ def spectok_priors() -> dict[str, type[Any]]:
 def spectok_commands(app: typer.Typer, train: typer.Typer) -> None:
     """Add the commands that train priors and draw from them, and ``spectok demo``."""
     from spectok_generation import cli
-    from spectok_generation.demo import cli as demo
-    from spectok_generation.text import cli as text
 
     cli.add_commands(app, train)
-    text.add_commands(app, train)
-    demo.add_commands(app)

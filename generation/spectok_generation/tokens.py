@@ -91,11 +91,6 @@ class TokenCache(Dataset[dict[str, Any]]):
             lines = (self.directory / CAPTIONS).read_text(encoding="utf-8").splitlines()
             self.captions = [json.loads(line) for line in lines]
 
-    @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> TokenCache:
-        """Open a finished cache."""
-        return cls(directory)
-
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""

@@ -33,25 +33,26 @@ from spectok.training.launch import accelerated
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
 from spectok_generation.diffusion.model import LDM
-from spectok_generation.examples import (
-    Examples,
+from spectok_generation.drawing import DRAWABLE, choose_labels, draw_batch
+from spectok_generation.extraction import Extraction, extract_tokens
+from spectok_generation.pairs import OWN_CLIP, OWN_TOKENIZER
+from spectok_generation.prior_recipe import PriorRecipe, tokenizer_recipe
+from spectok_generation.priors import Prior, create_prior
+from spectok_generation.priors.factory import check_text_is_given
+from spectok_generation.records import tokenizer_record
+from spectok_generation.text.clip_recipe import clip_recipe_file, load_clip_recipe
+from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.encoder_loading import load_text_encoder
+from spectok_generation.text.features import NO_CAPTIONS
+from spectok_generation.tokens import TokenCache
+from spectok_generation.training_set import (
+    TrainingSet,
     absolute,
     fit_data,
-    latent_examples,
-    token_examples,
+    latent_training_set,
+    token_training_set,
     with_text,
 )
-from spectok_generation.extraction import Extraction, extract_tokens
-from spectok_generation.generate import DRAWABLE, OWN_CLIP, OWN_TOKENIZER, choose_labels, draw_batch
-from spectok_generation.priors import Prior, create_prior
-from spectok_generation.priors.loading import check_text_is_given
-from spectok_generation.recipe import PriorRecipe, tokenizer_recipe
-from spectok_generation.records import tokenizer_record
-from spectok_generation.text.encoder import TextEncoder
-from spectok_generation.text.features import NO_CAPTIONS
-from spectok_generation.text.loading import load_text_encoder
-from spectok_generation.text.recipe import clip_recipe_file, load_clip_recipe
-from spectok_generation.tokens import TokenCache
 
 OWN_TOKENS, OWN_CAPTIONS = "tokens", "captions"
 NUM_SAMPLES = 16
@@ -82,21 +83,23 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         if path is not None:
             tokenizer = load_trained(path).to(accelerator.device)
         if issubclass(registry.get_prior(recipe.prior["name"]), LDM):
-            examples = latent_examples(recipe, tokenizer, path)
+            training_set = latent_training_set(recipe, tokenizer, path)
         else:
-            examples = token_examples(prepare_tokens(recipe, output, tokenizer, path))
+            training_set = token_training_set(prepare_tokens(recipe, output, tokenizer, path))
         if encoder is not None:
-            examples = with_text(examples, encoder.to(accelerator.device), output / OWN_CAPTIONS)
+            training_set = with_text(
+                training_set, encoder.to(accelerator.device), output / OWN_CAPTIONS
+            )
         torch.manual_seed(recipe.seed)
-        prior = build_prior(recipe, examples)
+        prior = build_prior(recipe, training_set)
         if isinstance(prior, LDM) and tokenizer is not None:
-            prior.set_statistics(*measure_latents(tokenizer, examples.dataset))
+            prior.set_statistics(*measure_latents(tokenizer, training_set.dataset))
         hooks = Hooks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
         if tokenizer is not None and isinstance(prior, DRAWABLE):
-            hooks.sample = sampler(tokenizer, examples, recipe.seed)
+            hooks.sample = sampler(tokenizer, training_set, recipe.seed)
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
-        losses = make_losses(examples, prior.condition_name)
-        return fit(prior, examples.dataset, losses, recipe.train, run, hooks=hooks)
+        losses = make_losses(training_set, prior.condition_name)
+        return fit(prior, training_set.dataset, losses, recipe.train, run, hooks=hooks)
 
 
 def check_unfinished(output: Path, resume: bool) -> None:
@@ -215,34 +218,34 @@ def extract_data(
         return extract_tokens(tokenizer, dataset, directory, how, path=path, on_images=advance)
 
 
-def build_prior(recipe: PriorRecipe, examples: Examples) -> Prior:
+def build_prior(recipe: PriorRecipe, training_set: TrainingSet) -> Prior:
     """Build the prior of a recipe for what it is trained on."""
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
-    by_class = recipe.class_conditional and examples.text is None
+    by_class = recipe.class_conditional and training_set.text is None
     return create_prior(
         recipe.prior["name"],
-        examples.token_spec,
-        num_classes=examples.num_classes if by_class else 0,
-        tokenizer=examples.tokenizer,
-        text=examples.text,
+        training_set.token_spec,
+        num_classes=training_set.num_classes if by_class else 0,
+        tokenizer=training_set.tokenizer,
+        text=training_set.text,
         **options,
     )
 
 
 def make_losses(
-    examples: Examples, condition_name: str | None
+    training_set: TrainingSet, condition_name: str | None
 ) -> Callable[[nn.Module, dict[str, Any]], StepOutput]:
     """Return ``(model, batch) -> losses``, given classes, texts or nothing."""
 
     def compute_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
-        output = model(examples.inputs(batch), examples.condition(batch, condition_name))
+        output = model(training_set.inputs(batch), training_set.condition(batch, condition_name))
         return StepOutput(output.losses, output.metrics)
 
     return compute_losses
 
 
 def sampler(
-    tokenizer: ImageTokenizer, examples: Examples, seed: int
+    tokenizer: ImageTokenizer, training_set: TrainingSet, seed: int
 ) -> Callable[[nn.Module, int, Path], None]:
     """Return a hook that writes a grid of images drawn from the prior, always the same numbers.
 
@@ -251,11 +254,11 @@ def sampler(
 
     def sample(model: nn.Module, step: int, folder: Path) -> None:
         prior = cast(Prior, model)
-        if examples.text is None:
+        if training_set.text is None:
             condition: Condition | None = choose_labels(prior, NUM_SAMPLES)
         else:
-            rows = [row % len(examples.dataset) for row in range(NUM_SAMPLES)]
-            condition = examples.dataset.features.rows(rows)
+            rows = [row % len(training_set.dataset) for row in range(NUM_SAMPLES)]
+            condition = training_set.dataset.features.rows(rows)
         images = draw_batch(prior, tokenizer, range(NUM_SAMPLES), condition, seed=seed)
         save_grid(images, folder / f"step-{step:08d}.png")
 

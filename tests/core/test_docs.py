@@ -28,7 +28,7 @@ from spectok.plugins import hookspecs
 from spectok.recipes.recipe import dump_recipe
 from spectok.training import AdversarialConfig, LossConfig, TrainConfig
 from spectok.training.recipe import load_tokenizer_recipe
-from spectok_generation.recipe import load_prior_recipe
+from spectok_generation.prior_recipe import load_prior_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

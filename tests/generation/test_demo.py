@@ -17,10 +17,10 @@ from spectok import load_tokenizer
 from spectok.cli import main
 from spectok.errors import ConfigError
 from spectok_generation.demo.classifier import train_classifier
+from spectok_generation.demo.demo_recipe import load_plan
 from spectok_generation.demo.judge import Closeness, Nearest, find_nearest, share_of_copies
 from spectok_generation.demo.pictures import plot_lines, png_uri
 from spectok_generation.demo.pipeline import MARKER, load_split, prepare_folder
-from spectok_generation.demo.recipe import load_plan
 from spectok_generation.demo.report import next_commands
 from spectok_generation.demo.stages import Stages
 

@@ -87,7 +87,7 @@ def test_bad_input_is_one_line(spectok, trained, tmp_path):
         (["--prior", tmp_path / "no"], "give a trained prior"),
         (["--prior", trained, "--tokenizer", "qgvae"], "names an untrained tokenizer"),
         (["--prior", trained, "--temperature", 0], "temperature 0.0 must be above 0"),
-        (["--prior", trained, "--guidance", 2], "class_dropout"),
+        (["--prior", trained, "--guidance", 2], "condition_dropout"),
     ]:
         status, _, err = spectok("sample", *words, *out)
         assert (status, err.count("\n")) == (2, 1), err

@@ -12,8 +12,9 @@ from spectok_generation import create_prior, load_prior
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.diffusion import DiffusionOptions, sample_latents
 from spectok_generation.diffusion.latents import encode_latents, measure_latents
-from spectok_generation.generate import draw_batch, draw_images, load_encoder, load_pair
-from spectok_generation.recipe import PriorRecipe
+from spectok_generation.drawing import draw_batch, draw_images
+from spectok_generation.pairs import load_encoder, load_pair
+from spectok_generation.prior_recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import SamplingOptions
 from spectok_generation.training import train_prior

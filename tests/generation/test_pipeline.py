@@ -22,11 +22,12 @@ from spectok.images import enlarge, save_grid, to_pil
 from spectok.testing.small import small_tokenizer
 from spectok_generation import TokenPipeline, create_prior, draw_images, load_text_encoder
 from spectok_generation.conditions import TextFeatures
-from spectok_generation.generate import load_encoder, load_pair, make_options
+from spectok_generation.drawing import make_options
+from spectok_generation.pairs import load_encoder, load_pair
 from spectok_generation.records import tokenizer_record
 from spectok_generation.text.clip import model_config
+from spectok_generation.text.clip_recipe import ClipConfig
 from spectok_generation.text.encoder import TextEncoder
-from spectok_generation.text.recipe import ClipConfig
 
 CLIP = model_config(
     ClipConfig(
@@ -44,7 +45,11 @@ CLIP = model_config(
 SMALL = {"num_layers": 1, "num_heads": 2, "width": 16}
 LDM = {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 40}
 PRIORS = {  # name and options of a prior, and what an image is drawn with
-    "gpt": ("gpt", SMALL | {"num_classes": 3, "class_dropout": 0.1}, {"top_k": 5, "guidance": 2.0}),
+    "gpt": (
+        "gpt",
+        SMALL | {"num_classes": 3, "condition_dropout": 0.1},
+        {"top_k": 5, "guidance": 2.0},
+    ),
     "pixelcnn": ("pixelcnn", {"num_layers": 2, "width": 8}, {"temperature": 0.9}),
     "cat": ("cat", SMALL | {"condition_dropout": 0.1}, {"top_p": 0.9}),
     "ldm": ("ldm", LDM | {"num_classes": 3, "condition_dropout": 0.1}, {"num_steps": 4}),

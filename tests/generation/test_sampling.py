@@ -27,7 +27,7 @@ PRIORS = {
 
 @pytest.fixture(params=PRIORS)
 def prior(request, spec, sharp):
-    options = {"num_classes": 3, "class_dropout": 0.1} | PRIORS[request.param]
+    options = {"num_classes": 3, "condition_dropout": 0.1} | PRIORS[request.param]
     return sharp(create_prior(request.param, spec, **options))
 
 
@@ -272,7 +272,7 @@ def test_bad_input(prior, sharp):
     with pytest.raises(TokenError, match="known tokens"):
         sample_tokens(prior, 2, known=Known.prefix(first, length))
     always = create_prior("gpt", prior.token_spec, num_classes=3, **TINY)
-    with pytest.raises(InputError, match="class_dropout"):
+    with pytest.raises(InputError, match="condition_dropout"):
         sample_tokens(always, 1)
-    with pytest.raises(InputError, match="class_dropout"):
+    with pytest.raises(InputError, match="condition_dropout"):
         sample_tokens(always, 1, torch.tensor([0]), options=SamplingOptions(guidance=2.0))

@@ -12,10 +12,10 @@ from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError
 from spectok.training.log import read_log
 from spectok_generation.text.clip import info_nce, model_config, train_clip
+from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe, load_clip_recipe
 from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.encoder_loading import load_text_encoder
 from spectok_generation.text.features import Captioned, CaptionFeatures, encode_captions
-from spectok_generation.text.loading import load_text_encoder
-from spectok_generation.text.recipe import ClipConfig, ClipRecipe, load_clip_recipe
 
 SIZES = ClipConfig(
     embed_dim=12,

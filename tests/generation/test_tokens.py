@@ -46,7 +46,7 @@ def test_a_cache_holds_what_the_tokenizer_says(any_tokenizer, tmp_path, checked_
         tokenizer, dataset, tmp_path / "c", Extraction(batch_size=8), on_images=done.append
     )
     assert sum(done) == len(cache) == 21
-    assert TokenCache.open(tmp_path / "c").token_spec == tokenizer.token_spec
+    assert TokenCache(tmp_path / "c").token_spec == tokenizer.token_spec
     images = torch.stack([dataset[i]["images"] for i in range(21)])
     assert torch.equal(
         torch.stack([cache[i]["indices"] for i in range(21)]), tokenizer.encode(images)

@@ -31,6 +31,7 @@ from spectok.metrics import psnr
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import FitResult, train_tokenizer
 from spectok_generation.demo.classifier import Classifier, train_classifier
+from spectok_generation.demo.demo_recipe import Plan, images_per_step
 from spectok_generation.demo.judge import (
     Closeness,
     accuracy,
@@ -38,11 +39,11 @@ from spectok_generation.demo.judge import (
     find_nearest,
     share_of_copies,
 )
-from spectok_generation.demo.recipe import Plan, images_per_step
 from spectok_generation.demo.report import write_report
 from spectok_generation.demo.results import Competitor, Drawn, Results, Split, prefix_lengths
 from spectok_generation.demo.stages import Stages
-from spectok_generation.generate import decode_tokens, load_pair
+from spectok_generation.drawing import decode_tokens
+from spectok_generation.pairs import load_pair
 from spectok_generation.sampling import sample_tokens
 from spectok_generation.tokens import TokenCache
 from spectok_generation.training import OWN_TOKENS, train_prior

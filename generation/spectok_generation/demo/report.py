@@ -13,11 +13,11 @@ import torch
 from spectok import TokenSpec
 from spectok.metrics import count_codes, split_by_codebook
 from spectok.training.contracts import Record
+from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.page import duration, figure, page, section, table
 from spectok_generation.demo.pictures import plot_histograms, plot_lines, png_uri
-from spectok_generation.demo.recipe import Plan
 from spectok_generation.demo.results import Results, prefix_lengths
-from spectok_generation.generate import decode_tokens
+from spectok_generation.drawing import decode_tokens
 
 STRIP = 10
 

@@ -14,8 +14,8 @@ from spectok import ImageTokenizer, TokenSpec
 from spectok.data import ImageDataset
 from spectok.images import to_float
 from spectok.training.contracts import Record
+from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.judge import Closeness
-from spectok_generation.demo.recipe import Plan
 
 
 @dataclass(frozen=True)

@@ -131,11 +131,10 @@ class Prior(SpectokModel, ABC):
         if condition is not None or self.condition_name is None or self.condition_dropout:
             return
         kind = self.condition_name
-        option = "class_dropout" if "class_dropout" in self.config else "condition_dropout"
         one = f"one of its {self.num_classes} classes" if kind == "class" else "a text"
         raise InputError(
-            f"this prior was trained with the {kind} always given ({option}=0): give {one}, and "
-            f"train with {option} for guidance"
+            f"this prior was trained with the {kind} always given (condition_dropout=0): give "
+            f"{one}, and train with condition_dropout for guidance"
         )
 
     def compile_step(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -82,11 +83,13 @@ class PixelCNN(AutoregressivePrior):
         kernel: Side of the other layers' neighbourhood; odd.
         head_width: Channels before the output layer.
         dropout: On the gated features of the horizontal stack.
-        class_dropout: Share of training images whose class is hidden.
+        condition_dropout: Share of training images whose class is hidden.
 
     Raises:
         ConfigError: If a kernel is even.
     """
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"class_dropout": "condition_dropout"}
 
     @register_to_config
     def __init__(
@@ -101,9 +104,9 @@ class PixelCNN(AutoregressivePrior):
         kernel: Kernel = 3,
         head_width: Count = 512,
         dropout: Rate = 0.0,
-        class_dropout: Rate = 0.0,
+        condition_dropout: Rate = 0.0,
     ):
-        super().__init__(token_spec, num_classes, condition_dropout=class_dropout)
+        super().__init__(token_spec, num_classes, condition_dropout=condition_dropout)
         for name, side in (("first_kernel", first_kernel), ("kernel", kernel)):
             if side % 2 == 0:
                 raise ConfigError(f"prior.{name} {side} is even and has no middle; use {side + 1}")

@@ -23,8 +23,8 @@ from spectok.messages import say
 from spectok.modeling import saving
 from spectok.training import FitResult, Hooks, Run, StepOutput, fit
 from spectok.training.launch import accelerated
-from spectok_generation.text.loading import CONFIG, WEIGHTS
-from spectok_generation.text.recipe import ClipConfig, ClipRecipe
+from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe
+from spectok_generation.text.encoder_loading import CONFIG, WEIGHTS
 
 VOCABULARY = 49408  # of the BPE tokenizer that open_clip brings along
 LARGEST_SCALE = math.log(100)

@@ -31,8 +31,8 @@ def demo(
     from spectok_generation.demo.stages import Stages
 
     stages = Stages()  # from here on the clock runs: importing torch is part of the demo
+    from spectok_generation.demo.demo_recipe import load_plan
     from spectok_generation.demo.pipeline import run_demo
-    from spectok_generation.demo.recipe import load_plan
     from spectok_generation.demo.report import next_commands
 
     results = run_demo(load_plan(recipe), out, stages)

@@ -15,7 +15,7 @@ from spectok.errors import ConfigError
 from spectok.messages import progress, say
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import encode_latents
-from spectok_generation.recipe import PriorRecipe
+from spectok_generation.prior_recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.features import Captioned, encode_captions
@@ -23,7 +23,7 @@ from spectok_generation.tokens import TokenCache
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainingSet:
     """A data set, and what a prior is to learn of it.
 
     Args:
@@ -50,10 +50,10 @@ class Examples:
         return None if name is None else batch["text" if name == "text" else "label"]
 
 
-def token_examples(cache: TokenCache) -> Examples:
+def token_training_set(cache: TokenCache) -> TrainingSet:
     """Return the tokens of a cache."""
     record = cache.header.tokenizer | {"class_names": cache.header.class_names}
-    return Examples(
+    return TrainingSet(
         cache,
         lambda batch: batch["indices"],
         cache.token_spec,
@@ -63,9 +63,9 @@ def token_examples(cache: TokenCache) -> Examples:
     )
 
 
-def latent_examples(
+def latent_training_set(
     recipe: PriorRecipe, tokenizer: ImageTokenizer | None, path: str | None
-) -> Examples:
+) -> TrainingSet:
     """Return the images of a recipe, whose latents are computed batch by batch.
 
     Args:
@@ -89,7 +89,7 @@ def latent_examples(
     dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
     say(str(dataset.report))
     record = tokenizer_record(tokenizer, absolute(path)) | {"class_names": dataset.class_names}
-    return Examples(
+    return TrainingSet(
         dataset,
         lambda batch: encode_latents(tokenizer, batch["images"]),
         tokenizer.token_spec,
@@ -99,20 +99,22 @@ def latent_examples(
     )
 
 
-def with_text(examples: Examples, encoder: TextEncoder, folder: Path) -> Examples:
+def with_text(training_set: TrainingSet, encoder: TextEncoder, folder: Path) -> TrainingSet:
     """Return the same examples with the text features of their captions in each batch.
 
     Args:
-        examples: Captioned images, or their tokens.
+        training_set: Captioned images, or their tokens.
         encoder: On the device to run on.
         folder: Where the features are kept.
 
     Raises:
         DataError: If there are no captions, or one is empty.
     """
-    with progress("encoding captions", len(set(examples.captions or ()))) as advance:
-        features = encode_captions(encoder, examples.captions, folder, advance)
-    return replace(examples, dataset=Captioned(examples.dataset, features), text=encoder.record)
+    with progress("encoding captions", len(set(training_set.captions or ()))) as advance:
+        features = encode_captions(encoder, training_set.captions, folder, advance)
+    return replace(
+        training_set, dataset=Captioned(training_set.dataset, features), text=encoder.record
+    )
 
 
 def first_captions(dataset: Any) -> list[str] | None:

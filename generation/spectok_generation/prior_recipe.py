@@ -16,7 +16,7 @@ from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recip
 from spectok.recipes.schema import Registered, validate_section
 from spectok.training.config import TrainConfig
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
-from spectok_generation.text.recipe import TextConfig
+from spectok_generation.text.clip_recipe import TextConfig
 
 RUN_RECIPE = "recipe.yaml"
 

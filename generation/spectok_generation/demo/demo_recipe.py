@@ -15,7 +15,7 @@ from spectok.errors import ConfigError
 from spectok.recipes.recipe import read_recipe
 from spectok.recipes.schema import Section, validate_section
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
-from spectok_generation.recipe import PriorRecipe, load_prior_recipe
+from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.sampling import SamplingOptions
 
 DEFAULT = "demo/demo"
