@@ -1,4 +1,4 @@
-"""Models of tokens: the token cache, priors of any tokenizer, and drawing from them.
+"""Generative models of tokens: the token cache, priors for any tokenizer, and sampling.
 
 The names below load on first use, so ``import spectok_generation`` does not import torch.
 """

@@ -19,7 +19,7 @@ from spectok_generation.sampling import Known, SamplingOptions, sample_batch
 from spectok_generation.sharing import check_numbers, share_out
 
 DRAWABLE = (AutoregressivePrior, LDM)
-"""Kinds of priors that images can be drawn from."""
+"""The kinds of prior that images can be drawn from."""
 
 Options = SamplingOptions | DiffusionOptions
 
@@ -36,24 +36,24 @@ def draw_images(
     known: Known | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Draw images from a prior of any kind, shared out among the processes.
+    """Draw images from a prior of any kind, divided among the processes.
 
     Args:
         prior: A trained prior, on the device to sample on.
         tokenizer: The tokenizer it belongs to, on the same device.
         num_images: Images in all; they are numbered from 0.
         condition: Class or text of each image, for a prior that takes one.
-        seed: With the image's number, the only source of randomness.
+        seed: The only source of randomness, together with the number of the image.
         options: :class:`SamplingOptions` or, for an :class:`LDM`, :class:`DiffusionOptions`.
         batch_size: Images drawn at once on each process.
-        known: Tokens of the images that are kept as they are; not for an :class:`LDM`.
-        on_images: Called with the number of images drawn over all processes since the last call.
+        known: Tokens to keep as they are; not for an :class:`LDM`.
+        on_images: Called with the number of images all processes drew since the last call.
 
     Returns:
         Images on the CPU, about [-1, 1] (not clamped), the same on every process.
 
     Raises:
-        InputError: If condition or options do not fit the prior.
+        InputError: If the condition or the options do not fit the prior.
     """
     check_numbers(num_images, batch_size)
     if condition is not None:
@@ -85,7 +85,7 @@ def draw_batch(
     Args:
         prior: A trained prior.
         tokenizer: The tokenizer it belongs to, on the same device.
-        numbers: The number of each image, which with ``seed`` decides its randomness.
+        numbers: The number of each image, which seeds it together with ``seed``.
         condition: Class or text of each image.
         seed: See :func:`draw_images`.
         options: See :func:`draw_images`.
@@ -107,10 +107,10 @@ def draw_batch(
 def choose_labels(
     prior: Prior, num_images: int, wanted: int | None = None
 ) -> Int[Tensor, "n"] | None:
-    """Return the class of each image to draw: the wanted one, or all classes in turn.
+    """Return the class of each image to draw: the one asked for, or all classes in turn.
 
     Raises:
-        InputError: If the prior has no such class.
+        InputError: If the prior does not have that class.
     """
     if wanted is None and not prior.num_classes:
         return None
@@ -123,14 +123,14 @@ def choose_labels(
 
 
 def make_options(prior: Prior, wishes: Mapping[str, Any]) -> Options:
-    """Return the options that a kind of prior takes, from those of them that are wished for.
+    """Build the sampling options of a prior from the values that were given.
 
     Args:
         prior: A trained prior.
-        wishes: Values by name; None: not wished for.
+        wishes: Option -> value; None where the default applies.
 
     Raises:
-        InputError: If one is of another kind of prior, or out of range.
+        InputError: If the prior does not take an option, or a value is out of range.
     """
     kind = DiffusionOptions if isinstance(prior, LDM) else SamplingOptions
     known = [field.name for field in dataclasses.fields(kind)]
@@ -138,7 +138,7 @@ def make_options(prior: Prior, wishes: Mapping[str, Any]) -> Options:
     for name in given:
         if name not in known:
             raise InputError(
-                f"{name} {given[name]} means nothing to {type(prior).__name__}, which takes "
+                f"{type(prior).__name__} does not take {name}={given[name]}, only "
                 f"{', '.join(known)}; leave it out"
             )
     return kind(**given)

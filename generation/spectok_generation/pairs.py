@@ -1,6 +1,6 @@
-"""Load a trained prior with what it was trained on: its tokenizer and its text encoder.
+"""Load a trained prior together with its tokenizer and its text encoder.
 
-A prior remembers fingerprints of both. Any other tokenizer or text encoder is refused.
+A prior stores the fingerprints of both; any other tokenizer or text encoder is refused.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.encoder_loading import load_text_encoder
 
 OWN_TOKENIZER, OWN_CLIP = Path("tokenizer", "model"), Path("clip", "model")
-"""Where a run that trained its own tokenizer, or its own CLIP, keeps it."""
+"""Where a run keeps the tokenizer, or the CLIP, that it trained itself."""
 
 
 def load_pair(
     prior_path: str | os.PathLike[str], tokenizer_path: str | os.PathLike[str] | None = None
 ) -> tuple[Any, ImageTokenizer]:
-    """Load a trained prior and the tokenizer it belongs to, in eval mode.
+    """Load a trained prior and its tokenizer, in eval mode.
 
     The prior is an :class:`AutoregressivePrior` or an :class:`LDM`, for :func:`draw_images`.
 
     Args:
-        prior_path: Directory of a saved prior, of its run, or of a pipeline.
+        prior_path: Folder of a saved prior, of its run, or of a pipeline.
         tokenizer_path: Its tokenizer. None: the one in the pipeline, or the one recorded when the
             prior was trained.
 
     Raises:
-        CheckpointError: If either is missing, or they do not belong together.
-        InputError: If the prior is not one that the sampler can draw from.
+        CheckpointError: If one of them is missing, or they do not belong together.
+        InputError: If images cannot be drawn from this kind of prior.
     """
     folder = Path(prior_path)
     whole = is_pipeline(folder)
     prior: Any = load_component(folder, "prior") if whole else load_prior(folder)
     if not isinstance(prior, DRAWABLE):
-        raise InputError(f"{prior_path} holds a {type(prior).__name__}, which is not sampled here")
+        kinds = " or ".join(kind.__name__ for kind in DRAWABLE)
+        raise InputError(
+            f"{prior_path} holds a {type(prior).__name__}, from which images cannot be drawn; give "
+            f"an {kinds}"
+        )
     if whole and tokenizer_path is None:
         where, tokenizer = str(folder / "tokenizer"), load_component(folder, "tokenizer")
     else:
@@ -51,21 +55,6 @@ def load_pair(
         tokenizer = load_trained(where)
     check_pair(prior, tokenizer, where)
     return prior, tokenizer
-
-
-def _recorded_path(prior: Prior, prior_path: Path) -> Path:
-    record: dict[str, Any] = prior.tokenizer_record
-    recorded = Path(record["path"]) if record.get("path") else None
-    runs = (prior_path, prior_path.parent)
-    for candidate in [recorded, *(run / OWN_TOKENIZER for run in runs)]:
-        if candidate is not None and candidate.is_dir():
-            return candidate
-    if recorded is not None and record["path"].count("/") == 1:
-        return recorded  # a hub id
-    raise CheckpointError(
-        f"the tokenizer of this prior is not at {recorded or 'any recorded place'}; give it with "
-        f"--tokenizer"
-    )
 
 
 def load_encoder(
@@ -85,7 +74,7 @@ def load_encoder(
 
     Raises:
         InputError: If the prior reads no text.
-        CheckpointError: If the encoder is missing, or is another one.
+        CheckpointError: If the encoder is missing, or is not the one the prior was trained with.
     """
     if not prior.text_width:
         raise InputError(f"{prior_path} holds a prior that reads no text; see 'spectok sample'")
@@ -97,7 +86,9 @@ def load_encoder(
         places = [Path(needed["path"]), *own] if needed["path"] else own
         found = next((place for place in places if place.is_dir()), needed["path"])
         if not found:
-            raise CheckpointError(f"no text encoder is recorded in {prior_path}; give its own")
+            raise CheckpointError(
+                f"{prior_path} does not record its text encoder; give it with --text"
+            )
         encoder = load_text_encoder(str(found), needed["pretrained"])
     else:
         encoder = load_text_encoder(name, pretrained)
@@ -106,7 +97,7 @@ def load_encoder(
 
 
 def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None) -> None:
-    """Refuse a tokenizer that did not make the tokens that a prior learned.
+    """Check that a tokenizer is the one whose tokens a prior learned.
 
     Args:
         prior: A trained prior.
@@ -114,7 +105,7 @@ def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None
         where: Its path, for the message.
 
     Raises:
-        CheckpointError: Names the tokenizer that was given and the one that is needed.
+        CheckpointError: If not; names the tokenizer given and the one needed.
     """
     given, needed = tokenizer_record(tokenizer, where), prior.tokenizer_record
     if needed and not same_tokenizer(given, needed):
@@ -130,15 +121,15 @@ def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None
 
 
 def check_encoder(prior: Prior, encoder: TextEncoder | None) -> None:
-    """Refuse a text encoder that is not the one whose features a prior learned to read.
+    """Check that a text encoder is the one whose features a prior learned to read.
 
     Args:
         prior: A trained prior.
-        encoder: What its prompts are read with; None for a prior that reads no text.
+        encoder: Encoder of the prompts; None for a prior that reads no text.
 
     Raises:
-        CheckpointError: Names the encoder that was given and the one that is needed.
-        InputError: If the prior reads no text and an encoder is given, or the other way round.
+        CheckpointError: If not; names the encoder given and the one needed.
+        InputError: If the prior reads text and no encoder is given, or the reverse.
     """
     kind = type(prior).__name__
     if encoder is None and prior.text_width:
@@ -153,3 +144,18 @@ def check_encoder(prior: Prior, encoder: TextEncoder | None) -> None:
             f"this prior reads the features of {describe_record(needed)}, not those of "
             f"{describe_record(encoder.record)}; give the encoder it was trained with"
         )
+
+
+def _recorded_path(prior: Prior, prior_path: Path) -> Path:
+    record: dict[str, Any] = prior.tokenizer_record
+    recorded = Path(record["path"]) if record.get("path") else None
+    runs = (prior_path, prior_path.parent)
+    for candidate in [recorded, *(run / OWN_TOKENIZER for run in runs)]:
+        if candidate is not None and candidate.is_dir():
+            return candidate
+    if recorded is not None and record["path"].count("/") == 1:
+        return recorded  # a hub id
+    raise CheckpointError(
+        f"the tokenizer of this prior is not at {recorded or 'any recorded place'}; give it with "
+        f"--tokenizer"
+    )

@@ -1,4 +1,4 @@
-"""The folder that a pipeline is saved as: which parts it lists, and loading one of them."""
+"""The folder of a saved pipeline: which parts it lists, and how each is loaded."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ BASES: dict[str, type] = {"tokenizer": ImageTokenizer, "prior": Prior}
 
 
 def is_pipeline(path: str | os.PathLike[str]) -> bool:
-    """Return whether a folder is a saved pipeline."""
+    """Return whether a folder holds a saved pipeline."""
     return Path(path, INDEX).is_file()
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a saved pipeline consists of.
+    """Read which parts a saved pipeline consists of.
 
     Raises:
-        CheckpointError: If the folder is no pipeline, or the file is damaged.
+        CheckpointError: If the folder holds no pipeline, or the file is damaged.
     """
     if not is_pipeline(path):
         raise CheckpointError(
-            f"{path} is no pipeline (no {INDEX}); make one of a run: spectok export RUN --out DIR"
+            f"{path} is not a pipeline (no {INDEX}); make one from a run: spectok export RUN --out "
+            f"DIR"
         )
     try:
         return dict(json.loads(Path(path, INDEX).read_text(encoding="utf-8")))
@@ -68,7 +69,7 @@ def load_component(path: str | os.PathLike[str], name: str) -> Any:
 
 
 def find_class(kind: str, module: str, name: str) -> Any:
-    """Return the class of a saved tokenizer or prior: one that is registered, or importable.
+    """Return the class of a saved tokenizer or prior, registered or importable.
 
     Raises:
         CheckpointError: If nothing installed provides it.
@@ -79,7 +80,7 @@ def find_class(kind: str, module: str, name: str) -> Any:
     )
     if named and named[0].__module__ == module:
         return named[0]
-    reason = f"it is no {kind}"
+    reason = f"it is not a {kind}"
     try:
         found = getattr(importlib.import_module(module), name)
         if isinstance(found, type) and issubclass(found, BASES[kind]):
@@ -87,7 +88,7 @@ def find_class(kind: str, module: str, name: str) -> Any:
     except Exception as error:  # another package may fail to import in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     if named:
-        return named[0]  # its plugin has moved it to another module
+        return named[0]  # its package has moved it to another module
     raise CheckpointError(
         f"the {kind} {module}.{name} cannot be found ({reason}); install the package that has it"
     )

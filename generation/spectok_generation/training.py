@@ -1,12 +1,12 @@
 """Train a prior: get a tokenizer, get its tokens, fit the model.
 
-tokenizer ── trained first, if a recipe names it ──> output/tokenizer/
-CLIP      ── trained first, if a recipe names it ──> output/clip/
+tokenizer ── trained first, if given as a recipe ──> output/tokenizer/
+CLIP      ── trained first, if given as a recipe ──> output/clip/
 images    ── extract_tokens ──> output/tokens/
 captions  ── encode_captions ──> output/captions/
 tokens    ── fit ──> output/model/
 
-A prior of latents needs no tokens: each batch of images is encoded when its turn comes.
+A prior of latents needs no tokens: each batch of images is encoded during training.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ NUM_SAMPLES = 16
 
 
 def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> FitResult:
-    """Train a prior as a recipe says; works alike in one process and in many.
+    """Train a prior from a recipe, in one process or in many.
 
-    The folder gets ``model/`` (the prior, which remembers its tokenizer), ``recipe.yaml``,
-    ``log.jsonl``, ``checkpoints/``, ``samples/``, and whatever had to be made first:
-    ``tokenizer/`` and ``clip/`` (runs of their own), ``tokens/`` and ``captions/``.
+    Writes ``model/`` (the prior, with a record of its tokenizer), ``recipe.yaml``, ``log.jsonl``,
+    ``checkpoints/``, ``samples/``, and what the prior needed first: ``tokenizer/`` and ``clip/``
+    (complete runs), ``tokens/`` and ``captions/``.
 
     Args:
         recipe: A validated recipe.
         output: Folder of the run.
-        resume: Go on from the newest checkpoint, if there is one.
+        resume: Continue from the newest checkpoint, if there is one.
 
     Raises:
         ConfigError: If the folder holds a finished run, or parts of the recipe do not fit.
-        CheckpointError: If given tokens were not made by the given tokenizer.
+        CheckpointError: If the tokens were not made by the tokenizer.
     """
     check_unfinished(output, resume)
     check_text_is_given(recipe.prior["name"], recipe.text is not None)
@@ -103,7 +103,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
 
 
 def check_unfinished(output: Path, resume: bool) -> None:
-    """Refuse to overwrite a finished run.
+    """Check that training would not overwrite a finished run.
 
     Raises:
         ConfigError: If the folder holds a trained prior and ``resume`` is off.
@@ -116,9 +116,9 @@ def check_unfinished(output: Path, resume: bool) -> None:
 
 
 def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
-    """Return where the trained tokenizer is, training it inside the run if a recipe names it.
+    """Return the path of the trained tokenizer; one given as a recipe is trained inside the run.
 
-    A tokenizer that an earlier start of this run trained, or began to, is taken up again.
+    If this run already trained or began to train that tokenizer, its training is resumed.
     """
     if recipe.tokenizer is None:
         return None
@@ -140,7 +140,7 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
 
 
 def prepare_text(recipe: PriorRecipe, output: Path) -> TextEncoder | None:
-    """Return the text encoder of a recipe, fitting a CLIP inside the run if a recipe names it."""
+    """Return the text encoder; a CLIP given as a recipe is trained inside the run."""
     if recipe.text is None:
         return None
     own = clip_recipe_file(recipe.text.encoder)
@@ -156,10 +156,10 @@ def prepare_text(recipe: PriorRecipe, output: Path) -> TextEncoder | None:
 def prepare_tokens(
     recipe: PriorRecipe, output: Path, tokenizer: ImageTokenizer | None, path: str | None
 ) -> TokenCache:
-    """Open the tokens that a recipe names, or extract them into the run.
+    """Open the tokens given in a recipe, or extract them into the run.
 
     Raises:
-        CheckpointError: If they were made by another tokenizer than the recipe's.
+        CheckpointError: If they were not made by the tokenizer of the recipe.
     """
     if recipe.tokens is not None:
         cache = TokenCache(recipe.tokens)
@@ -190,19 +190,19 @@ def extract_data(
     seed: int = 0,
     needs_captions: bool = False,
 ) -> TokenCache:
-    """Extract the tokens of a ``data:`` section, at the size the tokenizer takes.
+    """Extract the tokens of a ``data:`` section, at the image size of the tokenizer.
 
     Args:
-        tokenizer: A trained tokenizer, on the device to run on.
-        data: The images. Augmentation applies only where more than one copy of each is taken.
-        directory: Where the cache goes.
+        tokenizer: A trained tokenizer on the device to run on.
+        data: The images. They are augmented only if more than one copy of each is taken.
+        directory: Directory of the cache.
         how: Batch size and copies.
-        path: Where the tokenizer was loaded from; a folder is remembered as an absolute path.
+        path: Where the tokenizer was loaded from; a folder is stored as an absolute path.
         seed: Seed of the augmentation.
-        needs_captions: Refuse images without captions.
+        needs_captions: Whether the images must have captions.
 
     Raises:
-        DataError: If captions are needed and there are none.
+        DataError: If captions are needed but missing.
     """
     data = fit_data(data, tokenizer)
     augmented = how.copies > 1
@@ -219,7 +219,7 @@ def extract_data(
 
 
 def build_prior(recipe: PriorRecipe, training_set: TrainingSet) -> Prior:
-    """Build the prior of a recipe for what it is trained on."""
+    """Build the prior of a recipe for a training set."""
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
     by_class = recipe.class_conditional and training_set.text is None
     return create_prior(
@@ -235,7 +235,7 @@ def build_prior(recipe: PriorRecipe, training_set: TrainingSet) -> Prior:
 def make_losses(
     training_set: TrainingSet, condition_name: str | None
 ) -> Callable[[nn.Module, dict[str, Any]], StepOutput]:
-    """Return ``(model, batch) -> losses``, given classes, texts or nothing."""
+    """Return ``(model, batch) -> losses``, conditioned on classes, texts or nothing."""
 
     def compute_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
         output = model(training_set.inputs(batch), training_set.condition(batch, condition_name))
@@ -247,9 +247,9 @@ def make_losses(
 def sampler(
     tokenizer: ImageTokenizer, training_set: TrainingSet, seed: int
 ) -> Callable[[nn.Module, int, Path], None]:
-    """Return a hook that writes a grid of images drawn from the prior, always the same numbers.
+    """Return a hook that writes a grid of images drawn from the prior, with fixed random numbers.
 
-    They are of all classes in turn, or of the first captions.
+    The images show all classes in turn, or the first captions.
     """
 
     def sample(model: nn.Module, step: int, folder: Path) -> None:

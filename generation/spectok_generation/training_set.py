@@ -1,4 +1,4 @@
-"""What a prior is trained on: the tokens of images, or their latents."""
+"""The training set of a prior: the tokens of images, or their latents."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from spectok_generation.tokens import TokenCache
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A data set, and what a prior is to learn of it.
+    """A data set, and what a prior learns from it.
 
     Args:
-        dataset: Its batches have what ``inputs`` needs, and ``label`` or ``caption`` where the
-            data has them.
-        inputs: Turns a batch into what the prior's ``forward`` takes.
+        dataset: Its batches hold what ``inputs`` needs, and ``label`` or ``caption`` if the data
+            has them.
+        inputs: Batch -> argument of the prior's ``forward``.
         token_spec: Layout of the tokens.
         num_classes: Number of classes; 0 without labels.
         tokenizer: Record of the tokenizer, with the names of the classes.
-        captions: One for each row of the data, where it has captions.
-        text: Record of the text encoder, if batches have ``text``.
+        captions: One per row of the data, if it has captions.
+        text: Record of the text encoder, if batches hold ``text``.
     """
 
     dataset: Any
@@ -46,12 +46,12 @@ class TrainingSet:
     text: dict[str, Any] | None = None
 
     def condition(self, batch: dict[str, Any], name: str | None) -> Condition | None:
-        """Return what a batch is conditioned on; see :attr:`Prior.condition_name`."""
+        """Return the condition of a batch; for ``name`` see :attr:`Prior.condition_name`."""
         return None if name is None else batch["text" if name == "text" else "label"]
 
 
 def token_training_set(cache: TokenCache) -> TrainingSet:
-    """Return the tokens of a cache."""
+    """Return the tokens of a cache as a training set."""
     record = cache.header.tokenizer | {"class_names": cache.header.class_names}
     return TrainingSet(
         cache,
@@ -66,15 +66,15 @@ def token_training_set(cache: TokenCache) -> TrainingSet:
 def latent_training_set(
     recipe: PriorRecipe, tokenizer: ImageTokenizer | None, path: str | None
 ) -> TrainingSet:
-    """Return the images of a recipe, whose latents are computed batch by batch.
+    """Return the images of a recipe as a training set of latents, computed batch by batch.
 
     Args:
-        recipe: Of a prior that learns latents.
-        tokenizer: A trained tokenizer, on the device to train on.
+        recipe: Recipe of a prior that learns latents.
+        tokenizer: A trained tokenizer on the device to train on.
         path: Where it was loaded from.
 
     Raises:
-        ConfigError: If the recipe gives tokens, or copies of them.
+        ConfigError: If the recipe gives tokens or copies.
     """
     if tokenizer is None or recipe.tokens is not None:
         raise ConfigError(
@@ -83,7 +83,7 @@ def latent_training_set(
         )
     if recipe.copies != 1:
         raise ConfigError(
-            f"copies: {recipe.copies} copies are of tokens, and {recipe.prior['name']} learns "
+            f"copies: {recipe.copies} applies to tokens, but {recipe.prior['name']} learns "
             f"latents, which are computed afresh in every epoch; leave copies out"
         )
     dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
@@ -100,12 +100,12 @@ def latent_training_set(
 
 
 def with_text(training_set: TrainingSet, encoder: TextEncoder, folder: Path) -> TrainingSet:
-    """Return the same examples with the text features of their captions in each batch.
+    """Add the text features of its captions to each batch of a training set.
 
     Args:
         training_set: Captioned images, or their tokens.
-        encoder: On the device to run on.
-        folder: Where the features are kept.
+        encoder: Text encoder on the device to run on.
+        folder: Folder for the features.
 
     Raises:
         DataError: If there are no captions, or one is empty.
@@ -118,19 +118,19 @@ def with_text(training_set: TrainingSet, encoder: TextEncoder, folder: Path) -> 
 
 
 def first_captions(dataset: Any) -> list[str] | None:
-    """Return the first caption of each image; None where there are none."""
+    """Return the first caption of each image; None if the data has no captions."""
     if not dataset.has_captions:
         return None
     return [(*dataset.captions_of(row), "")[0] for row in range(len(dataset))]
 
 
 def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:
-    """Return a ``data:`` section with the size and channels that a tokenizer takes."""
+    """Set the size and the channels of a ``data:`` section to those of a tokenizer."""
     channels, height, _ = tokenizer.image_shape
     fitting = {"image_size": data.image_size or height, "channels": data.channels or channels}
     return data.model_copy(update=fitting)
 
 
 def absolute(path: str | None) -> str | None:
-    """Return the absolute path of a folder; anything else, such as a hub id, as it is."""
+    """Return the absolute path of a folder, and anything else, such as a hub id, unchanged."""
     return str(Path(path).resolve()) if path is not None and Path(path).is_dir() else path

@@ -304,7 +304,7 @@ def test_bad_input():
         sample_latents(prior, [0])
     with pytest.raises(InputError, match="condition_dropout"):
         sample_latents(prior, [0], torch.tensor([1]), options=DiffusionOptions(guidance=2))
-    with pytest.raises(InputError, match="needs labels to be guided towards"):
+    with pytest.raises(InputError, match="needs labels to guide towards"):
         sample_latents(build(), [0], options=DiffusionOptions(guidance=2))
     for options, message in [
         (DiffusionOptions("flow"), "scheduler 'flow' does not fit .* take ddim or ddpm"),
@@ -327,5 +327,5 @@ def test_bad_input():
 def test_bad_recipes(tmp_path, tokenizer_folder):
     with pytest.raises(ConfigError, match="ldm learns the latents of images, not their tokens"):
         train_prior(recipe_for(tokenizer_folder, tokens="somewhere"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="copies: 3 copies are of tokens"):
+    with pytest.raises(ConfigError, match="copies: 3 applies to tokens"):
         train_prior(recipe_for(tokenizer_folder, copies=3), tmp_path / "run")

@@ -249,7 +249,7 @@ def test_bad_recipes(tmp_path):
     assert load_clip_recipe(data="digits").data.channels == 3
     with pytest.raises(ConfigError, match=r"clip.patch_sise: unknown key \(did you mean"):
         load_clip_recipe("clip/shapes", ["clip.patch_sise=4"])
-    with pytest.raises(ConfigError, match="no recipe qgvae/digits of a CLIP; there are generation"):
+    with pytest.raises(ConfigError, match="no recipe qgvae/digits of a CLIP; choose from"):
         load_clip_recipe("qgvae/digits")
     with pytest.raises(ConfigError, match="16 does not fit images of shape"):
         model_config(SIZES, (3, 40, 40))

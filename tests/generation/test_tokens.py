@@ -97,7 +97,7 @@ def test_a_finished_cache_is_used_again_and_no_other(tokenizer_folder, tmp_path)
     with pytest.raises(CheckpointError, match="from the same images"):
         extract_tokens(tokenizer, digits(), folder)
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(CheckpointError, match="but something else; choose another"):
+    with pytest.raises(CheckpointError, match="something other than a token cache"):
         extract_tokens(tokenizer, digits(), tmp_path / "notes")
 
 

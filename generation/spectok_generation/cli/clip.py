@@ -37,7 +37,7 @@ def train_clip(
         bool, typer.Option("--resume", help="Continue from the last checkpoint.")
     ] = False,
 ) -> None:
-    """Fit a small CLIP on captioned images, whose text half a prior can read."""
+    """Train a small CLIP on captioned images, to read texts for a prior."""
     from spectok_generation.text.clip_recipe import default_output, load_clip_recipe
 
     words = words or []

@@ -45,7 +45,7 @@ def train_prior(
         str | None,
         typer.Option(
             help="Condition on captions, read by this CLIP: the folder of a run of 'spectok train "
-            "clip', or the name of a model of open_clip (then with text.pretrained=TAG or FILE)."
+            "clip', or the name of an open_clip model (with text.pretrained=TAG or FILE)."
         ),
     ] = None,
     output: Annotated[
@@ -121,7 +121,7 @@ def export(
         str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
     ] = None,
 ) -> None:
-    """Write prior, tokenizer and text encoder as one folder, a pipeline of diffusers."""
+    """Write prior, tokenizer and text encoder as one folder, a diffusers pipeline."""
     from spectok_generation.pipeline import TokenPipeline
 
     pipeline = TokenPipeline.from_run(run, tokenizer, text)

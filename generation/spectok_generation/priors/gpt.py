@@ -1,4 +1,4 @@
-"""minGPT on the tokens of any tokenizer."""
+"""minGPT over the tokens of any tokenizer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class GPT(GPT2Prior):
         num_heads: Attention heads; must divide the width.
         width: Length D of the hidden vectors.
         dropout: On embeddings, attention and residual branches.
-        condition_dropout: Share of training images whose class is hidden.
+        condition_dropout: Fraction of training images whose class is hidden.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"class_dropout": "condition_dropout"}
@@ -77,5 +77,5 @@ class GPT(GPT2Prior):
 
     def start_inputs(self, condition: Condition) -> Float[Tensor, "b d"]:
         """Return the vector of each class."""
-        assert isinstance(condition, Tensor), "a checked condition of a prior without text"
+        assert isinstance(condition, Tensor), "GPT is conditioned on classes"
         return self.start_vectors(condition)
