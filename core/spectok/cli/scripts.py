@@ -37,8 +37,9 @@ def command_words(
         arguments: See :func:`run_training_script`.
     """
     whole = shlex.join(["spectok", *command])
+    recipe = "--config RECIPE" if config is None else "[--config RECIPE]"
     parser = argparse.ArgumentParser(
-        usage="%(prog)s --config RECIPE [key=value ...] [options]",
+        usage=f"%(prog)s {recipe} [key=value ...] [options]",
         description=f"Run '{whole} RECIPE', from any launcher.",
         epilog=f"Settings and options are those of the command; see '{whole} --help'.",
         allow_abbrev=False,

@@ -52,7 +52,7 @@ Guidance = Annotated[
 ]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
-    typer.Option(help="Shares of the tokens where guidance begins and ends (default: 0 1)."),
+    typer.Option(help="Fractions of the sequence where guidance begins and ends (default: 0 1)."),
 ]
 
 
@@ -82,13 +82,15 @@ def sample(
     guidance_interval: GuidanceInterval = None,
     complete: Annotated[
         Path | None,
-        typer.Option(help="Complete images: tokens that 'spectok encode' wrote, taken in turn."),
+        typer.Option(
+            help="Tokens of images to complete, as 'spectok encode' wrote them; taken in turn."
+        ),
     ] = None,
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Which of their tokens stay: how many of the first, or ranges such as 0:8,16:24 "
-            "(default: the first half)."
+            help="Which of their tokens to keep: a number of leading ones, or ranges such as "
+            "0:8,16:24 (default: the first half)."
         ),
     ] = None,
     compiled: Compiled = False,

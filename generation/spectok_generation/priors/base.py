@@ -144,7 +144,7 @@ class Prior(SpectokModel, ABC):
             InputError: If this prior does not support it.
         """
         raise InputError(
-            f"the sampling steps of {type(self).__name__} do not support torch.compile; leave it out"
+            f"the steps of {type(self).__name__} do not support torch.compile; leave it out"
         )
 
 
