@@ -18,9 +18,9 @@ from spectok.loading import load_tokenizer
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import builtin_folder, find_recipe, list_recipes, recipe_folders
 from spectok.training.recipe import load_tokenizer_recipe
-from spectok_generation.priors.loading import create_prior
-from spectok_generation.recipe import load_prior_recipe
-from spectok_generation.text.recipe import load_clip_recipe
+from spectok_generation.prior_recipe import load_prior_recipe
+from spectok_generation.priors.factory import create_prior
+from spectok_generation.text.clip_recipe import load_clip_recipe
 
 OURS = sorted(n for n, path in list_recipes().items() if path.is_relative_to(builtin_folder()))
 WRITTEN = {name: yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")) for name in OURS}
@@ -84,7 +84,7 @@ def test_a_clip_recipe_builds_for_its_images(name):
 
 @pytest.mark.parametrize("name", DEMOS)
 def test_a_demo_names_recipes_that_fit_together(name):
-    from spectok_generation.demo.recipe import load_plan
+    from spectok_generation.demo.demo_recipe import load_plan
 
     plan = load_plan(name)
     assert plan.prior.tokenizer in list_recipes()

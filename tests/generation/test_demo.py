@@ -17,10 +17,10 @@ from spectok import load_tokenizer
 from spectok.cli import main
 from spectok.errors import ConfigError
 from spectok_generation.demo.classifier import train_classifier
+from spectok_generation.demo.demo_recipe import load_plan
 from spectok_generation.demo.judge import Closeness, Nearest, find_nearest, share_of_copies
 from spectok_generation.demo.pictures import plot_lines, png_uri
 from spectok_generation.demo.pipeline import MARKER, load_split, prepare_folder
-from spectok_generation.demo.recipe import load_plan
 from spectok_generation.demo.report import next_commands
 from spectok_generation.demo.stages import Stages
 
@@ -107,7 +107,7 @@ def test_the_page_shows_every_part(demo):
     page = (demo / "report.html").read_text(encoding="utf-8")
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
-        "Through the tokens and back",
+        "Into tokens and back",
         "Token by token",
         "Side by side",
         "New images",
@@ -115,7 +115,7 @@ def test_the_page_shows_every_part(demo):
         "Codebooks",
         "Training",
         "Time",
-        "Go on",
+        "Next steps",
     ]
     assert page.count("<svg") == 1 + 1 + 3
     for k in (0, 1, 2, 4):
@@ -170,9 +170,9 @@ def test_a_demo_is_replaced_and_nothing_else(demo, recipes, tmp_path):
     plan = load_plan(recipes / "demo.yaml")
     precious = tmp_path / "letters.txt"
     precious.write_text("keep me")
-    with pytest.raises(ConfigError, match="is no demo"):
+    with pytest.raises(ConfigError, match="is not a demo"):
         prepare_folder(plan, tmp_path)
-    with pytest.raises(ConfigError, match="is no demo"):
+    with pytest.raises(ConfigError, match="is not a demo"):
         prepare_folder(plan, precious)
     assert precious.read_text() == "keep me"
     earlier = tmp_path / "demo"

@@ -12,8 +12,9 @@ from spectok_generation import create_prior, load_prior
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.diffusion import DiffusionOptions, sample_latents
 from spectok_generation.diffusion.latents import encode_latents, measure_latents
-from spectok_generation.generate import draw_batch, draw_images, load_encoder, load_pair
-from spectok_generation.recipe import PriorRecipe
+from spectok_generation.drawing import draw_batch, draw_images
+from spectok_generation.pairs import load_encoder, load_pair
+from spectok_generation.prior_recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import SamplingOptions
 from spectok_generation.training import train_prior
@@ -303,7 +304,7 @@ def test_bad_input():
         sample_latents(prior, [0])
     with pytest.raises(InputError, match="condition_dropout"):
         sample_latents(prior, [0], torch.tensor([1]), options=DiffusionOptions(guidance=2))
-    with pytest.raises(InputError, match="needs labels to be guided towards"):
+    with pytest.raises(InputError, match="needs labels to guide towards"):
         sample_latents(build(), [0], options=DiffusionOptions(guidance=2))
     for options, message in [
         (DiffusionOptions("flow"), "scheduler 'flow' does not fit .* take ddim or ddpm"),
@@ -326,5 +327,5 @@ def test_bad_input():
 def test_bad_recipes(tmp_path, tokenizer_folder):
     with pytest.raises(ConfigError, match="ldm learns the latents of images, not their tokens"):
         train_prior(recipe_for(tokenizer_folder, tokens="somewhere"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="copies: 3 copies are of tokens"):
+    with pytest.raises(ConfigError, match="copies: 3 applies to tokens"):
         train_prior(recipe_for(tokenizer_folder, copies=3), tmp_path / "run")

@@ -27,7 +27,7 @@ PRIORS = {
 
 @pytest.fixture(params=PRIORS)
 def prior(request, spec, sharp):
-    options = {"num_classes": 3, "class_dropout": 0.1} | PRIORS[request.param]
+    options = {"num_classes": 3, "condition_dropout": 0.1} | PRIORS[request.param]
     return sharp(create_prior(request.param, spec, **options))
 
 
@@ -232,7 +232,7 @@ def test_compiled_steps_draw_the_same_tokens(sharp, monkeypatch):
 
 
 def test_a_prior_without_equal_steps_is_not_compiled(spec):
-    with pytest.raises(InputError, match="not made for"):
+    with pytest.raises(InputError, match="do not support torch"):
         create_prior("pixelcnn", spec, **PRIORS["pixelcnn"]).compile_step()
 
 
@@ -245,7 +245,7 @@ def test_bad_input(prior, sharp):
         ({"guidance": math.nan}, "guidance nan must be at least 0 and finite"),
         ({"temperature": math.inf}, "temperature inf must be above 0 and finite"),
         ({"guidance_interval": (0.5, 0.5)}, r"guidance_interval 0.5\.\.0.5"),
-        ({"guidance_interval": (0.0, 1.5)}, "two shares"),
+        ({"guidance_interval": (0.0, 1.5)}, "two rising fractions"),
     ]:
         with pytest.raises(InputError, match=message):
             SamplingOptions(**options)
@@ -272,7 +272,7 @@ def test_bad_input(prior, sharp):
     with pytest.raises(TokenError, match="known tokens"):
         sample_tokens(prior, 2, known=Known.prefix(first, length))
     always = create_prior("gpt", prior.token_spec, num_classes=3, **TINY)
-    with pytest.raises(InputError, match="class_dropout"):
+    with pytest.raises(InputError, match="condition_dropout"):
         sample_tokens(always, 1)
-    with pytest.raises(InputError, match="class_dropout"):
+    with pytest.raises(InputError, match="condition_dropout"):
         sample_tokens(always, 1, torch.tensor([0]), options=SamplingOptions(guidance=2.0))

@@ -93,3 +93,17 @@ def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> d
             if isinstance(given, Mapping) and isinstance(default, Mapping) and "name" in default:
                 named[name] = {"name": default["name"]} | dict(given)
     return named
+
+
+def upgrade_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resolved recipe of an earlier version, its models in the options of this one.
+
+    See ``renamed_options`` and ``added_options`` of :class:`spectok.modeling.SpectokModel`.
+    """
+    sections = dict(recipe)
+    for kind in ("tokenizer", "prior"):
+        section = sections.get(kind)
+        if isinstance(section, Mapping):
+            cls = registry.list_registered(kind).get(section.get("name", ""))
+            sections[kind] = getattr(cls, "upgraded", dict)(section)
+    return sections
