@@ -232,8 +232,8 @@ def export(
 @contextlib.contextmanager
 def process_device() -> Iterator[Any]:
     """Give this process its device, and join the group it was launched in."""
-    from spectok.training.config import TrainConfig
     from spectok.training.launch import accelerated
+    from spectok.training.train_config import TrainConfig
 
     with accelerated(TrainConfig.model_validate({}), Path()) as accelerator:
         yield accelerator.device

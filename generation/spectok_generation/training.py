@@ -28,8 +28,8 @@ from spectok.images import save_grid
 from spectok.loading import load_trained
 from spectok.messages import progress, say
 from spectok.plugins import registry
-from spectok.training import FitResult, Hooks, Run, StepOutput, fit, train_tokenizer
-from spectok.training.launch import accelerated
+from spectok.training import Callbacks, FitResult, Run, StepOutput, fit, train_tokenizer
+from spectok.training.launch import accelerated, check_machine
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
 from spectok_generation.diffusion.model import LDM
@@ -74,6 +74,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         CheckpointError: If given tokens were not made by the given tokenizer.
     """
     check_unfinished(output, resume)
+    check_machine(recipe.train)  # before a tokenizer is trained
     check_text_is_given(recipe.prior["name"], recipe.text is not None)
     path = prepare_tokenizer(recipe, output)
     encoder = prepare_text(recipe, output)
@@ -91,12 +92,12 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         prior = build_prior(recipe, examples)
         if isinstance(prior, LDM) and tokenizer is not None:
             prior.set_statistics(*measure_latents(tokenizer, examples.dataset))
-        hooks = Hooks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
+        callbacks = Callbacks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
         if tokenizer is not None and isinstance(prior, DRAWABLE):
-            hooks.sample = sampler(tokenizer, examples, recipe.seed)
+            callbacks.sample = sampler(tokenizer, examples, recipe.seed)
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
         losses = make_losses(examples, prior.condition_name)
-        return fit(prior, examples.dataset, losses, recipe.train, run, hooks=hooks)
+        return fit(prior, examples.dataset, losses, recipe.train, run, callbacks=callbacks)
 
 
 def check_unfinished(output: Path, resume: bool) -> None:
@@ -123,16 +124,7 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
     if own is None:
         return recipe.tokenizer
     folder = output / OWN_TOKENIZER
-    train_tokenizer(
-        own.tokenizer,
-        own.data,
-        own.train,
-        folder.parent,
-        seed=own.seed,
-        resume=True,
-        losses=own.losses,
-        adversarial=own.adversarial,
-    )
+    train_tokenizer(own, folder.parent, resume=True)
     return str(folder)
 
 
@@ -244,7 +236,7 @@ def make_losses(
 def sampler(
     tokenizer: ImageTokenizer, examples: Examples, seed: int
 ) -> Callable[[nn.Module, int, Path], None]:
-    """Return a hook that writes a grid of images drawn from the prior, always the same numbers.
+    """Return a callback that writes a grid of images drawn from the prior, always the same numbers.
 
     They are of all classes in turn, or of the first captions.
     """
