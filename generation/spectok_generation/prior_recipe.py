@@ -14,8 +14,8 @@ from spectok.errors import ConfigError
 from spectok.recipes.files import list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, validate_section
-from spectok.training.config import TrainConfig
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
+from spectok.training.train_config import TrainConfig
 from spectok_generation.text.clip_recipe import TextConfig
 
 RUN_RECIPE = "recipe.yaml"

@@ -28,8 +28,8 @@ from spectok.images import save_grid
 from spectok.loading import load_trained
 from spectok.messages import progress, say
 from spectok.plugins import registry
-from spectok.training import FitResult, Hooks, Run, StepOutput, fit, train_tokenizer
-from spectok.training.launch import accelerated
+from spectok.training import Callbacks, FitResult, Run, StepOutput, fit, train_tokenizer
+from spectok.training.launch import accelerated, check_machine
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
 from spectok_generation.diffusion.model import LDM
@@ -75,6 +75,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         CheckpointError: If the tokens were not made by the tokenizer.
     """
     check_unfinished(output, resume)
+    check_machine(recipe.train)  # before a tokenizer is trained
     check_text_is_given(recipe.prior["name"], recipe.text is not None)
     path = prepare_tokenizer(recipe, output)
     encoder = prepare_text(recipe, output)
@@ -94,12 +95,12 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         prior = build_prior(recipe, training_set)
         if isinstance(prior, LDM) and tokenizer is not None:
             prior.set_statistics(*measure_latents(tokenizer, training_set.dataset))
-        hooks = Hooks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
+        callbacks = Callbacks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
         if tokenizer is not None and isinstance(prior, DRAWABLE):
-            hooks.sample = sampler(tokenizer, training_set, recipe.seed)
+            callbacks.sample = sampler(tokenizer, training_set, recipe.seed)
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
         losses = make_losses(training_set, prior.condition_name)
-        return fit(prior, training_set.dataset, losses, recipe.train, run, hooks=hooks)
+        return fit(prior, training_set.dataset, losses, recipe.train, run, callbacks=callbacks)
 
 
 def check_unfinished(output: Path, resume: bool) -> None:
@@ -126,16 +127,7 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
     if own is None:
         return recipe.tokenizer
     folder = output / OWN_TOKENIZER
-    train_tokenizer(
-        own.tokenizer,
-        own.data,
-        own.train,
-        folder.parent,
-        seed=own.seed,
-        resume=True,
-        losses=own.losses,
-        adversarial=own.adversarial,
-    )
+    train_tokenizer(own, folder.parent, resume=True)
     return str(folder)
 
 
@@ -247,7 +239,7 @@ def make_losses(
 def sampler(
     tokenizer: ImageTokenizer, training_set: TrainingSet, seed: int
 ) -> Callable[[nn.Module, int, Path], None]:
-    """Return a hook that writes a grid of images drawn from the prior, with fixed random numbers.
+    """Return a callback that writes a grid of images, drawn with fixed random numbers.
 
     The images show all classes in turn, or the first captions.
     """

@@ -25,7 +25,7 @@ from spectok.data.choice import data_override
 from spectok.data.config import DataConfig
 from spectok.data.presets import PRESETS
 from spectok.plugins import hookspecs
-from spectok.recipes.recipe import dump_recipe
+from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import AdversarialConfig, LossConfig, TrainConfig
 from spectok.training.recipe import load_tokenizer_recipe
 from spectok_generation.prior_recipe import load_prior_recipe
@@ -196,8 +196,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).mkdir(parents=True)
     for name in ("faces.parquet", "shards/0.tar"):
         (tmp_path / name).touch()
-    recipe = dump_recipe(load_tokenizer_recipe("qgvae/digits"))
-    (tmp_path / "runs/qgvae-digits/recipe.yaml").write_text(recipe)
+    recipe = load_tokenizer_recipe("qgvae/digits").model_dump(mode="json")
+    (tmp_path / "runs/qgvae-digits/recipe.yaml").write_text(dump_yaml(recipe))
 
 
 @pytest.mark.usefixtures("workplace")

@@ -20,7 +20,7 @@ from spectok.losses import (
 )
 from spectok.nn.discriminators import PatchGAN
 from spectok.nn.stylegan import StyleGAN2Discriminator, activate, group_deviation, halve
-from spectok.plugins.registry import get_registered, list_discriminators
+from spectok.plugins.registry import get_registered, list_registered
 
 # -- pixels and spectra ----------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ def test_patchgan_says_how_large_images_must_be():
         assert network(torch.zeros(1, 1, size, size)).shape == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("name", list_discriminators())
+@pytest.mark.parametrize("name", list_registered("discriminator"))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_discriminator_keeps_the_contract(name, channels, checked_shapes):
     network = get_registered("discriminator", name)(image_shape=(channels, 32, 32))

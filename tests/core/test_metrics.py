@@ -16,7 +16,7 @@ from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import to_uint8
 from spectok.machine import shown_path
 from spectok.metrics import codebook_statistics, count_codes, mse, psnr, ssim
-from spectok.plugins.registry import list_metrics
+from spectok.plugins.registry import list_registered
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_sizes_that_do_not_fit_are_named(pair):
 
 
 def test_built_in_metrics_are_registered():
-    assert {"psnr", "ssim", "mse"} <= set(list_metrics())
+    assert {"psnr", "ssim", "mse"} <= set(list_registered("metric"))
 
 
 # -- a whole data set -----------------------------------------------------------------------------

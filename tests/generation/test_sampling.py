@@ -9,8 +9,8 @@ import torch
 
 from spectok import Level, TokenSpec
 from spectok.errors import InputError, TokenError
-from spectok.training.config import TrainConfig
 from spectok.training.launch import accelerated
+from spectok.training.train_config import TrainConfig
 from spectok_generation import SamplingOptions, create_prior, sample_tokens
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.sampling import Known, draw_tokens, image_uniforms, sample_batch

@@ -87,18 +87,9 @@ def train_tokenizer(
     folder = Path(output or resolved.output or default_output(recipe, resolved))
     check_output(folder, resume)
 
-    from spectok.training import train_tokenizer
+    from spectok.training import train_tokenizer as run
 
-    result = train_tokenizer(
-        resolved.tokenizer,
-        resolved.data,
-        resolved.train,
-        folder,
-        seed=resolved.seed,
-        resume=resume,
-        losses=resolved.losses,
-        adversarial=resolved.adversarial,
-    )
+    result = run(resolved, folder, resume=resume)
     say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
     model = str(folder / "model")
     say_next(

@@ -32,6 +32,7 @@ from spectok.loading import load_tokenizer
 from spectok.recipes.yaml12 import parse_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
+from spectok.training.launch import check_machine
 from spectok.training.recipe import TokenizerRecipe
 
 ALIKE = "tokenizers are compared on equal terms: make them equal"
@@ -138,6 +139,7 @@ def compare(
     """
     for label, competitor in competitors.items():  # before hours of training
         if competitor.model is None and competitor.recipe is not None:
+            check_machine(competitor.recipe.train)
             check_run(competitor.recipe, output / label)
     dataset = build_dataset(data, train=False)
     shown = torch.stack([dataset[i]["images"] for i in range(min(num_shown, len(dataset)))])
@@ -165,19 +167,9 @@ def compare(
 
 def train(competitor: Competitor, folder: Path) -> None:
     """Train a tokenizer, or go on where an earlier comparison was stopped."""
-    recipe = competitor.recipe
-    if recipe is None:
+    if competitor.recipe is None:
         raise ConfigError(f"{competitor.source} has neither weights nor a recipe to train")
-    train_tokenizer(
-        recipe.tokenizer,
-        recipe.data,
-        recipe.train,
-        folder,
-        seed=recipe.seed,
-        resume=True,
-        losses=recipe.losses,
-        adversarial=recipe.adversarial,
-    )
+    train_tokenizer(competitor.recipe, folder, resume=True)
 
 
 def is_finished(folder: Path) -> bool:

@@ -29,7 +29,7 @@ from spectok.recipes.schema import (
     unknown_key,
     validate_section,
 )
-from spectok.recipes.yaml12 import dump_yaml, parse_yaml
+from spectok.recipes.yaml12 import parse_yaml
 
 Override = str | tuple[str, Any]
 RecipeT = TypeVar("RecipeT", bound="Recipe")
@@ -83,11 +83,6 @@ def load_recipe(
     """
     raw = read_recipe(os.fspath(name_or_path), model)
     return resolve_recipe(apply_overrides(raw, overrides), model)
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Return YAML that loads to an equal recipe."""
-    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:

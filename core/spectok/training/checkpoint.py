@@ -29,7 +29,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, ConfigError, TrainingError
-from spectok.training.config import FREE_TO_CHANGE
+from spectok.training.train_config import FREE_TO_CHANGE
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"

@@ -55,7 +55,7 @@ class Phase:
 
 
 @dataclass
-class Hooks:
+class Callbacks:
     """What a kind of model adds to the loop. Each takes the model itself, unwrapped.
 
     Args:

@@ -22,7 +22,7 @@ from accelerate.utils import (
 )
 
 from spectok.errors import CheckpointError, ConfigError, SpectokError, TrainingError
-from spectok.training.config import TrainConfig
+from spectok.training.train_config import TrainConfig
 
 T = TypeVar("T")
 
@@ -97,8 +97,8 @@ def check_machine(config: TrainConfig) -> None:
         )
     if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
         raise ConfigError(
-            f"train.tracker: {config.tracker} is not installed; pip install {config.tracker}, or "
-            f"leave the tracker out (log.jsonl is always written)"
+            f"train.tracker: {config.tracker} is not installed; pip install "
+            f"'spectok[{config.tracker}]', or leave the tracker out (log.jsonl is always written)"
         )
 
 

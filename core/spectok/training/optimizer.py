@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spectok.quantizers import Quantizer
-from spectok.training.config import TrainConfig
+from spectok.training.train_config import TrainConfig
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -12,8 +12,8 @@ from spectok.errors import ConfigError
 from spectok.plugins import registry
 from spectok.recipes.recipe import Override, Recipe, load_recipe
 from spectok.recipes.schema import Registered, section_model
-from spectok.training.config import TrainConfig
 from spectok.training.loss_config import AdversarialConfig, LossConfig
+from spectok.training.train_config import TrainConfig
 
 
 class TokenizerRecipe(Recipe):
@@ -25,6 +25,8 @@ class TokenizerRecipe(Recipe):
         train: How to train.
         losses: What it is trained for besides its own terms, or instead of them.
         adversarial: The discriminator to train it against.
+        init_from: A trained tokenizer of the same options, whose weights to start from: the folder
+            of its model or of its run, or a hub id. None: random weights.
     """
 
     main: ClassVar[str] = "tokenizer"
@@ -35,6 +37,7 @@ class TokenizerRecipe(Recipe):
     train: TrainConfig = TrainConfig.model_validate({})
     losses: LossConfig | None = None
     adversarial: AdversarialConfig | None = None
+    init_from: str | None = None
 
     @classmethod
     def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from spectok.training.checkpoint import (
     load_checkpoint,
     read_manifest,
 )
-from spectok.training.config import TrainConfig
 from spectok.training.contracts import Run
 from spectok.training.launch import on_main
+from spectok.training.train_config import TrainConfig
 
+CHECKPOINTS = "checkpoints"
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
@@ -63,7 +64,7 @@ def begin(
             checkpoint cannot be read.
         ConfigError: If the run to resume was another one.
     """
-    folder = run.output / "checkpoints"
+    folder = run.output / CHECKPOINTS
     found = list_checkpoints(folder)
     if found and not run.resume:
         raise CheckpointError(
@@ -83,7 +84,7 @@ def begin(
 
 def checkpoint_folder(output: Path, step: int) -> Path:
     """Return where the checkpoint of a step goes."""
-    return output / "checkpoints" / f"step-{step:08d}"
+    return output / CHECKPOINTS / f"step-{step:08d}"
 
 
 def _tidy(run: Run, folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 @contextlib.contextmanager
 def process_device() -> Iterator[Any]:
     """Join the process group that this process was launched in, and give its device."""
-    from spectok.training.config import TrainConfig
+    from spectok.training.train_config import TrainConfig
+
     from spectok.training.launch import accelerated
 
     with accelerated(TrainConfig.model_validate({}), Path()) as accelerator:

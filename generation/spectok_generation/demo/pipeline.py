@@ -122,15 +122,7 @@ class Demo:
         """Train a tokenizer, load it again, and measure it on held-out images."""
         recipe, folder = self.plan.tokenizers[label], self.out / "models" / label
         with self.stages.stage(label, f"train {label}: {recipe.train.steps:,} steps"):
-            fit = train_tokenizer(
-                recipe.tokenizer,
-                recipe.data,
-                recipe.train,
-                folder,
-                seed=recipe.seed,
-                losses=recipe.losses,
-                adversarial=recipe.adversarial,
-            )
+            fit = train_tokenizer(recipe, folder)
             tokenizer = load_tokenizer(folder / "model")
             metrics = evaluate_reconstruction(tokenizer, self.held_out.dataset) | {
                 "psnr_by_num_tokens": psnr_by_num_tokens(tokenizer, self.held_out),

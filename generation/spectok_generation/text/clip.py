@@ -21,7 +21,7 @@ from spectok.distributed import sum_over_ranks, world
 from spectok.errors import ConfigError, DataError
 from spectok.messages import say
 from spectok.modeling import saving
-from spectok.training import FitResult, Hooks, Run, StepOutput, fit
+from spectok.training import Callbacks, FitResult, Run, StepOutput, fit
 from spectok.training.launch import accelerated
 from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe
 from spectok_generation.text.encoder_loading import CONFIG, WEIGHTS
@@ -82,13 +82,13 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: bool = False) -> Fit
         torch.manual_seed(recipe.seed)
         config = model_config(recipe.clip, dataset.image_shape)
         model = open_clip.CLIP(**config, output_dict=True)
-        hooks = Hooks(
+        callbacks = Callbacks(
             after_step=lambda module, _: limit_scale(module),
             save_final=lambda module, folder: save_clip(module, config, folder),
         )
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
         pairs = Pairs(dataset, recipe.clip.context_length)
-        return fit(model, pairs, contrastive_losses, recipe.train, run, hooks=hooks)
+        return fit(model, pairs, contrastive_losses, recipe.train, run, callbacks=callbacks)
 
 
 def model_config(sizes: ClipConfig, image_shape: tuple[int, int, int]) -> dict[str, Any]:

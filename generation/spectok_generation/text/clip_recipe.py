@@ -14,7 +14,7 @@ from spectok.errors import ConfigError
 from spectok.recipes.files import list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, Section
-from spectok.training.config import TrainConfig
+from spectok.training.train_config import TrainConfig
 
 Count = Annotated[int, Field(ge=1)]
 
