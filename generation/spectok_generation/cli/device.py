@@ -11,9 +11,8 @@ from typing import Any
 @contextlib.contextmanager
 def process_device() -> Iterator[Any]:
     """Join the process group that this process was launched in, and give its device."""
-    from spectok.training.train_config import TrainConfig
-
     from spectok.training.launch import accelerated
+    from spectok.training.train_config import TrainConfig
 
     with accelerated(TrainConfig.model_validate({}), Path()) as accelerator:
         yield accelerator.device
