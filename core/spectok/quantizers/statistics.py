@@ -34,15 +34,17 @@ class StepCounter:
 
     def __init__(self, owner: nn.Module, seed: int = 0x5EC70C):
         self.owner, self.seed = owner, seed
-        self._steps: int | None = None
+        self._read: Tensor | None = None  # the buffer that self._steps was read from
+        self._steps = 0
         owner.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
         owner.register_load_state_dict_pre_hook(self._forget)
 
     @property
     def steps(self) -> int:
         """Steps taken, read from the buffer only once: no device sync in the step."""
-        if self._steps is None:
-            self._steps = int(self.owner.get_buffer("num_steps"))
+        buffer = self.owner.get_buffer("num_steps")
+        if self._read is not buffer:
+            self._read, self._steps = buffer, int(buffer)
         return self._steps
 
     def advance(self) -> None:
@@ -56,7 +58,7 @@ class StepCounter:
 
     def _forget(self, *_: Any) -> None:
         """Read the buffer again after weights are loaded into it."""
-        self._steps = None
+        self._read = None
 
 
 class CodeCounts:
