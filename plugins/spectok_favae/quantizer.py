@@ -55,11 +55,11 @@ class CosineQuantizer(RunningQuantizer):
             codebook_size=codebook_size,
             num_codebooks=num_codebooks,
             commitment_weight=commitment_weight,
-            decay=decay,
             revive_below=revive_below,
             revive_every=revive_every,
             starts_on_data=revive_below > 0,
         )
+        self.decay = decay
         self.codebook.copy_(F.normalize(self.codebook, dim=-1))
 
     def search(self, z: Float[Tensor, "b n d"]) -> Int[Tensor, "b n"]:

@@ -18,8 +18,14 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.distributed import clear_moments, gather_candidates, sum_over_ranks, world
-from spectok.quantizers import CodebookQuantizer, nearest_codes
+from spectok.quantizers import (
+    CodebookQuantizer,
+    clear_moments,
+    gather_candidates,
+    nearest_codes,
+    sum_over_ranks,
+    world,
+)
 
 EPSILON = 1e-3  # of Eq. 7: keeps a trace of the old code
 REPLACED = 0.5  # a code that moves this share of the way is a new one to the optimiser
@@ -116,7 +122,7 @@ class ClusteringQuantizer(CodebookQuantizer):
             return closest_over_ranks(*closest)
         if not vectors:
             return None
-        generator = self.step_generator()
+        generator = self.step_counter.generator()
         pool = rearrange(torch.cat(vectors, dim=1), "g p d -> p (g d)")
         drawn = gather_candidates(pool, self.codebook_size, generator)
         candidates = rearrange(drawn, "k (g d) -> g k d", g=self.num_codebooks)

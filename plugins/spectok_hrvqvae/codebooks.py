@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spectok.outputs import QuantizerOutput
 from spectok.quantizers import (
-    USED_SHARE,
+    CodeCounts,
+    Quantizer,
     QuantizerLevel,
-    SteppedQuantizer,
+    QuantizerOutput,
+    StepCounter,
     codebook_losses,
     perplexity,
     straight_through,
@@ -22,7 +23,7 @@ from spectok.quantizers import (
 from spectok_hrvqvae.tree import descend, nodes_of, partial_sums, path_of
 
 
-class CodebookTree(SteppedQuantizer):
+class CodebookTree(Quantizer):
     """Hierarchical residual quantisation (Eq. 3 to 6); a subclass decides how codes are kept alive.
 
     Args:
@@ -36,7 +37,7 @@ class CodebookTree(SteppedQuantizer):
     """
 
     decodes_first_levels = True
-    step_seed = 0x7EE5
+    frequency: Tensor
 
     def __init__(
         self,
@@ -52,6 +53,8 @@ class CodebookTree(SteppedQuantizer):
         self.branching = tuple(branching)
         leaves = int(torch.Size(self.branching).numel())
         super().__init__(dim=dim, num_tokens=num_tokens, codebook_size=leaves)
+        self.step_counter = StepCounter(self, seed=0x7EE5)
+        self.code_counts = CodeCounts(self, (leaves,))
         self.tokens, self.is_learned = tokens, learned
         self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
         num_nodes = 1
@@ -62,10 +65,7 @@ class CodebookTree(SteppedQuantizer):
                 self.register_parameter(f"codes_{level}", nn.Parameter(codes))
             else:
                 self.register_buffer(f"codes_{level}", codes)
-        self.register_buffer("frequency", torch.full((leaves,), 1 / leaves))
         self._tables: tuple[Any, list[Tensor]] = (None, [])
-
-    frequency: Tensor
 
     @property
     def levels(self) -> tuple[QuantizerLevel, ...]:
@@ -150,11 +150,7 @@ class CodebookTree(SteppedQuantizer):
         tenth of the uniform share. ``perplexity`` is that of the leaves, ``perplexity_level…`` that
         of all nodes of one level above them.
         """
-        live = self.frequency * self.codebook_size > USED_SHARE
-        metrics = {
-            "perplexity": perplexity(self.frequency),
-            "codebook_usage": live.float().mean(),
-        }
+        metrics = self.code_counts.usage()
         for level in range(len(self.branching) - 1):
             nodes = self.by_node(self.frequency, level).sum(1)
             metrics[f"perplexity_level{level}"] = perplexity(nodes)

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from spectok.distributed import broadcast_from_main, clear_moments
-from spectok.quantizers import CodebookQuantizer
+from spectok.quantizers import CodebookQuantizer, broadcast_from_main, clear_moments
 
 RELATIVE_FLOOR = 1e-6  # of a codebook's largest magnitude: below it a cell is not worth splitting
 
@@ -80,7 +79,7 @@ class VoronoiQuantizer(CodebookQuantizer):
         self, counts: Tensor, statistics: list[Tensor], optimizers: list[torch.optim.Optimizer]
     ) -> None:
         """Reset every ``reset_every`` steps, then start the magnitudes afresh."""
-        if self.steps % self.reset_every == 0:
+        if self.step_counter.steps % self.reset_every == 0:
             self.reset(optimizers)
             self.magnitude.zero_()
 
@@ -91,7 +90,8 @@ class VoronoiQuantizer(CodebookQuantizer):
         if not len(moved):
             return
         codes = self.codebook.view(-1, self.dim)
-        noise = torch.rand(len(moved), self.dim, generator=self.step_generator()) * 2 - 1
+        generator = self.step_counter.generator()
+        noise = torch.rand(len(moved), self.dim, generator=generator) * 2 - 1
         placed = codes[onto] + self.displacement * noise.to(codes.device)
         codes[moved] = broadcast_from_main(placed)
         self.frequency.view(-1)[moved] = self.frequency.view(-1)[onto] / 2

@@ -10,11 +10,17 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.outputs import QuantizerOutput
-from spectok.quantizers import QuantizerLevel, RunningMeans, nearest_codes, straight_through
+from spectok.quantizers import (
+    QuantizerLevel,
+    QuantizerOutput,
+    RunningMeans,
+    RunningQuantizer,
+    nearest_codes,
+    straight_through,
+)
 
 
-class ResidualQuantizer(RunningMeans):
+class ResidualQuantizer(RunningQuantizer):
     """RQ (Lee, Kim, Kim, Cho, Han, CVPR 2022, section 3.1).
 
     With r_0 = z, depth d picks the code k_d nearest to r_{d-1} and leaves r_d = r_{d-1} - e(k_d).
@@ -57,15 +63,17 @@ class ResidualQuantizer(RunningMeans):
     ):
         super().__init__(
             dim=dim,
-            num_tokens=num_tokens * num_levels,  # what codebooks see: the residuals of all depths
+            num_tokens=num_tokens,
             codebook_size=codebook_size,
             num_codebooks=1 if shared_codebook else num_levels,
             commitment_weight=commitment_weight,
-            decay=decay,
             revive_below=revive_below,
             revive_every=revive_every,
+            starts_on_data=True,
+            num_vectors=num_tokens * num_levels,  # the residuals of all depths, one after another
         )
-        self.num_tokens, self.num_levels = num_tokens, num_levels
+        self.num_levels = num_levels
+        self.running_means = RunningMeans(self, self.codebook, decay)
 
     @property
     def levels(self) -> tuple[QuantizerLevel, ...]:
@@ -87,9 +95,8 @@ class ResidualQuantizer(RunningMeans):
             metrics[f"residual_level{level}"] = residual.square().mean()
         stacked = torch.stack(indices, dim=-1)
         if self.training:
-            first = torch.tensor([self.owner(i) for i in range(self.num_levels)], device=z.device)
-            rows = stacked + first * self.codebook_size
-            self.observe(torch.cat(seen, dim=1), rows.transpose(1, 2).flatten(1))
+            by_depth = stacked.transpose(1, 2).flatten(1)  # (B, L N)
+            self.observe(torch.cat(seen, dim=1), self.rows(by_depth))
         losses = {"commitment": self.commitment_weight * torch.stack(errors).mean()}
         return QuantizerOutput(straight_through(z, total), stacked, losses, metrics)
 
@@ -103,3 +110,13 @@ class ResidualQuantizer(RunningMeans):
     def owner(self, level: int) -> int:
         """Return which codebook a depth uses."""
         return level if self.num_codebooks > 1 else 0
+
+    def move_codes(self, counts: Float[Tensor, "g k"], sums: Float[Tensor, "g k d"]) -> None:
+        """Move each code that was ever chosen to its running mean."""
+        self.running_means.update(counts, sums)
+        self.running_means.move(self.codebook)
+
+    def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
+        """Set revived codes, and their running means with them."""
+        super().set_codes(group, rows, vectors)
+        self.running_means.restart(group, rows, vectors)

@@ -89,7 +89,8 @@ class StochasticQuantizer(RelaxedQuantizer):
     @property
     def temperature(self) -> float:
         """Falls exponentially from 1."""
-        return max(SMALLEST_TEMPERATURE, math.exp(-self.temperature_decay * self.steps))
+        steps = self.step_counter.steps
+        return max(SMALLEST_TEMPERATURE, math.exp(-self.temperature_decay * steps))
 
     def scores(self, z: Float[Tensor, "g p d"]) -> Float[Tensor, "g p k"]:
         """Return -|z - e_k|² / 2σ² without the part that all codes share."""
@@ -159,7 +160,7 @@ class GumbelQuantizer(RelaxedQuantizer):
     def temperature(self) -> float:
         """Falls along half a cosine."""
         return self.final_temperature + (1 - self.final_temperature) * (
-            1 - half_cosine(self.steps, self.anneal_steps)
+            1 - half_cosine(self.step_counter.steps, self.anneal_steps)
         )
 
     def scores(self, z: Float[Tensor, "g p d"]) -> Float[Tensor, "g p k"]:
@@ -181,7 +182,7 @@ class GumbelQuantizer(RelaxedQuantizer):
         self, z: Float[Tensor, "b n d"], z_q: Float[Tensor, "b n d"], entropy: Float[Tensor, ""]
     ) -> dict[str, Tensor]:
         """Return the divergence from uniform codes."""
-        weight = self.kl_weight * half_cosine(self.steps, self.kl_warmup_steps)
+        weight = self.kl_weight * half_cosine(self.step_counter.steps, self.kl_warmup_steps)
         return {"kl": weight * (math.log(self.codebook_size) - entropy)}
 
 

@@ -15,9 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from spectok.distributed import draw_per_sample
-from spectok.outputs import QuantizerOutput
-from spectok.quantizers import CodebookQuantizer, straight_through
+from spectok.quantizers import (
+    CodebookQuantizer,
+    QuantizerOutput,
+    draw_per_sample,
+    straight_through,
+)
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 SMALLEST_TEMPERATURE = 1e-3

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from jaxtyping import Float, Int
 from pydantic import Field
+from torch import Tensor
 
-from spectok.quantizers import CodebookQuantizer, RunningMeans
+from spectok.quantizers import CodebookQuantizer, RunningMeans, RunningQuantizer
 
 
 class GradientQuantizer(CodebookQuantizer):
@@ -46,7 +48,7 @@ class GradientQuantizer(CodebookQuantizer):
         )
 
 
-class EMAQuantizer(RunningMeans):
+class EMAQuantizer(RunningQuantizer):
     """Vector quantisation with codes that are running means (van den Oord et al. 2017, appendix).
 
     On the first step every code that nothing chose is set to a random vector of the batch, which
@@ -84,7 +86,18 @@ class EMAQuantizer(RunningMeans):
             codebook_size=codebook_size,
             num_codebooks=num_codebooks,
             commitment_weight=commitment_weight,
-            decay=decay,
             revive_below=revive_below,
             revive_every=revive_every,
+            starts_on_data=True,
         )
+        self.running_means = RunningMeans(self, self.codebook, decay)
+
+    def move_codes(self, counts: Float[Tensor, "g k"], sums: Float[Tensor, "g k d"]) -> None:
+        """Move each code that was ever chosen to its running mean."""
+        self.running_means.update(counts, sums)
+        self.running_means.move(self.codebook)
+
+    def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
+        """Set revived codes, and their running means with them."""
+        super().set_codes(group, rows, vectors)
+        self.running_means.restart(group, rows, vectors)

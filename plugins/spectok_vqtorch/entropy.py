@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from spectok.distributed import sum_over_ranks, world
+from spectok.quantizers import sum_over_ranks, world
 
 SMALLEST = 1e-12
 
