@@ -16,6 +16,7 @@ from spectok.images import save_grid
 from spectok.loading import load_tokenizer
 from spectok.messages import console
 from spectok.plugins import registry
+from spectok.recipes.options import keep_earlier_options
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.batches import derive_seed
@@ -24,6 +25,7 @@ from spectok.training.contracts import FitResult, Hooks, Run
 from spectok.training.loop import fit
 from spectok.training.loss_config import AdversarialConfig, LossConfig
 from spectok.training.objective import Objective
+from spectok.training.resume import recorded_recipe
 
 NUM_SAMPLES = 8
 
@@ -66,6 +68,9 @@ def train_tokenizer(
         CheckpointError: If weights cannot be read or state cannot be written.
         TrainingError: If training cannot go on.
     """
+    if resume and isinstance(tokenizer, Mapping):
+        recorded = recorded_recipe(output).get("tokenizer", {})
+        tokenizer = keep_earlier_options("tokenizer", tokenizer, recorded)
     model = tokenizer if isinstance(tokenizer, ImageTokenizer) else build(tokenizer, seed)
     if init_from is not None:
         copy_weights(model, init_from)
