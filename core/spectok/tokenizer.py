@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spectok.errors import InputError
+from spectok.losses.reconstruction import l1, l2
 from spectok.modeling import SpectokModel
 from spectok.outputs import TokenizerOutput
 from spectok.quantizers import Quantizer, outermost_quantizers
@@ -64,7 +65,7 @@ class TokenSpace(nn.Module, ABC):
         """
 
 
-class ImageTokenizer(SpectokModel, ABC):
+class ImageTokenizer(SpectokModel):
     """An autoencoder that turns an image into a short list of integers and back.
 
     A subclass's constructor, decorated with ``register_to_config``, builds the four boxes
@@ -190,9 +191,14 @@ class ImageTokenizer(SpectokModel, ABC):
         """Weight of the decoder's last layer, where adversarial training compares gradients."""
         return [p for p in self.decoder.parameters() if p.ndim >= 2][-1]
 
-    @abstractmethod
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the weighted terms that compare reconstruction and images."""
+        """Return the weighted terms that compare the reconstruction with the images.
+
+        Here the mean error per pixel: absolute where the tokenizer has an option
+        ``reconstruction_loss`` and it is ``"l1"``, squared otherwise.
+        """
+        distance = l1 if self.config.get("reconstruction_loss") == "l1" else l2
+        return {"reconstruction": distance(reconstruction, images)}
 
     def compare(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """Return :meth:`reconstruction_losses` inside the border; for a :meth:`forward` to call."""

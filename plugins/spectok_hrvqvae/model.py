@@ -104,9 +104,3 @@ class HRVQVAE(ImageTokenizer):
         codes = self.quantizer.level_codes(self.quantizer.paths(self._from_sequence(indices)))
         z_q = torch.stack([codes[level] for level in sorted(set(levels))]).sum(0).to(self.dtype)
         return self.decoder(self.token_space.to_latents(z_q))
-
-    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the mean error per pixel, absolute or squared."""
-        error = reconstruction.float() - images.float()
-        mean = error.square() if self.config["reconstruction_loss"] == "l2" else error.abs()
-        return {"reconstruction": mean.mean()}

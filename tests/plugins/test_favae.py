@@ -87,8 +87,9 @@ def test_each_stage_gets_its_complement(fcm):
     assert torch.allclose(x, reconstruction, atol=1e-6)
 
 
-def test_without_complements_the_decoder_is_that_of_vqgan():
-    model = tiny(fcm="none", spectrum_loss="none")
+@pytest.mark.parametrize("post_quant_conv", [True, False])
+def test_without_complements_the_decoder_is_that_of_vqgan(post_quant_conv):
+    model = tiny(fcm="none", spectrum_loss="none", post_quant_conv=post_quant_conv)
     plain = VQGANDecoder(
         8,
         1,
@@ -97,6 +98,7 @@ def test_without_complements_the_decoder_is_that_of_vqgan():
         channel_multipliers=(1, 2, 4),
         num_blocks=1,
         attention_sizes=(),
+        post_quant_conv=post_quant_conv,
     )
     plain.load_state_dict(model.decoder.state_dict())  # no weight more, none less
     x = torch.randn(2, 8, 4, 4)

@@ -5,6 +5,7 @@ import torch
 
 import spectok
 from spectok.errors import InputError
+from spectok.testing.small import small_tokenizer
 
 
 def make(name, **options):
@@ -131,11 +132,20 @@ def test_vqvae_has_one_token_per_factor_squared_pixels(factor):
     assert model(images).reconstruction.shape == images.shape
 
 
-def test_l1_and_l2_reconstruction():
-    images, other = torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)
+@pytest.mark.parametrize(
+    "key", ["vqvae", "vqvae2", "cvqvae", "vqgan", "rqvae", "hqvae", "hrvqvae", "favae"]
+)
+def test_an_option_chooses_between_absolute_and_squared_errors(key):
+    images, other = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.5)
     for name, value in [("l1", 0.5), ("l2", 0.25)]:
-        model = spectok.load_tokenizer("vqvae", reconstruction_loss=name)
+        model = small_tokenizer(key, reconstruction_loss=name)
         assert model.reconstruction_losses(images, other)["reconstruction"].item() == value
+
+
+def test_a_tokenizer_without_that_option_has_squared_errors():
+    images, other = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.5)
+    terms = small_tokenizer("fqvae").reconstruction_losses(images, other)
+    assert {name: term.item() for name, term in terms.items()} == {"reconstruction": 0.25}
 
 
 @pytest.mark.parametrize("name", ["vq", "ema"])

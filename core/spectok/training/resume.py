@@ -82,6 +82,12 @@ def begin(
     return recorded["step"], recorded["seconds"]
 
 
+def recorded_recipe(output: Path) -> dict[str, Any]:
+    """Return the recipe in the newest checkpoint of a run; empty if there is none."""
+    found = list_checkpoints(output / CHECKPOINTS)
+    return dict(read_manifest(found[-1])["recipe"]) if found else {}
+
+
 def checkpoint_folder(output: Path, step: int) -> Path:
     """Return where the checkpoint of a step goes."""
     return output / CHECKPOINTS / f"step-{step:08d}"
