@@ -3,7 +3,6 @@
 demo_recipe  tokenizers, prior and samples, and the check that the comparison is fair
 pipeline     trains, samples, measures, and writes everything into one folder
 stages       progress of the whole
-classifier   a small network that recognises the classes
 judge        quality of the samples, and their distance to the training images
 results      what was measured, for the report
 report       the page, made of the parts in page and pictures

@@ -19,7 +19,7 @@ from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.sampling import SamplingOptions
 
 DEFAULT = "demo/demo"
-RESERVED = ("seconds", "peak_memory_bytes", "prior", "samples", "stages", "machine")
+RESERVED = ("seconds", "peak_memory_bytes", "prior", "classifier", "samples", "stages", "machine")
 
 
 class Samples(Section):
@@ -47,10 +47,12 @@ class ClassifierConfig(Section):
     """Training of the classifier that judges the samples.
 
     Args:
-        epochs: Passes over the training images.
+        steps: Optimiser steps of 64 images.
+        learning_rate: Peak learning rate.
     """
 
-    epochs: int = Field(15, ge=1)
+    steps: int = Field(400, ge=1)
+    learning_rate: float = Field(1e-2, gt=0)
 
 
 class DemoRecipe(Section):

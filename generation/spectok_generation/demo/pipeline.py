@@ -23,14 +23,20 @@ from torch import Tensor
 from spectok import ImageTokenizer, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError
-from spectok.evaluation.reconstruction import evaluate_reconstruction
+from spectok.evaluation import (
+    ClassifierRecipe,
+    ImageClassifier,
+    evaluate_reconstruction,
+    load_classifier,
+    train_classifier,
+)
+from spectok.evaluation.classifier_training import TRAIN_DEFAULTS
 from spectok.images import save_grid, to_pil
 from spectok.machine import describe_machine, peak_memory_bytes
 from spectok.messages import progress
 from spectok.metrics import psnr
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import FitResult, train_tokenizer
-from spectok_generation.demo.classifier import Classifier, train_classifier
 from spectok_generation.demo.demo_recipe import Plan, images_per_step
 from spectok_generation.demo.judge import (
     Closeness,
@@ -58,7 +64,7 @@ def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
     """Run the demo.
 
     Writes ``report.html``, ``metrics.json``, ``samples.png``, some held-out images in ``images/``,
-    and in ``models/`` the runs of the tokenizers and the prior, which every ``spectok`` command
+    and in ``models/`` the runs of tokenizers, prior and classifier, which every ``spectok`` command
     accepts.
 
     Args:
@@ -141,15 +147,21 @@ class Demo:
         with self.stages.stage("prior", f"train {what}: {recipe.train.steps:,} steps"):
             return train_prior(recipe, self.prior_folder)
 
-    def train_classifier(self) -> Classifier:
+    def train_classifier(self) -> ImageClassifier:
         """Train the classifier on real images, shifted randomly by up to a pixel."""
-        epochs, seed = self.plan.recipe.classifier.epochs, self.plan.recipe.seed
-        data = self.plan.tokenizers[self.plan.main].data.model_copy(update={"max_shift": 1})
-        doing = f"train a classifier on real images: {epochs} epochs"
-        with self.stages.stage("classifier", doing), progress("training", epochs) as advance:
-            return train_classifier(build_dataset(data, seed=seed), epochs, seed, advance)
+        options = self.plan.recipe.classifier.model_dump() | {"warmup_steps": 20}
+        main = self.plan.tokenizers[self.plan.main]
+        data = main.data.model_copy(update={"max_shift": 1})
+        recipe = ClassifierRecipe.model_validate(
+            {"data": data, "train": TRAIN_DEFAULTS | options, "seed": self.plan.recipe.seed}
+        )
+        folder = self.out / "models" / "classifier"
+        doing = f"train a classifier on real images: {recipe.train.steps:,} steps"
+        with self.stages.stage("classifier", doing):
+            train_classifier(recipe, folder)
+            return load_classifier(folder)
 
-    def draw(self, classifier: Classifier, main: Competitor) -> Drawn:
+    def draw(self, classifier: ImageClassifier, main: Competitor) -> Drawn:
         """Draw images of all classes from the saved prior, and judge them."""
         prior, tokenizer = load_pair(self.prior_folder)
         options = self.plan.recipe.samples
