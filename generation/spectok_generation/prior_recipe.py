@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from spectok.data.choice import data_override
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
 from spectok.recipes.files import list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe

@@ -22,7 +22,7 @@ import typer
 from spectok import errors, list_priors, list_quantizers, list_tokenizers, load_tokenizer, plugins
 from spectok.cli import build_app
 from spectok.data.choice import data_override
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.presets import PRESETS
 from spectok.plugins import hookspecs
 from spectok.recipes.yaml12 import dump_yaml

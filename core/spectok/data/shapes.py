@@ -13,7 +13,7 @@ from spectok.data.digits import check_builtin
 from spectok.data.sources import DatasetCard, DatasetSource
 
 if TYPE_CHECKING:
-    from spectok.data.config import DataConfig
+    from spectok.data.data_config import DataConfig
     from spectok.data.rows import Rows
 
 COLOURS = {

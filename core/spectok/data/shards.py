@@ -24,7 +24,7 @@ from spectok.data.columns import (
     class_names_of,
     number_labels,
 )
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.decode import IMAGE_SUFFIXES
 from spectok.data.rows import Problem, Rows
 from spectok.data.splits import KNOWN_SPLITS, choose_split

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.rows import Rows
 from spectok.errors import DataError, did_you_mean
 
