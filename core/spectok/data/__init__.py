@@ -4,8 +4,8 @@
 >>> dataset[0]["images"].shape
 torch.Size([1, 16, 16])
 
-A :class:`DatasetSource` finds the images (:class:`Rows`), a :class:`Preprocessing` gives every one
-the same shape, and an :class:`ImageDataset` serves them. The names below load on first use, so
+A :class:`DatasetSource` finds the images (:class:`Rows`), a :class:`Preprocessing` brings them all
+to one shape, and an :class:`ImageDataset` serves them. The names below load on first use, so
 ``import spectok.data`` does not import torch.
 """
 

@@ -1,4 +1,4 @@
-"""Training augmentation that is a function of (seed, epoch, index) and of nothing else.
+"""Training augmentation, a function of (seed, epoch, index) alone.
 
 No ambient random state is read, so any number of workers, a resumed run and an uninterrupted run
 see the same pixels.
@@ -17,8 +17,8 @@ class Augmentation:
     """Random mirroring and translation.
 
     Args:
-        horizontal_flip: Mirror every second image.
-        max_shift: Largest translation each way, in pixels; the border repeats the edge.
+        horizontal_flip: Mirror each image with probability 1/2.
+        max_shift: Largest translation each way, in pixels; edge pixels fill the gap.
     """
 
     horizontal_flip: bool = False
@@ -30,7 +30,7 @@ class Augmentation:
     def __call__(
         self, image: UInt8[np.ndarray, "c h w"], generator: np.random.Generator
     ) -> UInt8[np.ndarray, "c h w"]:
-        """Return the image mirrored and moved as the generator says."""
+        """Return the image, mirrored and shifted at random."""
         if self.horizontal_flip and generator.random() < 0.5:
             image = image[:, :, ::-1]
         if self.max_shift:
@@ -40,7 +40,7 @@ class Augmentation:
 
 
 def shift(image: UInt8[np.ndarray, "c h w"], down: int, right: int) -> UInt8[np.ndarray, "c h w"]:
-    """Return the image moved by whole pixels, its edge repeated into the gap."""
+    """Return the image moved by whole pixels; edge pixels fill the gap."""
     _, height, width = image.shape
     rows = np.clip(np.arange(height) - down, 0, height - 1)
     columns = np.clip(np.arange(width) - right, 0, width - 1)
@@ -48,5 +48,5 @@ def shift(image: UInt8[np.ndarray, "c h w"], down: int, right: int) -> UInt8[np.
 
 
 def generator_for(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the random generator of one image in one epoch."""
+    """Return the random generator for one image in one epoch."""
     return np.random.default_rng((seed, epoch, index))

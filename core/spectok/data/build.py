@@ -1,4 +1,4 @@
-"""From a recipe's ``data:`` section to a data set."""
+"""Turn a recipe's ``data:`` section into a data set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from spectok.plugins.registry import get_dataset
 
 
 def build_dataset(config: DataConfig, *, seed: int = 0, train: bool = True) -> ImageDataset:
-    """Build the data set of a recipe's ``data:`` section.
+    """Build the data set that a recipe's ``data:`` section describes.
 
     Args:
         config: The section.
         seed: Seed of the augmentation.
-        train: Whether augmentation applies; without it, the first of several captions is served.
+        train: Whether to augment; if not, the first of several captions is served.
 
     Raises:
         UnknownNameError: If no data set of that name is registered.

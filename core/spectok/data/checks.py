@@ -1,4 +1,4 @@
-"""Look at every image before the first step: what is there, and what cannot be read."""
+"""Check every image before the first step: which can be read, and what they are like."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from spectok.data.rows import Problem, Rows
 
 @dataclass
 class Checks:
-    """What a look at every image found.
+    """What checking every image found.
 
     Args:
-        how: Whether images were decoded, or only their headers and ends read.
-        kept: Places of the images that can be read.
-        problems: Those that cannot.
-        sizes: Images of each original (width, height).
-        modes: Images of each original mode.
+        how: Whether images were decoded, or only their headers and file ends were read.
+        kept: Indices of the images that can be read.
+        problems: The images that cannot be read.
+        sizes: Number of images of each original (width, height).
+        modes: Number of images of each original mode.
         pixels: The decoded images that can be read, (N, C, H, W).
-        num_bytes: Encoded size of each image that can be read; only where not decoded.
+        num_bytes: Encoded size of each image that can be read; empty if images were decoded.
     """
 
     how: Literal["decoded", "headers"]
@@ -79,10 +79,10 @@ def make_report(rows: Rows, checks: Checks, name: str, preprocessing: Preprocess
     """Return the report on the rows that can be read.
 
     Args:
-        rows: Only those rows.
-        checks: What looking at all of them found.
+        rows: The rows that can be read.
+        checks: What checking all rows found.
         name: Data set and split.
-        preprocessing: The shape images get.
+        preprocessing: Decides the shape of the images.
     """
     return DataReport(
         name=name,
@@ -99,7 +99,7 @@ def make_report(rows: Rows, checks: Checks, name: str, preprocessing: Preprocess
 
 
 def _notes(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> list[str]:
-    """Return what the images and captions show that a person may not expect."""
+    """Return remarks on what may be unexpected about the images and captions."""
     notes, side = [], preprocessing.image_size
     enlarged = sum(count for size, count in checks.sizes.items() if min(size) < side)
     if enlarged and any(step.startswith(("resize", "stretch")) for step, _ in preprocessing.steps):
@@ -108,7 +108,7 @@ def _notes(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> list[str
     if bare:
         notes.append(f"{len(bare):,} images have no caption, such as {bare[0]}")
     if checks.how == "headers":
-        notes.append("images are decoded when asked for, so damage inside one shows only then")
+        notes.append("images are decoded on demand, so damage inside a file shows only then")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""What ``--data`` stands for."""
+"""Resolve the argument of ``--data``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spectok.recipes.recipe import Override
 
 
 def data_override(choice: str) -> Override:
-    """Return the override that ``--data`` stands for: a registered data set, or one's own data."""
+    """Return the override for ``--data``: a registered data set, or one's own data."""
     if choice in registry.list_registered("dataset") and not Path(choice).exists():
         return "data", {"name": choice}
     if "/" not in choice and not Path(choice).expanduser().exists():

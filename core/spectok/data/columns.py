@@ -56,12 +56,12 @@ def number_labels(
 
     Args:
         values: Integers from 0, or texts.
-        class_names: The class of each number, where the values are texts.
+        class_names: The text that each number stands for, if the values are texts.
         where: The file, for messages.
         names: The name of each row, for messages.
 
     Raises:
-        DataError: If a value is neither; an image without a label cannot train a labelled model.
+        DataError: If a value is neither, or missing: training needs a label for every image.
     """
     numbers: dict[Any, int] = {name: k for k, name in enumerate(class_names or [])}
     for value in set(values):

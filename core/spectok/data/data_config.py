@@ -18,7 +18,7 @@ class DataConfig(BaseModel):
 
     Args:
         name: A registered data set (``spectok list datasets``), or for one's own data one of
-            ``folder``, ``parquet``, ``webdataset``, ``hub``.
+            ``folder``, ``parquet``, ``webdataset`` and ``hub``.
         path: A directory of images, a parquet file or a directory with ``train.parquet`` and
             ``test.parquet``, a tar shard or a pattern such as ``shards/*.tar``, or for ``hub`` an
             id such as ``owner/name``. A preset accepts any of them in place of its hub id.
@@ -33,14 +33,14 @@ class DataConfig(BaseModel):
             ``label``, ``labels``, ``cls`` or ``class``.
         image_column: Column with images. None: the column of type ``Image``, or ``image``, ``img``.
         limit: Use only the first rows, in the data set's own fixed order.
-        horizontal_flip: Training augmentation: mirror every second image at random.
-        max_shift: Training augmentation: move images by up to so many pixels each way; the border
-            is filled by repeating the edge.
-        streaming: ``webdataset`` only: read each image from its shard when it is asked for, even
-            where the decoded images would fit in memory.
-        num_held_out: One's own data without a test split: how many images become the ``test``
+        horizontal_flip: Training augmentation: mirror each image with probability 1/2.
+        max_shift: Training augmentation: move images by up to this many pixels each way; edge
+            pixels fill the gap.
+        streaming: ``webdataset`` only: read each image from its shard on demand, even if the
+            decoded images would fit in memory.
+        num_held_out: For one's own data without a test split: how many images form the ``test``
             split. None: a tenth of them, at most 1,000. They are chosen by a hash of their names,
-            so that adding images moves few of them across.
+            so adding images moves few of them to the other split.
         skip_unreadable: Leave out images that cannot be read instead of stopping; the data report
             names them either way.
     """
@@ -74,7 +74,7 @@ def config_for_path(path: str | os.PathLike[str], **options: Any) -> DataConfig:
 
 
 def _holds_only_shards(directory: Path) -> bool:
-    """Return whether a directory has tar files and nothing else that could be images."""
+    """Return whether a directory has tar files, and neither images nor sub-directories."""
     entries = [e for e in directory.iterdir() if not e.name.startswith(".")]
     return any(e.suffix == ".tar" for e in entries) and not any(
         e.is_dir() or e.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") for e in entries
@@ -82,7 +82,7 @@ def _holds_only_shards(directory: Path) -> bool:
 
 
 def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "webdataset", "hub"]:
-    """Return which reader a path needs; ``owner/name`` that does not exist here is a hub id."""
+    """Return which reader a path needs; an ``owner/name`` that does not exist here is a hub id."""
     text = os.fspath(path)
     local = Path(text).expanduser()
     if text.endswith(".tar"):

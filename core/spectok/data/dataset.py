@@ -22,26 +22,26 @@ from spectok.errors import DataError
 from spectok.images import to_float
 
 MEMORY_LIMIT = 1 << 30
-"""Images that take up to so many bytes once decoded are kept in memory."""
+"""Decoded images are kept in memory if they take no more bytes than this."""
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Images of one shape, with labels and captions where there are any.
+    """Images of one shape, with labels and captions if the data has them.
 
     An item is ``{"images": float32 (C, H, W) in [-1, 1], "index": int}``, with ``"label": int`` and
-    ``"caption": str`` where the data has them. What is random about an item (augmentation, and
-    which of several captions) depends on (seed, epoch, index) alone. Where an image has several
-    captions, a training item carries one of them, drawn anew each epoch, and any other item the
-    first; :meth:`captions_of` returns all.
+    ``"caption": str`` if the data has them. Everything random about an item (its augmentation, and
+    the choice among several captions) depends on (seed, epoch, index) alone. If an image has
+    several captions, a training item carries one of them, drawn anew each epoch; any other item
+    carries the first. :meth:`captions_of` returns all of them.
 
     Args:
-        rows: The images, not decoded.
-        preprocessing: How they get their shape.
+        rows: The images, not yet decoded.
+        preprocessing: How they are brought to one shape.
         name: What the report calls the data.
         augmentation: Random changes for training. None: nothing about an item is random.
-        seed: Seed of what is random.
+        seed: Seed of the augmentation and of the choice of captions.
         skip_unreadable: Leave damaged images out instead of raising.
-        memory_limit: Decode everything once and keep it, if it fits in so many bytes.
+        memory_limit: Decode all images once and keep them, if they fit in this many bytes.
 
     Attributes:
         report: What is in the data, and what could not be read.
@@ -78,7 +78,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     @property
     def interior(self) -> Box | None:
-        """(top, left, height, width) of the picture inside an added border; None: no border."""
+        """(top, left, height, width) of the image inside an added border; None: no border."""
         return self._preprocessing.interior
 
     @property
@@ -98,7 +98,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Name of each class, where classes have names."""
+        """Name of each class, if classes have names."""
         return self._rows.class_names
 
     @property
@@ -111,7 +111,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return self._rows.captions[index] if self._rows.captions is not None else ()
 
     def name_of(self, index: int) -> str:
-        """Return the file name of an image, or its place in the data."""
+        """Return the file name of an image, or its row in the data."""
         return self._rows.name(index)
 
     def uint8_images(self) -> UInt8[np.ndarray, "n c h w"]:
@@ -131,7 +131,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return np.stack([self._read(index) for index in range(len(self))])
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch it is; what is random is drawn anew for each."""
+        """Set the epoch; augmentation and captions are drawn anew in each."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -163,10 +163,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 return self._preprocessing(open_image(self._rows.images[place]))
             except UnreadableImage as error:
                 self._raise_or_warn(place, error)
-        raise DataError("no image can be read any more; check that the files are still in place")
+        raise DataError("no image can be read any more; check that the files are still there")
 
     def _raise_or_warn(self, index: int, error: UnreadableImage) -> None:
-        """Deal with damage that the header did not show; the next image serves in its place."""
+        """Raise for damage that the header did not show, or warn that the next image is used."""
         name = self.name_of(index)
         if not self._skip_unreadable:
             raise DataError(
@@ -191,10 +191,10 @@ def _readable_rows(rows: Rows, checks: Checks, name: str, skip_unreadable: bool)
 
 
 def _fingerprint(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> str:
-    """Return a hash of the data and what is done to it.
+    """Return a hash of the data and its preprocessing.
 
-    Images in memory are hashed by their pixels; others by name and encoded size, because hashing
-    their contents would take as long as an epoch.
+    Images in memory are hashed by their pixels, others by name and encoded size: hashing their
+    contents would take as long as an epoch.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(preprocessing.to_dict(), sort_keys=True).encode())

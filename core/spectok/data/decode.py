@@ -1,4 +1,4 @@
-"""Open image files, whatever their format and mode, and say plainly when they cannot be opened."""
+"""Open image files of any format and mode, or say why one cannot be opened."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def inspect_image(reference: Any) -> tuple[tuple[int, int], str, int]:
     """Check an image without decoding it: the header opens, and JPEG and PNG files are complete.
 
     Returns:
-        Its (width, height), its mode, and the size of the encoded data in bytes.
+        (width, height), mode, and size of the encoded data in bytes.
 
     Raises:
         UnreadableImage: If it is missing, not an image, or cut short.
@@ -79,8 +79,8 @@ def inspect_image(reference: Any) -> tuple[tuple[int, int], str, int]:
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Return the image upright, as 8-bit grey (1 channel) or RGB (3 channels).
 
-    Transparency is composited on white, the orientation that cameras record is applied, and
-    16-bit grey keeps its upper 8 bits.
+    Transparent images are composited on white, the orientation recorded by the camera is applied,
+    and 16-bit grey keeps its upper 8 bits.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":

@@ -20,8 +20,8 @@ _ORDER_SEED = 20260
 class Digits(DatasetSource):
     """Grey 8×8 digits with labels, enlarged to ``image_size`` (bicubic).
 
-    The split is fixed: 30 images of each class (300) are ``test``, the other 1,497 are ``train``,
-    both in one fixed shuffled order.
+    The split is fixed: 30 images of each class (300) are ``test``, the other 1,497 are ``train``;
+    both are in a fixed shuffled order.
     """
 
     def describe(self) -> DatasetCard:
@@ -64,7 +64,7 @@ def check_builtin(config: DataConfig, card: DatasetCard) -> None:
 
 
 def _split(labels: np.ndarray, split: str) -> np.ndarray:
-    """Return the indices of a split; of a fixed shuffle, the first 30 per class are ``test``."""
+    """Return the indices of a split; the first 30 per class of a fixed shuffle are ``test``."""
     order = np.random.RandomState(_ORDER_SEED).permutation(len(labels))  # a frozen generator
     shuffled = labels[order]
     is_test = np.zeros(len(labels), dtype=bool)

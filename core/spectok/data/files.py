@@ -1,4 +1,4 @@
-"""Single image files, prepared as training data is."""
+"""Load single image files, prepared like training data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_image(
 ) -> Float[Tensor, "c h w"]:
     """Load an image file at the size a tokenizer takes.
 
-    The shorter side is resized (bicubic, antialiased) and the centre cropped, as for one's own
+    The shorter side is resized (bicubic, antialiased), then the centre is cropped, as for one's own
     training data.
 
     Args:

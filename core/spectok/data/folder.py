@@ -7,8 +7,8 @@ The layouts are those of the ``imagefolder`` builder of the ``datasets`` library
     a.png  a.txt                             captions: one per line of the text file beside an image
     train/…  test/…                          splits, each in any of the forms above
 
-The listing is made here and handed over as rows because that builder drops images without a
-metadata row in silence and finds out about missing files only in the middle of training.
+The files are listed here because that builder silently drops images without a metadata row, and
+notices missing files only in the middle of training.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def read_folder(root: Path, config: DataConfig) -> Rows:
     """List one split of a directory of images.
 
     Args:
-        root: The directory; its sub-directories ``train``, ``test`` … are splits if there are any.
-        config: Gives the split and the metadata columns.
+        root: The directory; sub-directories called ``train``, ``test`` … are splits.
+        config: Names the split and the metadata columns.
 
     Raises:
-        DataError: If it is missing or holds no image, or its metadata cannot be read.
+        DataError: If the directory is missing or holds no image, or its metadata cannot be read.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a directory; give a directory of images")
@@ -81,7 +81,7 @@ def read_folder(root: Path, config: DataConfig) -> Rows:
 
 
 def _list_files(root: Path) -> _Listing:
-    """Return what is below a directory, hidden files and directories left out."""
+    """Return the files below a directory, except hidden ones."""
     images, metadata = [], []
     for parent, directories, files in os.walk(root, followlinks=True):
         directories[:] = sorted(d for d in directories if not d.startswith("."))
@@ -111,7 +111,7 @@ def _directory_labels(
 ) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Return labels, class names and notes from the directories that directly hold the images.
 
-    Classes are numbered over all splits, so that a split without images of one class agrees.
+    Classes are numbered over all splits, so that a split that lacks a class agrees with the others.
     """
     depth = 2 if directory else 1
     everywhere = listing.images if directory else names
@@ -127,7 +127,7 @@ def _directory_labels(
 
 
 def _sidecar_captions(root: Path, names: list[str]) -> list[Captions] | None:
-    """Return the lines of ``a.txt`` beside each ``a.png``; None if there is no such file."""
+    """Return the lines of ``a.txt`` beside each ``a.png``; None if no such file exists."""
     captions = []
     for name in names:
         path = (root / name).with_suffix(".txt")
@@ -138,9 +138,9 @@ def _sidecar_captions(root: Path, names: list[str]) -> list[Captions] | None:
 def _with_metadata(
     listing: _Listing, directory: str, names: list[str], owns_split: bool, config: DataConfig
 ) -> Rows:
-    """Return the rows that metadata files list, in the order of the file names.
+    """Return the images listed in metadata files, in the order of their file names.
 
-    Several entries with one file name are several captions of one image.
+    Several entries with the same file name are several captions of one image.
     """
     where = str(listing.root / listing.metadata[0])
     everywhere = _entries_by_image(listing)

@@ -33,7 +33,7 @@ class OwnData(DatasetSource):
     kind: str
 
     def describe(self) -> DatasetCard:
-        """Return a card; sizes and classes are known only once the images are."""
+        """Return a card; sizes and classes are known only once the images are read."""
         return DatasetCard(_SUMMARIES[self.kind], citation="one's own data; set data.path")
 
     def load(self, config: DataConfig) -> Rows:
@@ -53,7 +53,7 @@ def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:
 
     Args:
         path: Local path, pattern, or hub id.
-        kind: How to read it. None: decided by looking at it.
+        kind: How to read it. None: decided by what the path holds.
         config: Split and columns.
     """
     kind = kind or kind_of_path(path)

@@ -23,11 +23,11 @@ _SKLEARN = ("china.jpg", "flower.jpg")
 
 
 class Photos(DatasetSource):
-    """4,096 training and 512 test crops, RGB, of several scales.
+    """4,096 training and 512 test crops at several scales, in RGB.
 
     The rightmost quarter of every photograph is for ``test``, the rest for ``train``: no pixel is
-    in both. A crop's side is drawn log-uniformly between ``image_size`` and the whole part, and the
-    crop is then resized (bicubic). Labels say which photograph a crop is from.
+    in both. The side of a crop is drawn log-uniformly between ``image_size`` and the largest that
+    fits, and the crop is then resized (bicubic). Labels say which photograph a crop is from.
     """
 
     def describe(self) -> DatasetCard:
@@ -40,7 +40,7 @@ class Photos(DatasetSource):
         )
 
     def load(self, config: DataConfig) -> Rows:
-        """Return one split; image ``i`` is the same however many are asked for."""
+        """Return one split; image ``i`` does not depend on how many are requested."""
         from spectok.data.rows import Rows
 
         check_builtin(config, self.describe())
@@ -77,7 +77,7 @@ def _part(photo: np.ndarray, split: str) -> Image:
 
 
 def _random_crop(part: Image, size: int, generator: np.random.Generator) -> Image:
-    """Return a square crop of random side and place, resized to ``size``."""
+    """Return a square crop of random side and position, resized to ``size``."""
     from PIL import Image
 
     largest = min(part.size)

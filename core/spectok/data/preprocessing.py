@@ -1,4 +1,4 @@
-"""Bring images of any size and mode to one shape, in a way that can be written down."""
+"""Bring images of any size and mode to one shape, by steps that a protocol can record."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Preprocessing:
     Args:
         steps: ``(name, size)`` pairs, applied in order:
 
-            - ``resize_shorter``: the shorter side becomes ``size``, the aspect is kept;
+            - ``resize_shorter``: the shorter side becomes ``size``, the aspect ratio is kept;
             - ``center_crop``: the central ``size`` × ``size`` pixels;
-            - ``stretch``: ``size`` × ``size``, the aspect is not kept;
+            - ``stretch``: ``size`` × ``size``, the aspect ratio is not kept;
             - ``fit``: shrunk (never enlarged) into ``size`` × ``size``, centred on black;
             - ``pad``: centred on black, ``size`` × ``size``, not resized.
         channels: 1 (grey) or 3 (RGB).
         filter: Pillow's resampling filter; all but ``nearest`` are antialiased when shrinking.
-        interior: (top, left, height, width) of the part that shows the image where a border was
-            added; losses and metrics are taken inside it. None: the whole image.
-        expected_size: (width, height) that all source images must have for ``interior`` to hold.
+        interior: (top, left, height, width) of the image inside an added border; losses and metrics
+            are computed inside it. None: no border.
+        expected_size: (width, height) that all source images must have for ``interior`` to be right.
     """
 
     steps: tuple[Step, ...]
@@ -72,7 +72,7 @@ class Preprocessing:
         """Return the image as (C, H, W) uint8.
 
         Raises:
-            UnreadableImage: If a step does not apply to an image of its size.
+            UnreadableImage: If a step does not apply to an image of this size.
         """
         if self.expected_size and image.size != self.expected_size:
             raise UnreadableImage(

@@ -1,9 +1,9 @@
 """The data sets of the papers, each with the preprocessing its paper states.
 
-Every preset reads its hub id, or in its place a local ``path`` (a directory of images, parquet
-files or tar shards) with the same images. Without a test split of its own, a part is held out;
-for a paper's own partition, give directories ``train`` and ``test``. Where a paper resizes without
-naming a filter, the filter is torchvision's default, bilinear, as in the code it builds on.
+Every preset reads its hub id, or instead a local ``path`` (a directory of images, parquet files or
+tar shards) with the same images. If the data has no test split, a part is held out; for a paper's
+own partition, give directories ``train`` and ``test``. Where a paper does not name its resizing
+filter, it is torchvision's default, bilinear, as in the code that the paper builds on.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Preset(DatasetSource):
     """A public data set under one paper's preprocessing.
 
     Args:
-        card: What it is.
+        card: What the data set is.
         steps: The geometric steps (see :class:`~spectok.data.Preprocessing`) for an image size.
         subset: Configuration name on the hub.
-        columns: Column names on the hub, where ours would not be found there.
-        splits: Real split names on the hub, where they differ from ours.
+        columns: Column names on the hub, where they differ from ours.
+        splits: Split names on the hub, where they differ from ours.
         filter: Resampling filter.
-        source_size: (width, height) of every image, where a black border is added around it.
+        source_size: (width, height) of every image, if a black border is added. None: no border.
     """
 
     card: DatasetCard
@@ -69,7 +69,7 @@ class Preset(DatasetSource):
         return read_hub(self.card.hub_id, hub_config, self.subset)
 
     def preprocessing(self, config: DataConfig) -> Preprocessing:
-        """Return the paper's preprocessing, at another size if the configuration says so."""
+        """Return the paper's preprocessing, at the configuration's size if it gives one."""
         from spectok.data.preprocessing import Preprocessing, fit_box
 
         size = config.image_size or self.card.image_size
@@ -94,7 +94,7 @@ def crop_140(size: int) -> tuple[Step, ...]:
 
 
 def stretch(size: int) -> tuple[Step, ...]:
-    """Resize to a square without keeping the aspect."""
+    """Resize to a square without keeping the aspect ratio."""
     return (("stretch", size),)
 
 
@@ -104,7 +104,7 @@ def fit(size: int) -> tuple[Step, ...]:
 
 
 def pad_to_32(size: int) -> tuple[Step, ...]:
-    """Add a black border to the 28 pixels of MNIST up to 32; beyond that, resize."""
+    """Pad MNIST's 28 pixels with black up to 32; resize to any other size."""
     return (("pad", size),) if 28 <= size <= 32 else (("stretch", size),)
 
 
@@ -193,7 +193,7 @@ PRESETS: dict[str, DatasetSource] = {
     ),
     "celeba256": Preset(
         DatasetCard(
-            "faces in full, 178×218 centred on black 256×256; losses inside the interior",
+            "whole faces, 178×218 centred on black 256×256; losses inside the border",
             image_size=256,
             splits=_THREE,
             hub_id="flwrlabs/celeba",
@@ -213,7 +213,7 @@ PRESETS: dict[str, DatasetSource] = {
     ),
     "ffhq256": Preset(
         DatasetCard(
-            "high-quality faces, 256×256; without a split of its own, a part is held out",
+            "high-quality faces, 256×256; has no test split, so a part is held out",
             image_size=256,
             hub_id="merkol/ffhq-256",
             citation="FFHQ (Karras et al., 2019); FA-VAE, HR-VQVAE",

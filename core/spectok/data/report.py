@@ -1,4 +1,4 @@
-"""What is in a data set: the page a person reads before the first training step."""
+"""The data report: what is in a data set, to be read before the first training step."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class DataReport:
 
     Args:
         name: Data set and split, such as ``"digits/train"``.
-        count: Images that will be served.
-        image_shape: (C, H, W) they are served in.
+        count: Number of images that are served.
+        image_shape: (C, H, W) of the images as served.
         sizes: How many images have each original (width, height).
         modes: How many images have each original mode (``L`` grey, ``RGB``, ``RGBA`` …).
         unreadable: Images and shards that cannot be read, with the reason.
-        checked: ``"decoded"``: every image was decoded; ``"headers"``: too many to decode at the
-            start, so headers and file ends were checked.
+        checked: ``"decoded"``: every image was decoded; ``"headers"``: there are too many to decode
+            at the start, so only headers and file ends were read.
         labels: How many images each class has, by class name. None: no labels.
-        captions: Images with a caption, captions in all, and words per caption. None: no captions.
-        notes: What else to know, one sentence each.
+        captions: Numbers of captioned images, captions, and words per caption. None: no captions.
+        notes: Further remarks, one sentence each.
     """
 
     name: str
@@ -113,7 +113,7 @@ def count_labels(
 
 
 def count_captions(captions: Sequence[Captions] | None) -> dict[str, float] | None:
-    """Return how many images have captions, how many there are, and how long they are."""
+    """Return how many images have captions, and the number and lengths of the captions."""
     if captions is None:
         return None
     words = [len(text.split()) for texts in captions for text in texts]

@@ -1,4 +1,4 @@
-"""What a data set source hands over: columns of images, labels and captions."""
+"""What a data set source returns: columns of images, labels and captions."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class Rows:
     """The images of one split in their fixed order, not yet decoded.
 
     Args:
-        images: One reference per image, anything that
+        images: One reference per image, of any kind that
             :func:`spectok.data.decode.open_image` opens: a path, encoded bytes, the
             ``{"bytes", "path"}`` of the ``datasets`` library, a uint8 array (H, W) or (H, W, C), or
             a PIL image.
-        names: How messages call each image. None: ``row 17``.
+        names: What messages call each image. None: ``row 17``.
         labels: int64 class of each image, shape (N,).
         captions: The captions of each image; one image may have several.
         class_names: Name of each class.
-        num_classes: Number of classes where they have no names. None: the largest label plus one.
+        num_classes: Number of classes, if they have no names. None: the largest label plus one.
         problems: What the source could not read at all.
-        notes: What else a person should know before training, one sentence each.
-        owns_split: Whether this is the split that was asked for; False: the only split there is,
-            from which a part is to be held out.
+        notes: Further remarks for the data report, one sentence each.
+        owns_split: Whether this is the requested split. False: it is the only split of the data,
+            and a part of it has to be held out.
     """
 
     images: Sequence[Any]
@@ -58,7 +58,7 @@ class Rows:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Return how messages call an image."""
+        """Return what messages call an image."""
         return self.names[index] if self.names is not None else f"row {index}"
 
     def count_classes(self) -> int | None:
@@ -69,7 +69,7 @@ class Rows:
         return known or int(self.labels.max(initial=-1)) + 1
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Rows:
-        """Return some of the rows, in the order given; images stay undecoded."""
+        """Return some of the rows, in the given order; images are not decoded."""
         chosen = [int(i) for i in indices]
         return replace(
             self,
@@ -81,7 +81,7 @@ class Rows:
 
 
 class _Selection(Sequence[Any]):
-    """Some of the items of a sequence, fetched when asked for."""
+    """Some items of a sequence, fetched on demand."""
 
     def __init__(self, items: Sequence[Any], indices: list[int]):
         self.items, self.indices = items, indices

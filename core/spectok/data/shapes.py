@@ -27,7 +27,7 @@ COLOURS = {
     "white": (245, 245, 245),
 }
 SIZES = {"small": (0.18, 0.22), "large": (0.34, 0.39)}
-"""Radius range as a part of the image side: 6 to 7 pixels, and 11 to 12.5, at 32×32."""
+"""Range of the radius as a fraction of the image side: 6 to 7 and 11 to 12.5 pixels at 32×32."""
 
 _COUNTS = {"train": 8192, "test": 800, "unseen": 320}
 _SEEDS = {"train": 21, "test": 22, "unseen": 23}
@@ -72,11 +72,11 @@ SHAPES: dict[str, Callable[[_Grid, _Grid], _Grid]] = {
 """Signed distance to each outline in units of the radius (negative inside; y points down)."""
 
 COMBINATIONS: list[tuple[str, str, str]] = list(product(SIZES, COLOURS, SHAPES))
-"""Every (size, colour, shape); the place in this list is the label."""
+"""Every (size, colour, shape); the index in this list is the label."""
 
 
 def is_unseen(label: int) -> bool:
-    """Return whether a combination is kept out of ``train``: 16 of 96, every word still seen."""
+    """Return whether a combination is kept out of ``train``: 16 of 96; every word still occurs."""
     size, rest = divmod(label, len(COLOURS) * len(SHAPES))
     colour, shape = divmod(rest, len(SHAPES))
     return (colour + 3 * size) % len(SHAPES) == shape
@@ -88,11 +88,11 @@ def caption(label: int) -> str:
 
 
 class Shapes(DatasetSource):
-    """One filled shape on a dark plain ground: 2 sizes × 8 colours × 6 shapes.
+    """One filled shape on a plain dark background: 2 sizes × 8 colours × 6 shapes.
 
     ``train`` (8,192) and ``test`` (800) show 80 of the 96 combinations, ``unseen`` (320) the other
-    16, whose words all occur in training. Place, exact radius, colour and ground vary with
-    (split, index) alone, so images are the same on every machine.
+    16, whose words all occur in training. Position, exact radius, colour and background depend
+    on (split, index) alone, so images are the same on every machine.
     """
 
     def describe(self) -> DatasetCard:
@@ -107,7 +107,7 @@ class Shapes(DatasetSource):
         )
 
     def load(self, config: DataConfig) -> Rows:
-        """Return one split, drawn at the size that is asked for."""
+        """Return one split, drawn at the requested size."""
         from spectok.data.rows import Rows
 
         check_builtin(config, self.describe())
@@ -139,8 +139,8 @@ def draw_shapes(
     """Draw one shape per label, with outlines smoothed over one pixel.
 
     Args:
-        labels: Places in :data:`COMBINATIONS`, shape (N,).
-        draws: Uniform numbers in [0, 1): radius, x, y, ground, three for the colour.
+        labels: Indices in :data:`COMBINATIONS`, shape (N,).
+        draws: Uniform numbers in [0, 1): radius, x, y, background, and three for the colour.
         size: Side of the images, in pixels.
     """
     sizes, colours, shapes = zip(*(COMBINATIONS[label] for label in labels))
@@ -164,5 +164,5 @@ def draw_shapes(
 
 
 def _draw(seed: int, index: int) -> Float[np.ndarray, " 7"]:
-    """Return the random numbers of one image."""
+    """Return the random numbers for one image."""
     return np.random.default_rng((seed, index)).random(7)

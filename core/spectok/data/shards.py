@@ -1,10 +1,9 @@
 """WebDataset tar shards, read in place.
 
-A shard is an uncompressed tar file in which members with one name and different suffixes form a
-row: ``000017.jpg``, ``000017.txt``, ``000017.cls`` or ``000017.json``. Since members lie in the
-archive as they are, an index of their offsets gives random access: shuffling and resuming are
-exact, nothing is copied, and a truncated shard is found before training, where a stream would end
-early in silence.
+A shard is an uncompressed tar file in which members with the same name and different suffixes form
+a row: ``000017.jpg``, ``000017.txt``, ``000017.cls`` or ``000017.json``. Members are stored as they
+are, so an index of their offsets gives random access: shuffling and resuming are exact, nothing is
+copied, and a truncated shard is found before training, whereas a stream would silently end early.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Member:
     size: int
 
     def read_bytes(self) -> bytes:
-        """Return the encoded image; the shard is opened anew, so any worker process may ask."""
+        """Return the encoded image; the shard is opened anew, so any worker process may call this."""
         with open(self.shard, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -59,12 +58,12 @@ def read_shards(pattern: str, config: DataConfig) -> Rows:
     """Index the tar shards of one split.
 
     Args:
-        pattern: A shard, a directory of shards, or a pattern such as ``shards/*.tar``. Where the
-            names of shards start with the name of a split (``train-0001.tar``), it is one.
-        config: Gives the split and the column names.
+        pattern: A shard, a directory of shards, or a pattern such as ``shards/*.tar``. Shards
+            whose names start with that of a split (``train-0001.tar``) belong to that split.
+        config: Names the split and the columns.
 
     Raises:
-        DataError: If no shard or no image is found, or a shard is no tar file.
+        DataError: If no shard or no image is found, or a shard is not a tar file.
     """
     shards, owns_split = _shards_of_split(_find_shards(pattern), config.split, pattern)
     problems: list[Problem] = []
@@ -98,7 +97,7 @@ def _find_shards(pattern: str) -> list[Path]:
 
 
 def _shards_of_split(shards: list[Path], split: str, where: str) -> tuple[list[Path], bool]:
-    """Return the shards of a split, and whether they are that split in full."""
+    """Return the shards of a split, and whether they are all of it and nothing else."""
     by_split: dict[str, list[Path]] = {}
     for shard in shards:
         prefix = shard.stem.replace("_", "-").split("-")[0].lower()
@@ -112,7 +111,7 @@ def _shards_of_split(shards: list[Path], split: str, where: str) -> tuple[list[P
 def _index_shard(path: Path, problems: list[Problem]) -> list[_Row]:
     """Return the rows of a shard, reading only headers, captions and labels.
 
-    What is damaged is added to ``problems``.
+    Damage is added to ``problems``.
     """
     rows: dict[str, _Row] = {}
     end, size = 0, path.stat().st_size
@@ -125,7 +124,7 @@ def _index_shard(path: Path, problems: list[Problem]) -> list[_Row]:
                     _add_member(rows, path, archive, member)
     except tarfile.TarError as error:
         damage = str(error)
-    # A complete archive ends with two empty blocks; a cut may fall between two members, too.
+    # A complete archive ends with two empty blocks; a cut may also fall between two members.
     if damage is None and size < end + 2 * tarfile.BLOCKSIZE:
         damage = "its end is missing"
     if damage is not None:

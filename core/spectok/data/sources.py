@@ -1,4 +1,4 @@
-"""Data sets by name: what a plugin registers through ``spectok_datasets``.
+"""The contract of named data sets, which a plugin registers through ``spectok_datasets``.
 
 A third-party data set is one class::
 
@@ -32,11 +32,11 @@ class DatasetCard:
         summary: One line.
         image_size: Side of the images as served by default, in pixels.
         channels: 1 or 3.
-        num_classes: Number of classes. None: no labels, or known only once it is loaded.
+        num_classes: Number of classes. None: no labels, or unknown before loading.
         has_captions: Whether images come with text.
-        splits: The splits one can ask for.
-        hub_id: Where it is on the Hugging Face Hub. None: give a local ``path``.
-        citation: Where it comes from, and whose preprocessing is followed.
+        splits: The available splits.
+        hub_id: Its id on the Hugging Face Hub. None: it needs a local ``path``.
+        citation: Its origin, and whose preprocessing is followed.
     """
 
     summary: str
@@ -50,7 +50,7 @@ class DatasetCard:
 
 
 class DatasetSource(ABC):
-    """A named data set: where its images are and how they are brought to one shape."""
+    """A named data set: where its images come from, and how they are brought to one shape."""
 
     @abstractmethod
     def describe(self) -> DatasetCard:
@@ -61,15 +61,15 @@ class DatasetSource(ABC):
         """Return the images of one split, not yet decoded, in a fixed order.
 
         Args:
-            config: Above all its ``split`` and ``path``. ``limit``, augmentation and held-out
-                images are dealt with by the caller.
+            config: The ``data:`` section, above all ``split`` and ``path``. The caller applies
+                ``limit`` and augmentation and holds images out.
 
         Raises:
-            DataError: If there is nothing to load, with the remedy.
+            DataError: If nothing can be loaded; the message says what to do.
         """
 
     def preprocessing(self, config: DataConfig) -> Preprocessing:
-        """Return how images are brought to one shape; by default resize, then crop the centre."""
+        """Return how images are brought to one shape: by default, resized, then centre-cropped."""
         from spectok.data.preprocessing import Preprocessing
 
         card = self.describe()

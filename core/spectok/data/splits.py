@@ -1,4 +1,4 @@
-"""Which part of the data is ``train`` and which is ``test``."""
+"""Decide which part of the data is ``train`` and which is ``test``."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _MOST_HELD_OUT = 1000
 
 
 def choose_split(available: Iterable[str], split: str, where: str) -> tuple[str, bool]:
-    """Return the real name of a split, and whether it is that split in full.
+    """Return the data's own name of a split, and whether that split is exactly the requested one.
 
-    Without a test split of its own, ``train`` and ``test`` both come from the training split, and
-    :func:`hold_out` tells them apart.
+    If the data has no test split, ``train`` and ``test`` both come from the training split, which
+    :func:`hold_out` then divides.
 
     Args:
-        available: The real names of the splits there are.
-        split: The split asked for.
+        available: The data's own names of its splits.
+        split: The requested split.
         where: The data set, for messages.
 
     Raises:
-        DataError: If there is no such split.
+        DataError: If the split does not exist.
     """
     available = list(available)
     found = _first(SPLIT_NAMES.get(split, (split,)), available)
@@ -51,11 +51,11 @@ def choose_split(available: Iterable[str], split: str, where: str) -> tuple[str,
 def hold_out(rows: Rows, config: DataConfig) -> Rows:
     """Return the ``train`` or the ``test`` part of data that has no test split of its own.
 
-    The images are put in the order of a hash of their names, which mixes classes and stays put when
-    images are added; the last ``num_held_out`` of them are ``test``.
+    The images are sorted by a hash of their names, which mixes classes and keeps their order when
+    others are added; the last ``num_held_out`` of them are ``test``.
 
     Raises:
-        DataError: If another split is asked for, or too few images are left for this one.
+        DataError: If another split is requested, or no image is left for this one.
     """
     if config.split not in ("train", "test"):
         raise DataError(f"the data has no split {config.split!r}; use 'train' or 'test'")
@@ -75,7 +75,7 @@ def hold_out(rows: Rows, config: DataConfig) -> Rows:
 
 
 def default_held_out(count: int) -> int:
-    """Return how many images are held out unless a recipe says: a tenth, at most a thousand."""
+    """Return how many images are held out by default: a tenth, at most a thousand."""
     return min(_MOST_HELD_OUT, -(-count // 10)) if count > 1 else 0
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class EncodedImages(Sequence[Any]):
-    """The image column of a table, not decoded."""
+    """The image column of a table, not yet decoded."""
 
     def __init__(self, table: datasets.Dataset, column: str):
         import datasets as hf
@@ -47,11 +47,11 @@ def read_parquet(path: Path, config: DataConfig) -> Rows:
 
     Args:
         path: A file, or a directory with ``train.parquet`` and ``test.parquet``, or with shards
-            such as ``train-00000-of-00004.parquet``, there or in ``data/``.
-        config: Gives the split and the column names.
+            such as ``train-00000-of-00004.parquet``, in it or in its ``data/``.
+        config: Names the split and the columns.
 
     Raises:
-        DataError: If there is no such split, or a file is not readable.
+        DataError: If the split does not exist, or a file cannot be read.
     """
     files = _parquet_files(path)
     split, owns_split = choose_split(files, config.split, str(path))
@@ -67,11 +67,11 @@ def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
 
     Args:
         name: The hub id, ``owner/name``.
-        config: Gives the split (a real name of the data set's, or one of our three) and columns.
-        subset: Which configuration of the data set.
+        config: Names the split (by the data set's own name or one of our three) and the columns.
+        subset: The configuration of the data set.
 
     Raises:
-        DataError: If it cannot be reached, or has no such split.
+        DataError: If it cannot be loaded, or does not have the split.
     """
     try:
         tables = _load(name, subset)
@@ -134,7 +134,7 @@ def _as_rows(
 
 
 def _image_column(table: datasets.Dataset, config: DataConfig, where: str) -> str:
-    """Return the column with images: the given one, the one of type Image, or the one named so."""
+    """Return the column with images: the given one, one of type Image, or one with a usual name."""
     import datasets as hf
 
     typed = [name for name, kind in table.features.items() if isinstance(kind, hf.Image)]
@@ -150,7 +150,7 @@ def _image_column(table: datasets.Dataset, config: DataConfig, where: str) -> st
 def _label_column(
     table: datasets.Dataset, config: DataConfig, others: list[str], where: str
 ) -> str | None:
-    """Return the column with labels: the given one, a ClassLabel one, or one named so."""
+    """Return the column with labels: the given one, a ClassLabel, or one with a usual name."""
     typed = [name for name in others if _is_class_label(table, name)]
     plain = [name for name in LABEL_COLUMNS if name in others and _is_plain(table, name)]
     return choose_column(config.label_column, [*typed, *plain], others, where)
@@ -163,7 +163,7 @@ def _is_class_label(table: datasets.Dataset, column: str) -> bool:
 
 
 def _is_plain(table: datasets.Dataset, column: str) -> bool:
-    """Return whether a column holds single integers or texts; scores and lists are no classes."""
+    """Return whether a column holds single integers or texts; scores and lists are not classes."""
     return getattr(table.features[column], "dtype", "").startswith(("int", "uint", "string"))
 
 
