@@ -41,7 +41,7 @@ class Member:
     size: int
 
     def read_bytes(self) -> bytes:
-        """Return the encoded image; the shard is opened anew, so any worker process may call this."""
+        """Return the encoded image; opens the shard anew, so any worker process may call it."""
         with open(self.shard, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)

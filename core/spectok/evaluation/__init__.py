@@ -1,4 +1,4 @@
-"""Measuring tokenizers: what they keep of images, what they spend on it, under which protocol.
+"""Measuring tokenizers: what they keep of images and what they spend on it, by a stated protocol.
 
 The names below load on first use, so ``import spectok.evaluation`` does not import torch.
 """

@@ -1,7 +1,7 @@
-"""A small convolutional classifier: what images show, and features to compare sets of them in.
+"""A small convolutional classifier: it recognises images, and its features compare sets of images.
 
-Trained on the images of one domain it is a better judge of small grey digits than Inception,
-which never saw any. Distances in its features carry its name, never FID's.
+Trained on small grey digits, it judges them better than Inception, which never saw any. Distances
+in its features carry its name, never FID's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH_SIZE = 256
 
 
 class ImageClassifier(SpectokModel):
-    """Convolutions that halve the image down to about 4 pixels, a mean, a linear layer.
+    """Convolutions that halve the image down to about 4 pixels, then a mean and a linear layer.
 
         images (B, C, H, W)
           | stages        3x3 convolutions with batch norm; each stage halves, doubles the channels
@@ -40,10 +40,10 @@ class ImageClassifier(SpectokModel):
         image_shape: (C, H, W) of the images.
         num_classes: Number K of classes.
         channels: Channels of the first stage.
-        feature_dim: Most channels of a stage, and the length D of a feature vector.
-        class_names: Name of each class, where classes have names.
-        trained_on: Data set, and its fingerprint. None: not trained.
-        held_out_accuracy: Share of held-out images it recognised after training.
+        feature_dim: Largest number of channels of a stage, and the length D of a feature vector.
+        class_names: Name of each class, if classes have names.
+        trained_on: Data set and its fingerprint. None: not trained.
+        held_out_accuracy: Share of held-out images classified correctly after training.
     """
 
     @register_to_config
@@ -92,7 +92,7 @@ class ImageClassifier(SpectokModel):
 
     @torch.no_grad()
     def classify(self, images: Float[Tensor, "n c h w"]) -> Int[Tensor, "n"]:
-        """Return the likeliest class of each image, rounded to 8 bits as in a saved picture."""
+        """Return the likeliest class of each image; images are rounded to 8 bits, as when saved."""
         was_training = self.training
         self.eval()
         parts = [to_float(to_uint8(part)).to(self.device) for part in images.split(BATCH_SIZE)]
@@ -114,10 +114,10 @@ def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
     """Load a trained classifier, in eval mode.
 
     Args:
-        path: Its folder, or that of the run of ``spectok train classifier``.
+        path: The classifier's folder, or that of its ``spectok train classifier`` run.
 
     Raises:
-        CheckpointError: If there is none, or it holds something else.
+        CheckpointError: If the folder does not exist or does not hold a trained classifier.
     """
     folder = Path(path)
     folder = folder / "model" if (folder / "model").is_dir() else folder

@@ -1,4 +1,4 @@
-"""Training a classifier of images, with the same loop and the same recipes as everything else."""
+"""Training an image classifier, with the loop and the kind of recipe that all models share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRAIN_DEFAULTS = {
     "save_every": 500,
     "sample_every": None,
 }
-"""What a classifier's ``train:`` section has where nothing is said."""
+"""Defaults of a classifier's ``train:`` section."""
 
 
 class ClassifierOptions(Section):
@@ -66,20 +66,19 @@ class ClassifierRecipe(Recipe):
 
     @classmethod
     def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Fill the section ``train:`` up with a classifier's defaults."""
+        """Fill in the ``train:`` section with a classifier's defaults."""
         return raw | {"train": TRAIN_DEFAULTS | dict(raw.get("train") or {})}
 
 
 def train_classifier(recipe: ClassifierRecipe, output: Path, *, resume: bool = False) -> FitResult:
-    """Train a classifier; it is saved in ``output/model`` with its held-out accuracy.
+    """Train a classifier and save it in ``output/model`` with its held-out accuracy.
 
-    Where a border was added to the images it sees what is inside, which is also what an evaluation
-    compares.
+    If a border was added to the images, the classifier sees only what is inside, as evaluations do.
 
     Args:
         recipe: What to train on, and how.
         output: Folder of the run.
-        resume: Go on from the newest checkpoint in the folder.
+        resume: Continue from the newest checkpoint in the folder.
 
     Raises:
         DataError: If the images have no classes.
@@ -113,7 +112,7 @@ def train_classifier(recipe: ClassifierRecipe, output: Path, *, resume: bool = F
 
 
 def build(recipe: ClassifierRecipe, dataset: ImageDataset) -> ImageClassifier:
-    """Build a classifier with seeded weights, leaving the global random state alone."""
+    """Build a classifier with seeded weights, without touching the global random state."""
     channels, height, width = interior_of(dataset[0]["images"], dataset).shape
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, 3))
@@ -126,7 +125,7 @@ def build(recipe: ClassifierRecipe, dataset: ImageDataset) -> ImageClassifier:
 
 
 def held_out_accuracy(model: ImageClassifier, data: DataConfig) -> float:
-    """Return the share of the test split's images that a classifier recognises."""
+    """Return the share of the test split that a classifier gets right."""
     dataset = build_dataset(data.model_copy(update={"split": "test", "limit": None}), train=False)
     right = 0
     for batch in DataLoader(dataset, batch_size=BATCH_SIZE):

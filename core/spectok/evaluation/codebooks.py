@@ -1,4 +1,4 @@
-"""How much of its codebooks a tokenizer uses, at each place of its tokens."""
+"""How much of its codebooks a tokenizer uses, at each token position."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from spectok.token_spec import TokenSpec
 class UsageByPosition(SetMetric):
     """Usage and perplexity of codes at each position of each level, over a set of images.
 
-    At a place one can choose among the codes of its codebook; where the codebook depends on the
-    levels above, among those of all codebooks of the level.
+    Both are taken over the codes that can occur at a position: those of its codebook, or those of
+    all codebooks of the level if the codebook depends on the levels above.
 
     Args:
         spec: Layout of the tokens.

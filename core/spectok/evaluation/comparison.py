@@ -1,7 +1,7 @@
 """Several tokenizers on equal terms: trained alike or loaded, and measured by one protocol.
 
-The folder of a comparison holds a run per tokenizer, and beside them ``comparison.json``,
-``comparison.md`` and ``comparison.png``. What is finished there is not trained again.
+The folder of a comparison holds one run per tokenizer, and ``comparison.json``, ``comparison.md``
+and ``comparison.png``. Finished runs in it are not trained again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Competitor:
     Args:
         source: What was given: a key, a recipe, or the folder of a trained model.
         recipe: How it is, or was, trained. None: a trained model without its recipe.
-        model: Folder of the trained model. None: it is to be trained.
+        model: Folder of the trained model. None: it is yet to be trained.
     """
 
     source: str
@@ -61,7 +61,7 @@ class Competitor:
         return load_tokenizer(self.model or self.source).token_spec.bits_per_image
 
     def terms(self) -> dict[str, Any]:
-        """Return what has to be the same for all; nothing of a model without its recipe."""
+        """Return what must be equal for all; empty for a model without its recipe."""
         if self.recipe is None:
             return {}
         return {
@@ -76,8 +76,8 @@ class Comparison:
     """What a comparison found.
 
     Args:
-        record: All of ``comparison.json``.
-        rows: Label -> the same images, the originals first.
+        record: The content of ``comparison.json``.
+        rows: Label -> its version of the same images; the originals come first.
     """
 
     record: dict[str, Any]
@@ -94,8 +94,8 @@ def check_terms(
 
     Args:
         competitors: Label -> tokenizer.
-        bits: Bits per image that each must spend. None: as many as the others.
-        allow_unequal_bits: Let them spend different numbers of bits.
+        bits: Bits per image that each must spend. None: any number, the same for all.
+        allow_unequal_bits: Accept different numbers of bits.
 
     Raises:
         ConfigError: Names what differs, and by how much.
@@ -123,19 +123,19 @@ def compare(
     num_shown: int = 8,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Train what is not trained yet, and measure all of them on the same held-out images.
+    """Train the tokenizers that are not trained yet, and measure all on the same held-out images.
 
     Args:
         competitors: Label -> tokenizer, checked by :func:`check_terms`.
         data: Held-out images.
         output: Folder of the comparison.
-        how: How they are measured.
-        num_shown: Images in the picture.
-        on_stage: Told what is being done.
+        how: How to measure them.
+        num_shown: Number of images in the picture.
+        on_stage: Called with a description of each stage as it begins.
 
     Raises:
-        ConfigError: If a folder holds another run than the one that belongs there.
-        InputError: If results were not measured alike.
+        ConfigError: If a folder holds a run of another recipe.
+        InputError: If results were measured by different protocols.
     """
     for label, competitor in competitors.items():  # before hours of training
         if competitor.model is None and competitor.recipe is not None:
@@ -166,7 +166,7 @@ def compare(
 
 
 def train(competitor: Competitor, folder: Path) -> None:
-    """Train a tokenizer, or go on where an earlier comparison was stopped."""
+    """Train a tokenizer, or resume where an earlier comparison stopped."""
     if competitor.recipe is None:
         raise ConfigError(f"{competitor.source} has neither weights nor a recipe to train")
     train_tokenizer(competitor.recipe, folder, resume=True)
@@ -206,13 +206,13 @@ def load(folder: Path) -> ImageTokenizer:
 
 @torch.no_grad()
 def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
-    """Return what the tokens keep of images."""
+    """Return images encoded to tokens and decoded again."""
     indices = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
     return tokenizer.decode(indices).float().cpu()
 
 
 def describe_training(competitor: Competitor, folder: Path) -> dict[str, Any]:
-    """Return what is known of how a tokenizer was trained."""
+    """Return what is known about a tokenizer's training."""
     recipe, run = competitor.recipe, folder.parent if folder.name == MODEL else folder
     found: dict[str, Any] = {"source": competitor.source}
     if recipe is not None:
@@ -225,14 +225,14 @@ def describe_training(competitor: Competitor, folder: Path) -> dict[str, Any]:
 
 
 def describe_data(dataset: ImageDataset, data: DataConfig) -> dict[str, Any]:
-    """Return which images were held out, without the path of this machine."""
+    """Return which images were held out, without their path on this machine."""
     settings = data.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
     settings = {"name": data.name, "split": data.split} | settings
     return settings | {"num_images": len(dataset), "fingerprint": dataset.fingerprint}
 
 
 def shorten(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result without what all of them share, and without numbers per position."""
+    """Return a result without what all results share, and without numbers per position."""
     rest = {key: value for key, value in result.items() if key not in ("protocol", "machine")}
     levels = [{k: v for k, v in level.items() if k != POSITIONS} for level in result["levels"]]
     return rest | {"levels": levels}
@@ -255,8 +255,8 @@ def find_competitor(name: str, recipe: TokenizerRecipe | None) -> Competitor:
     """Return the competitor that a name stands for.
 
     Args:
-        name: The folder of a trained model or of its run; or a key or recipe.
-        recipe: What it resolved to, if it is no folder.
+        name: The folder of a trained model or of its run, a key, or a recipe.
+        recipe: The recipe that a key or recipe name resolved to. None: it is a folder.
     """
     folder = Path(name)
     if recipe is None:
@@ -265,7 +265,7 @@ def find_competitor(name: str, recipe: TokenizerRecipe | None) -> Competitor:
 
 
 def _flatten(section: Any, path: str = "") -> dict[str, Any]:
-    """Return settings by dotted path; those that are None are left out."""
+    """Return settings by dotted path, except those that are None."""
     if not isinstance(section, Mapping):
         return {} if section is None else {path: section}
     found: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""Metrics that compare images in a network's features: Fréchet distances, LPIPS.
+"""Metrics that compare images in a network's features: Fréchet distances and LPIPS.
 
-The weights of these networks come from files. :func:`feature_metrics` says of each metric whose
-file is missing what it needs; nothing is ever measured with other weights in their place.
+The weights of these networks come from files. If a file is missing, :func:`feature_metrics` reports
+which one the metric needs; other weights never take its place.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from spectok.metrics import ImageMean, SetMetric
 
 @dataclass(frozen=True)
 class Networks:
-    """Where the networks are whose features images are compared in.
+    """Where to find the networks in whose features images are compared.
 
     Args:
         lpips: File of the backbone's weights. None: torch's cache.
-        lpips_network: ``alex``, which most tables report, ``vgg`` or ``squeeze``.
+        lpips_network: ``alex`` (which most papers report), ``vgg`` or ``squeeze``.
         inception: File of Inception's weights. None: torch's cache.
-        classifier: Folder of a trained classifier. None: no distance in its features.
+        classifier: Folder of a trained classifier. None: that distance is not measured.
     """
 
     lpips: Path | None = None
@@ -39,12 +39,12 @@ class Networks:
 
 @dataclass
 class FeatureMetrics:
-    """What can be measured in features, and what cannot.
+    """The feature metrics that can be measured, and those that cannot.
 
     Args:
-        metrics: Ready to measure one set, by name.
-        extractors: Name -> which network, with a hash of its weights.
-        not_measured: Name -> what it would need.
+        metrics: Name -> metric, ready to measure one set.
+        extractors: Name -> network and hash of its weights.
+        not_measured: Name -> what the metric would need.
     """
 
     metrics: dict[str, SetMetric] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class FeatureMetrics:
 class FeatureDistance(SetMetric):
     """The Fréchet distance between the features of images and of their reconstructions.
 
-    Both are rounded to 8 bits first, as a saved picture would be.
+    Both are rounded to 8 bits first, as when saved.
 
     Args:
         extract: Images in [-1, 1] -> (B, D).
@@ -65,7 +65,7 @@ class FeatureDistance(SetMetric):
         self._extract, self._sides = extract, (Moments(), Moments())
 
     def add(self, images: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Take in the features of a batch."""
+        """Add the features of a batch."""
         for moments, side in zip(self._sides, (images, reconstruction)):
             moments.add(self._extract(to_float(to_uint8(side))))
 
@@ -73,7 +73,7 @@ class FeatureDistance(SetMetric):
         """Return the distance.
 
         Raises:
-            InputError: If there were fewer than two images.
+            InputError: If fewer than two images were added.
         """
         return frechet_distance(*self._sides)
 
@@ -81,16 +81,16 @@ class FeatureDistance(SetMetric):
 def feature_metrics(
     networks: Networks, image_shape: tuple[int, int, int], device: torch.device | str
 ) -> FeatureMetrics:
-    """Load the networks that are there.
+    """Load the networks whose weights are available.
 
     Args:
-        networks: Where they are.
+        networks: Where to find them.
         image_shape: (C, H, W) of the images.
-        device: Where they run.
+        device: Device to run them on.
 
     Raises:
         CheckpointError: If a file that was given cannot be used.
-        InputError: If a classifier was given that takes other images.
+        InputError: If a given classifier takes images of another shape.
     """
     found = FeatureMetrics()
     kinds: dict[str, tuple[Any, Callable[..., tuple[SetMetric, str]]]] = {

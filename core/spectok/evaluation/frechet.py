@@ -1,9 +1,9 @@
-"""The Fréchet distance between two sets of feature vectors, each taken for a Gaussian.
+"""The Fréchet distance between two sets of feature vectors, each treated as a Gaussian.
 
     |m₁ - m₂|² + tr S₁ + tr S₂ - 2 tr (S₁^½ S₂ S₁^½)^½
 
-Dowson and Landau 1982; Heusel et al. 2017, Eq. 6, use it on features of Inception and call that
-FID. In the features of any other network it is another number and needs another name.
+Dowson and Landau 1982. Heusel et al. 2017, Eq. 6, use it on features of Inception and call it FID;
+in the features of any other network it is a different number and needs a different name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from spectok.errors import InputError
 class Moments:
     """Mean and covariance of feature vectors that come in batches, in float64 on the CPU.
 
-    Batches are merged as Chan et al. 1983 merge samples: nothing is lost to large sums, and how
-    vectors fall into batches makes a difference in the last digits only.
+    Batches are merged as in Chan et al. 1983: no precision is lost to large sums, and how vectors
+    are split into batches affects only the last digits.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Moments:
         """Add vectors.
 
         Raises:
-            InputError: If they are no (N, D), of another length than those before, or not finite.
+            InputError: If they are not (N, D), not as long as earlier ones, or not finite.
         """
         features = features.detach().to("cpu", torch.float64)
         if features.ndim != 2 or (self.count and features.shape[1] != self.dim):

@@ -1,8 +1,8 @@
-"""The Inception network in whose features FID is defined, from weights on this machine.
+"""The Inception network whose features define FID, with weights from this machine.
 
 Szegedy et al. 2016, as Heusel et al. 2017 used it: trained in TensorFlow on 1,008 outputs, with
-pooling branches that leave the padding out of their means and one that takes a maximum. Its weights
-in PyTorch's form are a file of 96 MB that is read, never downloaded.
+pooling branches whose means exclude the padding, and one that takes a maximum. Its weights in
+PyTorch format are a file of 96 MB, which is read but never downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spectok.losses.perceptual import read_weights
 from spectok.machine import shown_path
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-"""Names under which packages that compute FID publish the weights."""
+"""File names under which FID packages publish the weights."""
 
 NUM_OUTPUTS = 1008
 SIZE = 299  # pixels
@@ -30,13 +30,13 @@ AVERAGED = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6
 
 
 class InceptionFeatures(nn.Module):
-    """The 2,048 numbers before Inception's last layer.
+    """The 2,048 features before Inception's last layer.
 
     Args:
         weights: File of the weights, ``.pth`` or ``.safetensors``.
 
     Raises:
-        CheckpointError: If it cannot be read or is of another network.
+        CheckpointError: If the file cannot be read or belongs to another network.
     """
 
     def __init__(self, weights: Path | str):
@@ -58,7 +58,7 @@ def cached_inception() -> Path:
     """Return the file of the weights in torch's cache.
 
     Raises:
-        CheckpointError: If it is not there: names the file and where it belongs.
+        CheckpointError: If the file is missing; names it and where it belongs.
     """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for name in FILES:
@@ -85,7 +85,7 @@ def build_network() -> Any:
 
 
 def change_pooling(block: Any, pool: Callable[[Tensor], Tensor]) -> None:
-    """Let the last branch of a block begin with another pooling."""
+    """Make the last branch of a block begin with another pooling."""
     branches = block._forward
 
     def forward(x: Tensor) -> list[Tensor]:
@@ -95,7 +95,7 @@ def change_pooling(block: Any, pool: Callable[[Tensor], Tensor]) -> None:
 
 
 def average_inside(x: Tensor) -> Tensor:
-    """Return means over 3×3 pixels, the padding left out."""
+    """Return means over 3×3 pixels, excluding the padding."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -108,7 +108,7 @@ def load(network: nn.Module, path: Path) -> None:
     """Load the weights.
 
     Raises:
-        CheckpointError: If they cannot be read or are of another network.
+        CheckpointError: If they cannot be read or belong to another network.
     """
     state = read_weights(path)
     for name, buffer in network.named_buffers():

@@ -1,4 +1,4 @@
-"""``evaluate``: one tokenizer, one data set, every number with the protocol it was measured by."""
+"""``evaluate``: measure one tokenizer on one data set, and record the protocol with the numbers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Evaluation:
     """How a tokenizer is evaluated.
 
     Args:
-        batch_size: Images at once; changes speed and memory alone.
+        batch_size: Images at once; affects only speed and memory.
         metrics: Registered metrics. None: all.
-        networks: Where the networks are whose features images are compared in.
-        seed: Seed of whatever a tokenizer draws.
+        networks: Where to find the networks in whose features images are compared.
+        seed: Seed of the random numbers that a tokenizer draws, if any.
     """
 
     batch_size: int = 64
@@ -50,23 +50,23 @@ def evaluate(
     how: Evaluation | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure everything about a tokenizer that can be measured here.
+    """Measure everything about a tokenizer that can be measured on this machine.
 
     Args:
         tokenizer: A trained tokenizer, on the device to run on; put into eval mode.
         dataset: Held-out images, without augmentation.
-        how: Metrics, files of networks, batch size.
+        how: Metrics, networks and batch size.
         on_images: Called with the number of images done since the last call.
 
     Returns:
-        Plain JSON types: ``metrics``, and ``not_measured`` with what else they need; what
-        :func:`spectok.evaluation.evaluate_reconstruction` returns besides, each level with its
-        ``positions``; ``images_per_second`` (encode and decode) and ``peak_memory_bytes``;
+        Plain JSON types: ``metrics``; ``not_measured``, other metrics with what each would need;
+        the other results of :func:`spectok.evaluation.evaluate_reconstruction`, with ``positions``
+        in each level; ``images_per_second`` (encode and decode) and ``peak_memory_bytes``;
         ``protocol`` and ``machine``.
 
     Raises:
         InputError: If the images do not have the tokenizer's shape.
-        CheckpointError: If weights that were given cannot be used.
+        CheckpointError: If given weights cannot be used.
     """
     how = how or Evaluation()
     check_shape(tokenizer, dataset)
@@ -93,10 +93,10 @@ def evaluate(
 
 
 def check_shape(tokenizer: ImageTokenizer, dataset: ImageDataset) -> None:
-    """Refuse images that the tokenizer does not take.
+    """Refuse images of a shape that the tokenizer does not take.
 
     Raises:
-        InputError: Says what it takes.
+        InputError: Says which shape it takes.
     """
     if tuple(dataset.image_shape) != tuple(tokenizer.image_shape):
         raise InputError(
@@ -108,7 +108,7 @@ def check_shape(tokenizer: ImageTokenizer, dataset: ImageDataset) -> None:
 def choose_metrics(
     chosen: Iterable[str] | None, size: int
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the registered metrics to compute, and why one that is usual is left out."""
+    """Return the registered metrics to compute, and the reasons for those left out."""
     if chosen is not None:
         return tuple(chosen), {}
     names = tuple(list_registered("metric"))
@@ -120,11 +120,11 @@ def choose_metrics(
 
 @torch.no_grad()
 def measure_cost(tokenizer: ImageTokenizer, images: Tensor) -> dict[str, Any]:
-    """Return speed and memory of encoding and decoding one batch, again and again.
+    """Return the speed and memory of encoding and decoding one batch repeatedly.
 
-    ``images_per_second`` is that of the median pass after a first one that does not count.
-    ``peak_memory_bytes`` is what torch allocated at most on a GPU; on a CPU, what the process held
-    at most meanwhile, libraries included, and None where the system does not tell.
+    ``images_per_second`` is that of the median pass, after one to warm up. ``peak_memory_bytes`` is
+    on a GPU the most that torch allocated; on a CPU the most that the process held, libraries
+    included, or None if the system does not report it.
 
     Args:
         tokenizer: On the device to run on.

@@ -1,8 +1,7 @@
-"""What a number was measured with, in one id; and the refusal to compare numbers of two ids.
+"""One id for how a number was measured; numbers with different ids are not compared.
 
-The same weights are published with distances between distributions that differ by a factor of two,
-because reference set, resize filter, rounding, feature network or sample count differed. All of
-them are part of the id.
+For the same weights, published Fréchet distances differ by a factor of two because reference set,
+resize filter, rounding, feature network or sample count differed. All of these are part of the id.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from spectok.errors import InputError
 
 VERSION = 1
-"""Changes when the same settings come to mean other numbers."""
+"""Changes whenever the same settings begin to give different numbers."""
 
 
 def make_protocol(dataset: Any, precision: str, seed: int, extractors: Mapping[str, str]) -> Any:
@@ -24,8 +23,8 @@ def make_protocol(dataset: Any, precision: str, seed: int, extractors: Mapping[s
     Args:
         dataset: The images: a :class:`spectok.data.ImageDataset`.
         precision: Type of the tokenizer's numbers, such as ``"float32"``.
-        seed: Seed of whatever a tokenizer draws.
-        extractors: Metric -> network and hash of its weights, for what was measured.
+        seed: Seed of the random numbers that a tokenizer draws, if any.
+        extractors: Measured metric -> network and hash of its weights.
     """
     protocol = {
         "version": VERSION,
@@ -41,7 +40,7 @@ def make_protocol(dataset: Any, precision: str, seed: int, extractors: Mapping[s
 
 
 def protocol_id(protocol: Mapping[str, Any]) -> str:
-    """Return a hash of a protocol; an ``id`` it has already does not count."""
+    """Return a hash of a protocol, ignoring any ``id`` in it."""
     rest = {key: value for key, value in protocol.items() if key != "id"}
     return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -53,7 +52,7 @@ def compare_results(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         results: Label -> what :func:`spectok.evaluation.evaluate` returned.
 
     Raises:
-        InputError: If one was measured in another way; names what differs.
+        InputError: If one was measured by another protocol; names what differs.
     """
     (first, reference), *others = results.items()
     ours = reference["protocol"]

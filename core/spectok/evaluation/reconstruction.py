@@ -1,4 +1,4 @@
-"""Measuring what a tokenizer keeps of a data set, by the registered metrics."""
+"""Measuring what a tokenizer keeps of a data set, with the registered metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def evaluate_reconstruction(
 ) -> dict[str, Any]:
     """Measure what a tokenizer keeps of a data set, and what it spends on it.
 
-    Where the data has an added border, image metrics are taken inside it.
+    If the data has an added border, image metrics are computed inside it.
 
     Args:
         tokenizer: A trained tokenizer, on the device to run on; put into eval mode.
@@ -85,7 +85,7 @@ def start_metric(name: str) -> SetMetric:
 
 
 def interior_of(images: Tensor, dataset: Any) -> Tensor:
-    """Return the part of a data set's images that an added border surrounds."""
+    """Return images without the border that their data set added, if any."""
     box = getattr(dataset, "interior", None)
     if box is None:
         return images

@@ -29,14 +29,14 @@ def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def to_markdown(record: Mapping[str, Any]) -> str:
-    """Return a page with the table, the terms and what was not measured."""
+    """Return a page with the table, the terms, and the metrics that were not measured."""
     columns, rows = table(record)
     lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
     return "\n".join([*lines, "", *(f"- {line}" for line in remarks(record)), ""])
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:
-    """Return, in sentences, the terms of a comparison and what was not measured."""
+    """Return lines on the terms of a comparison and on the metrics that were not measured."""
     data, machine = record["data"], record["machine"]
     first: Mapping[str, Any] = next(iter(record["tokenizers"].values()))
     found = [
@@ -79,7 +79,7 @@ def write_report(record: Mapping[str, Any], rows: Mapping[str, Tensor], folder: 
 
 
 def format_metric(name: str, value: float) -> str:
-    """Return a metric's value with the digits that mean something."""
+    """Return a metric's value with its significant digits."""
     return format(value, FORMATS.get(name, ".4g"))
 
 

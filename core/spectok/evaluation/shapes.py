@@ -1,7 +1,7 @@
-"""Reads size, colour and shape off pictures of the data set ``shapes``, by fitting its outlines.
+"""Read size, colour and shape off pictures of the data set ``shapes``, by fitting its outlines.
 
-Nothing here is learned: a picture is compared with the outlines that ``shapes`` are drawn from, so
-a generated one is judged by the rule that made the real ones.
+Nothing is learned: pictures are compared with the outlines from which ``shapes`` is drawn, so
+generated ones are judged by the rule that made the real ones.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from spectok.data.shapes import COLOURS, SHAPES, SIZES
 from spectok.errors import InputError
 
 RADII = np.linspace(0.12, 0.44, 17)
-"""Radii that are tried, as parts of the image side."""
+"""Radii to try, as fractions of the image side."""
 STEPS = np.arange(-1.0, 1.5, 0.5)
-"""Shifts that are tried, in pixels, about the centre of mass."""
+"""Shifts to try, in pixels, around the centre of mass."""
 TRIANGLE_OFFSET = 0.2
 """Distance of a triangle's centre of mass from its centre, in units of the radius."""
 NUM_SOLID = 10
-"""Pixels that are taken to lie wholly inside."""
+"""Number of pixels assumed to lie wholly inside."""
 CLEAR = 0.6
 """Least overlap with an outline that counts as a shape; real pictures have 0.9 or more."""
 
@@ -33,9 +33,9 @@ class ShapeReading:
     """What one picture shows.
 
     Args:
-        size: ``"small"`` or ``"large"``: whichever the radius is nearer to.
+        size: ``"small"`` or ``"large"``, whichever is nearer to the radius.
         colour: The nearest of the named colours.
-        shape: The outline that overlaps most.
+        shape: The outline with the largest overlap.
         overlap: Intersection over union with that outline, 0 to 1.
     """
 
@@ -51,7 +51,7 @@ class ShapeReading:
 
 
 def read_shapes(images: UInt8[np.ndarray, "n h w 3"]) -> list[ShapeReading]:
-    """Read each picture: one filled shape, away from the border, on a plain ground.
+    """Read each picture: one filled shape, away from the border, on a plain background.
 
     Raises:
         InputError: If they are not square 8-bit colour images.
@@ -86,7 +86,7 @@ def _read(image: Float[np.ndarray, "h w 3"]) -> ShapeReading:
 
 
 def _fit(inside: _Map) -> tuple[str, float, float]:
-    """Return the best outline, its radius as a part of the side, and the overlap."""
+    """Return the best outline, its radius as a fraction of the side, and the overlap."""
     side = len(inside)
     centres = np.arange(side) + 0.5
     total = max(float(inside.sum()), 1e-6)
@@ -107,7 +107,7 @@ def _fit(inside: _Map) -> tuple[str, float, float]:
 def _best(
     inside: _Map, shape: str, tried: Float[np.ndarray, "k 3"]
 ) -> tuple[float, Float[np.ndarray, "3"]]:
-    """Return the largest overlap with one outline over radii and centres, and where it is."""
+    """Return the largest overlap with one outline, and the radius and centre that give it."""
     radius, cx, cy = (column[:, None, None] for column in tried.T)
     pixel = np.arange(len(inside)) + 0.5
     x, y = np.broadcast_arrays((pixel[None, None] - cx) / radius, (pixel[:, None] - cy) / radius)

@@ -1,4 +1,4 @@
-"""Equal terms: what has to agree before the numbers of two tokenizers may stand in one table."""
+"""Equal terms: what must agree before the numbers of two tokenizers may share a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN_RECIPE = "recipe.yaml"
 
 
 def bits_per_image(recipe: TokenizerRecipe) -> float:
-    """Return what the tokens of one image take."""
+    """Return the number of bits that the tokens of one image take."""
     options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
     with torch.device("meta"):  # the layout alone, without weights
         return load_tokenizer(recipe.tokenizer["name"], **options).token_spec.bits_per_image
@@ -32,8 +32,8 @@ def check_equal(what: str, values: Mapping[str, Any], remedy: str) -> None:
     """Refuse values that differ.
 
     Args:
-        what: What they are, in the plural.
-        values: Label -> value; None where it is not known.
+        what: The name of the values, in the plural.
+        values: Label -> value; None if it is not known.
         remedy: What to do about it.
 
     Raises:
@@ -46,7 +46,7 @@ def check_equal(what: str, values: Mapping[str, Any], remedy: str) -> None:
 
 
 def recipe_of_run(model: Path) -> TokenizerRecipe | None:
-    """Return the recipe that a trained model's run wrote down, if it is beside the model.
+    """Return the recipe that a trained model's run recorded; None if it is not beside the model.
 
     Args:
         model: Folder of the run, or of the model in it.
@@ -58,7 +58,7 @@ def recipe_of_run(model: Path) -> TokenizerRecipe | None:
 
 
 def seconds_of_run(folder: Path) -> float | None:
-    """Return the seconds of training over all resumptions, as a run's log has them."""
+    """Return the seconds of training over all resumptions, from a run's log."""
     path = folder / "log.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return json.loads(lines[-1])["seconds"] if lines else None

@@ -1,6 +1,6 @@
-"""The conformance kit: every check that spectok runs on its own plugins, for anyone's.
+"""The conformance kit: the checks that spectok runs on its own plugins, for anyone's plugins.
 
-Subclass one class, give one fixture, and run pytest (which spectok itself does not install)::
+Subclass one class, define one fixture, and run pytest (which spectok does not install)::
 
     import pytest
     from spectok import create_quantizer
@@ -11,8 +11,8 @@ Subclass one class, give one fixture, and run pytest (which spectok itself does 
         def build(self):
             return lambda: create_quantizer("mine", dim=8, num_tokens=16, codebook_size=32)
 
-``build`` returns a function that builds a small, fresh model; models built after the same seed
-must be equal. A check that cannot hold is left out by name, with the reason::
+``build`` returns a function that builds a small, fresh model; models built with the same seed
+must be equal. A check that cannot hold is skipped by name, with the reason::
 
     skip = {"test_accumulation_equals_one_big_step": "the entropy term is not a mean over vectors"}
 """

@@ -1,4 +1,4 @@
-"""What the checks of quantizers and of tokenizers have in common, and how one is left out."""
+"""Checks that quantizers and tokenizers share, and the means to skip one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LearnerT = TypeVar("LearnerT", bound=Learner)
 
 
 class Conformance(ABC, Generic[LearnerT]):
-    """Checks that hold for quantizers and tokenizers alike.
+    """Checks for quantizers and tokenizers alike.
 
     Attributes:
-        skip: Checks to leave out, each with the reason why it cannot hold.
+        skip: Checks to skip, each with the reason why it cannot hold.
         without_gradient: Parameters that get no gradient from the losses, each with the reason.
-            DDP stops at any other.
+            DDP fails on any other.
         batch_size: Images per step where two ways to train are compared; even. With fewer vectors
-            than codes, codes repeat one another, and which is nearest turns on rounding.
-        tolerance: Largest difference between two ways to compute the same state.
+            than codes, some codes coincide, and rounding decides which is nearest.
+        tolerance: Largest allowed difference between two ways to compute the same state.
     """
 
     skip: ClassVar[dict[str, str]] = {}
@@ -56,7 +56,7 @@ class Conformance(ABC, Generic[LearnerT]):
         """Return a function that builds a small, fresh model; a subclass must give this fixture."""
         raise ConfigError(f"{type(self).__name__} needs a fixture 'build': see spectok.testing")
 
-    # -- what the two kinds of model define ---
+    # -- what each kind of model defines ---
 
     @abstractmethod
     def learner(self, build: Build) -> LearnerT:
@@ -68,7 +68,7 @@ class Conformance(ABC, Generic[LearnerT]):
 
     @abstractmethod
     def save_and_load(self, model: Any, build: Build, folder: Path) -> Any:
-        """Save a model and return it loaded again."""
+        """Save a model, and return it loaded again."""
 
     # -- checks ---
 
@@ -88,7 +88,7 @@ class Conformance(ABC, Generic[LearnerT]):
         expect(not stale, f"without_gradient lists {stale}, which get a gradient or do not exist")
 
     def test_save_and_load_are_identical(self, build: Build, tmp_path: Path) -> None:
-        """A trained model reloads bit for bit, and goes on training as if it had not been saved."""
+        """A trained model reloads bit for bit, and continues to train as if never saved."""
         learner = self.fresh(build)
         train(learner, [[learner.batch(4)] for _ in range(3)])
         loaded = copy.deepcopy(learner)
@@ -108,8 +108,8 @@ class Conformance(ABC, Generic[LearnerT]):
     def test_batch_of_two_equals_two_of_one(self, build: Build) -> None:
         """In eval mode an image's result does not depend on the other images of the batch.
 
-        What indices stand for is compared, and not the indices: between codes that have come to the
-        same place, rounding may choose either.
+        The codes are compared, not their indices: where two codes have come to coincide, rounding
+        may choose either.
         """
         learner = self.fresh(build)
         train(learner, [[learner.batch(4)] for _ in range(3)])
@@ -127,7 +127,7 @@ class Conformance(ABC, Generic[LearnerT]):
         self._expect_no_trace(build, lambda model, batch: model.eval()(batch))
 
     def test_encode_in_training_leaves_no_trace(self, build: Build) -> None:
-        """``encode`` of a model in training mode keeps the mode and changes no statistics."""
+        """``encode`` in training mode keeps the mode and changes no statistics."""
 
         def encode(model: Any, batch: Tensor) -> None:
             modes = [module.training for module in model.modules()]
@@ -138,7 +138,7 @@ class Conformance(ABC, Generic[LearnerT]):
         self._expect_no_trace(build, encode)
 
     def test_accumulation_equals_one_big_step(self, build: Build) -> None:
-        """Two micro-batches per step train as one batch twice as large, codebook edits included."""
+        """Two micro-batches per step train like one batch twice as large, codebook edits included."""
         learner = self.fresh(build)
         self.without_random_draws(learner.model)
         batches = learner.moving_batches(self.batch_size, steps=4)
@@ -149,7 +149,7 @@ class Conformance(ABC, Generic[LearnerT]):
             self.expect_close(state_of(learner), ends[i], "accumulating two micro-batches")
 
     def test_two_processes_equal_one(self, build: Build) -> None:
-        """Two processes keep all state bit-identical, and each step is that of one process."""
+        """Two processes keep all state bit-identical, and each step equals that of one process."""
         learner = self.fresh(build)
         batches = learner.moving_batches(self.batch_size, steps=4)
         starts, ends = self.record(learner, batches)
@@ -173,8 +173,8 @@ class Conformance(ABC, Generic[LearnerT]):
     ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
         """Train on batches; return the states before and after each step.
 
-        Another way to take a step is compared from the state before it, so that a rounding error
-        does not grow from step to step until some code's choice turns on it.
+        Another way to take a step starts from the recorded state before it, so that rounding errors
+        do not grow over the steps until they change which code is chosen.
         """
         states = [state_of(learner)]
         for i, batch in enumerate(batches):
@@ -183,7 +183,7 @@ class Conformance(ABC, Generic[LearnerT]):
         return states[:-1], states[1:]
 
     def without_random_draws(self, model: Any) -> None:
-        """Switch off what a model draws per batch; by default there is nothing to switch off."""
+        """Switch off random draws per batch; by default models make none."""
 
     def expect_equal(self, found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
         """Expect two states to be equal bit for bit."""

@@ -1,4 +1,4 @@
-"""How a check fails: with a message that says what was found and what the contract is."""
+"""Failing a check, with a message that says what was found and what the contract is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A quantizer or tokenizer with what it needs to take training steps, by the trainer's protocol."""
+"""A quantizer or tokenizer with what it needs to take training steps as the trainer does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ModelT = TypeVar("ModelT", Quantizer, ImageTokenizer)
 
 
 class Learner(nn.Module, ABC, Generic[ModelT]):
-    """Gives quantizers and tokenizers one face, so that one check serves both.
+    """Gives quantizers and tokenizers one interface, so that one check serves both.
 
     Args:
         model: The quantizer or tokenizer under test.
@@ -41,16 +41,16 @@ class Learner(nn.Module, ABC, Generic[ModelT]):
         """Draw a batch from torch's global random state."""
 
     def moving_batches(self, size: int, steps: int) -> list[Tensor]:
-        """Draw batches that move away from zero and across it every other step, so that codes die.
+        """Draw batches centred off zero that change sides every other step, so that codes die.
 
-        The second half of each batch is spread less: two ranks see different data.
+        The second half of each batch is spread less, so that two ranks see different data.
         """
         spread = torch.linspace(0.5, 0.1, size).view(-1, *[1] * (self.batch(1).ndim - 1))
         return [spread * self.batch(size) + 0.5 * (-1) ** (i // 2) for i in range(steps)]
 
 
 class VectorLearner(Learner[Quantizer]):
-    """A quantizer behind one linear layer, trained to return the layer's input.
+    """A quantizer behind one linear layer, trained to reproduce the layer's input.
 
     Args:
         quantizer: The quantizer under test.
@@ -62,7 +62,7 @@ class VectorLearner(Learner[Quantizer]):
         nn.init.eye_(self.encoder.weight)
 
     def forward(self, vectors: Float[Tensor, "b n d"]) -> QuantizerOutput:
-        """Quantise a batch as the encoder of a tokenizer would have it."""
+        """Quantise a batch after the linear layer, which stands in for an encoder."""
         return self.model(self.encoder(vectors))
 
     def objective(self, batch: Float[Tensor, "b n d"]) -> Tensor:
@@ -100,7 +100,7 @@ class ImageLearner(Learner[ImageTokenizer]):
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
-    """Return the training objective: the sum of the weighted terms."""
+    """Return the training objective: the sum of the losses, which are already weighted."""
     return sum((value.float() for value in losses.values()), torch.zeros(()))
 
 
@@ -112,8 +112,8 @@ def take_step(
     Args:
         learner: In training mode.
         micro_batches: Batches of equal size whose gradients are averaged.
-        optimizer: Holds the learner's parameters.
-        seed: Random state of the step, the same on every rank.
+        optimizer: Optimiser of the learner's parameters.
+        seed: Seed of the step, the same on every rank.
 
     Raises:
         AssertionError: If the objective is not finite.
@@ -131,10 +131,10 @@ def take_step(
 
 
 def train(learner: Learner, steps: Sequence[Sequence[Tensor]], seed: int = 0) -> None:
-    """Train with plain gradient descent, which does not magnify rounding as Adam does.
+    """Train with plain gradient descent, which unlike Adam does not amplify rounding.
 
     Args:
-        learner: Put into training mode.
+        learner: Is put into training mode.
         steps: The micro-batches of each optimiser step.
         seed: Seed of the first step.
     """

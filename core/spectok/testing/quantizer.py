@@ -25,13 +25,13 @@ from spectok.token_spec import TokenSpec
 
 
 class QuantizerConformance(Conformance[VectorLearner]):
-    """Every check a quantizer must pass; subclass it and give the fixture ``build``.
+    """Every check a quantizer must pass; subclass it and define the fixture ``build``.
 
     Attributes:
-        revival_steps: Steps in which codes that the data has left are watched.
-        fit_steps: Steps in which the error on eight images must fall inside each tokenizer.
+        revival_steps: Number of steps for which codes that the data has left are watched.
+        fit_steps: Number of steps within which the error on eight images must fall.
         fit_learning_rate: Adam's learning rate in those steps.
-        tokenizers: Tokenizers in which it is trained; None for all that are installed.
+        tokenizers: Tokenizers to train it in. None: all that are installed.
     """
 
     revival_steps: ClassVar[int] = 120
@@ -50,7 +50,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
         return [output.indices, output.z_q]
 
     def save_and_load(self, model: Quantizer, build: Build, folder: Path) -> Quantizer:
-        """Go through a safetensors file, as tokenizers do."""
+        """Save to a safetensors file and load it, as tokenizers do."""
         save_file(model.state_dict(), folder / "quantizer.safetensors")
         loaded = build()
         loaded.load_state_dict(load_file(folder / "quantizer.safetensors"))
@@ -58,13 +58,13 @@ class QuantizerConformance(Conformance[VectorLearner]):
 
     @pytest.fixture
     def option(self) -> str | dict[str, Any] | None:
-        """Return what a recipe writes under ``quantizer:``; None while it is not registered."""
+        """Return what a recipe has under ``quantizer:``; None if the quantizer is not registered."""
         return None
 
     # -- the contract of forward and lookup ---
 
     def test_indices_fit_the_levels(self, build: Build) -> None:
-        """Indices are int64 ``(B, N, L)`` inside the vocabularies that :attr:`levels` declares."""
+        """Indices are int64 ``(B, N, L)`` within the vocabularies that :attr:`levels` declares."""
         learner = self.fresh(build)
         quantizer, vectors = learner.model, 10 * learner.batch(8)
         spec = TokenSpec(tuple(v.at((quantizer.num_tokens,)) for v in quantizer.levels))
@@ -79,7 +79,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
         expect(TokenSpec.from_dict(spec.to_dict()) == spec, "the levels do not survive JSON")
 
     def test_lookup_returns_z_q(self, build: Build) -> None:
-        """In eval mode ``lookup(indices)`` is ``z_q`` bit for bit: indices say everything."""
+        """In eval mode ``lookup(indices)`` is ``z_q`` bit for bit: indices determine it."""
         learner = self.fresh(build)
         train(learner, [[learner.batch(8)] for _ in range(3)])
         output = learner.model.eval()(learner.batch(4))
@@ -88,7 +88,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
         expect(torch.equal(z_q, output.z_q), "lookup(indices) differs from the z_q of forward")
 
     def test_losses_are_finite_scalars(self, build: Build) -> None:
-        """Losses and metrics are finite scalars by name, and metrics carry no gradient."""
+        """Losses and metrics are finite scalars, and metrics carry no gradient."""
         learner = self.fresh(build)
         output = learner(learner.batch(4))
         for name, value in {**output.losses, **output.metrics}.items():
@@ -98,7 +98,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
             expect(not value.requires_grad, f"metric {name} carries a gradient; detach it")
 
     def test_wrong_shapes_are_rejected(self, build: Build) -> None:
-        """Vectors of another number or length are refused, naming what was given and expected."""
+        """Vectors of wrong number or length are refused; the message names both shapes."""
         quantizer = self.fresh(build).model
         n, d = quantizer.num_tokens, quantizer.dim
         for shape in ((2, n + 1, d), (2, n, d + 1), (n, d)):
@@ -166,8 +166,8 @@ class QuantizerConformance(Conformance[VectorLearner]):
     def test_revived_codes_survive(self, build: Build) -> None:
         """A code moved to where the data is stays there for ten updates.
 
-        A quantizer that moves a dead code but not its running sums or optimiser moments is undone
-        by its next updates. Skipped for a quantizer that revives nothing meanwhile.
+        If a quantizer moves a dead code but leaves its running sums or optimiser moments, the next
+        updates undo the move. Skipped if the quantizer revives no code in the steps watched.
         """
         revived, undone = watch_revivals(self.fresh(build), self.revival_steps)
         if not revived:
@@ -179,10 +179,9 @@ class QuantizerConformance(Conformance[VectorLearner]):
         )
 
     def test_memory_is_bounded(self, build: Build) -> None:
-        """No operation makes a tensor as large as vectors x codes, in eval mode or in training.
+        """No operation returns a tensor as large as vectors x codes, in eval mode or in training.
 
-        Counts the bytes behind each result that an operation returns, not the scratch space inside
-        a kernel.
+        Counts the storage of each operation's result, not the scratch space inside a kernel.
         """
         learner = self.fresh(build)
         quantizer = learner.model
@@ -208,7 +207,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
 
 
 def _codes_per_level(levels: Sequence[QuantizerLevel]) -> list[int]:
-    """Return how many codes a vector could be compared with; in a tree, all below its root."""
+    """Return for each level how many codes exist to compare with; in a tree, over all paths."""
     found: list[int] = []
     for level in levels:
         parents = found[-1] if level.codebook == "path" and found else 1
@@ -217,7 +216,7 @@ def _codes_per_level(levels: Sequence[QuantizerLevel]) -> list[int]:
 
 
 class _LargestResult(TorchDispatchMode):
-    """Remembers the largest result of any operation."""
+    """Records the largest result of any operation."""
 
     def __init__(self) -> None:
         super().__init__()

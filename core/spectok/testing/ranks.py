@@ -1,4 +1,4 @@
-"""Run code on two processes of this machine, joined by gloo on the CPU."""
+"""Run code on two processes of this machine, connected by gloo on the CPU."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def on_two_ranks(
 
     Args:
         function: Returns named tensors.
-        *args: Passed on; each process has its own copy.
-        start_method: By default ``"fork"`` where it is safe, which costs a fraction of a second;
-            ``"spawn"`` elsewhere, which imports torch again and needs importable functions.
+        *args: Further arguments; each process has its own copy.
+        start_method: By default ``"fork"`` where that is safe (a fraction of a second), otherwise
+            ``"spawn"``, which imports torch again and needs importable functions.
 
     Returns:
         What each rank returned.
 
     Raises:
-        Exception: What a rank raised, with its trace; a hang ends after a minute.
+        Exception: Whatever a rank raised, with its traceback; a rank that hangs fails in a minute.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # From Python 3.12 on forking warns when the process has threads; the children use one.
@@ -52,8 +52,8 @@ def step_on_half(
 ) -> dict[str, Tensor]:
     """Take one step from each state on this rank's half of each batch.
 
-    Gradients are averaged as DDP does, but buffers are not broadcast as DDP does: statistics that
-    a quantizer forgets to sum over ranks must show.
+    Gradients are averaged as in DDP, but buffers are not broadcast as in DDP, which would hide
+    statistics that a quantizer forgets to sum over ranks.
 
     Returns:
         The state after step i under ``"i.name"``.

@@ -1,4 +1,4 @@
-"""Watch what becomes of codes that a quantizer moves to the data after they died."""
+"""Watch what becomes of dead codes that a quantizer moves to the data."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ UPDATES = 10
 
 
 def watch_revivals(learner: VectorLearner, steps: int) -> tuple[int, int]:
-    """Kill the codes in use by moving the data, and count revivals and those that were undone.
+    """Kill the codes in use by moving the data; count the revivals, and how many are undone.
 
-    Vectors gather around one point for five steps, then around its opposite. A code counts as
-    revived when it is not in use and jumps much farther than any code in use moves, and as undone
-    when it is back near its old place within the next ten updates.
+    Vectors lie around one point for five steps, then around its opposite. A code counts as revived
+    if it is not in use and jumps much farther than any code in use moves, and as undone if it is
+    back near its old position within the next ten updates.
 
     Args:
         learner: A fresh quantizer.
         steps: Steps to watch.
 
     Returns:
-        Codes revived and codes undone, counted per place.
+        Numbers of codes revived and codes undone, counted per place.
     """
     quantizer, optimizer = learner.model, _optimizer_of_codes(learner)
     there = 6 * torch.nn.functional.normalize(torch.randn(quantizer.dim), dim=0)
@@ -50,14 +50,14 @@ def watch_revivals(learner: VectorLearner, steps: int) -> tuple[int, int]:
 
 
 def _optimizer_of_codes(learner: VectorLearner) -> torch.optim.Optimizer:
-    """Return an Adam that trains the codes, if they are parameters, and nothing else."""
+    """Return an Adam that trains only the codes, if they are parameters."""
     groups = [{"params": learner.encoder.parameters(), "lr": 0.0}]
     return torch.optim.Adam([*groups, {"params": learner.model.parameters(), "lr": 1e-2}])
 
 
 @torch.no_grad()
 def _codes(quantizer: Quantizer, place: Int[Tensor, "1 n l"]) -> Float[Tensor, "k n d"]:
-    """Return what each index of level 0 stands for at each place, the other levels held fixed."""
+    """Return the vector of each index of level 0 at each place, the other levels held fixed."""
     count = quantizer.levels[0].vocab_size
     indices = place.repeat(count, 1, 1)
     indices[..., 0] = torch.arange(count).unsqueeze(1)
@@ -65,7 +65,7 @@ def _codes(quantizer: Quantizer, place: Int[Tensor, "1 n l"]) -> Float[Tensor, "
 
 
 def _used(quantizer: Quantizer, vectors: Float[Tensor, "b n d"]) -> Bool[Tensor, "k n"]:
-    """Return which codes of level 0 some vector of the same codebook selects."""
+    """Return which codes of level 0 are selected by some vector that uses the same codebook."""
     level, n = quantizer.levels[0], quantizer.num_tokens
     chosen: Int[Tensor, "b n"] = quantizer.encode(vectors)[..., 0]
     owner = torch.arange(n) // (n // level.num_codebooks)
@@ -80,15 +80,15 @@ def _jumped(
     used: Bool[Tensor, "k n"],
     spread: Tensor,
 ) -> Bool[Tensor, "k n"]:
-    """Return which unused codes moved farther than training moves codes and data is wide."""
+    """Return which unused codes moved farther than training moves codes and than data is wide."""
     moved = (now - before).norm(dim=-1)
     return ~used & (moved > 20 * moved[used].amax()) & (moved > 2 * spread)
 
 
 def _is_back(now: Tensor, old: Tensor, new: Tensor) -> Bool[Tensor, "k n"]:
-    """Return which codes are nearer to where they were than to where they were moved.
+    """Return which codes are nearer to their old position than to the one they were moved to.
 
-    A code that has meanwhile been moved onto another code has been revived again.
+    A code that now lies on another code has been revived again and does not count.
     """
     nearer = (now - old).norm(dim=-1) < (now - new).norm(dim=-1)
     apart = torch.cdist(now.transpose(0, 1), now.transpose(0, 1))  # (N, K, K)

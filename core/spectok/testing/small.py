@@ -1,4 +1,4 @@
-"""Small models of anything registered: seconds of training on one core."""
+"""Small models of anything registered, which train in seconds on one core."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SMALL: dict[str, Any] = {
     "max_channels": 16,
     "num_blocks": 1,
     "num_heads": 2,
-    # what a model does only now and then, it does within a few steps
+    # rare events happen within a few steps
     "prefix_probability": 0.5,
     "reset_every": 2,
     "revive_every": 2,
     "revive_below": 0.9,
 }
 
-SIZES = ("dim", "num_tokens", "codebook_size")  # which a quantizer gives to those it is made of
+SIZES = ("dim", "num_tokens", "codebook_size")  # which a quantizer passes to its parts
 
 
 def small_options(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return small values for those arguments of a constructor that go by the field's names."""
+    """Return small values for the arguments of a constructor that have one of the usual names."""
     return {k: v for k, v in SMALL.items() if k in inspect.signature(function).parameters}
 
 
@@ -61,7 +61,7 @@ def small_quantizer(name: str, **options: Any) -> Quantizer:
 
 
 def _small_quantizer_options(name: str) -> dict[str, Any]:
-    """Return small options of a quantizer, and of those it is made of, but for their sizes."""
+    """Return small options of a quantizer and of its parts, except the parts' sizes."""
     function = registry.get_quantizer(name)
     parameters = inspect.signature(function, eval_str=True).parameters
     parts = {k: p.default for k, p in parameters.items() if p.annotation == QuantizerOption}

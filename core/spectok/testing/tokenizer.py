@@ -20,10 +20,10 @@ from spectok.tokenizer import ImageTokenizer
 
 
 class TokenizerConformance(Conformance[ImageLearner]):
-    """Every check a tokenizer must pass; subclass it and give the fixture ``build``.
+    """Every check a tokenizer must pass; subclass it and define the fixture ``build``.
 
     Attributes:
-        fit_steps: Steps in which the error on eight images must fall by a fifth.
+        fit_steps: Number of steps within which the error on eight images must fall by a fifth.
         fit_learning_rate: Adam's learning rate in those steps.
     """
 
@@ -41,18 +41,18 @@ class TokenizerConformance(Conformance[ImageLearner]):
         return [output.indices, output.reconstruction]
 
     def save_and_load(self, model: ImageTokenizer, build: Build, folder: Path) -> ImageTokenizer:
-        """Go through ``save_pretrained`` and ``from_pretrained``."""
+        """Save with ``save_pretrained`` and load with ``from_pretrained``."""
         model.save_pretrained(folder)
         return type(model).from_pretrained(folder)
 
     def without_random_draws(self, model: ImageTokenizer) -> None:
-        """Train on whole sequences: random prefixes are drawn once per micro-batch."""
+        """Train on whole sequences, because random prefixes are drawn once per micro-batch."""
         model.draw_prefix = _whole_sequences  # type: ignore[method-assign]
 
     # -- the contract of encode and decode ---
 
     def test_tokens_fit_the_spec(self, build: Build) -> None:
-        """``encode`` gives int64 ``(B, T)`` inside the TokenSpec; ``decode`` gives images again."""
+        """``encode`` gives int64 ``(B, T)`` that fit the TokenSpec; ``decode`` gives images again."""
         learner = self.fresh(build)
         model, images = learner.model.eval(), learner.batch(3)
         indices = model.encode(images)
@@ -69,8 +69,8 @@ class TokenizerConformance(Conformance[ImageLearner]):
     def test_tokens_say_everything(self, build: Build) -> None:
         """In eval mode ``decode(encode(x))`` is the reconstruction: nothing else feeds the decoder.
 
-        Other images are encoded in between, and then the encoder's weights are overwritten, so that
-        features kept from the last encoding, or weights shared with the encoder, would show.
+        Other images are encoded in between, then the encoder's weights are overwritten: features kept
+        from the last encoding, or weights shared with the encoder, would show.
         """
         learner = self.fresh(build)
         train(learner, [[learner.batch(4)] for _ in range(2)])
@@ -95,7 +95,7 @@ class TokenizerConformance(Conformance[ImageLearner]):
             self._expect_images(decoded, model(images).reconstruction, "decode_latents")
 
     def test_embed_is_z_q(self, build: Build) -> None:
-        """``embed(indices)`` returns the vectors that the quantizer made of the image."""
+        """``embed(indices)`` returns the quantizer's output for the image."""
         learner = self.fresh(build)
         model, images, made = learner.model.eval(), learner.batch(2), []
         for quantizer in outermost_quantizers(model):
@@ -107,7 +107,7 @@ class TokenizerConformance(Conformance[ImageLearner]):
             )
 
     def test_prefixes_decode_as_the_spec_says(self, build: Build) -> None:
-        """A decodable prefix decodes without the tokens after it; another length is refused."""
+        """A decodable prefix decodes without the tokens after it; other lengths are refused."""
         learner = self.fresh(build)
         model, spec = learner.model.eval(), learner.model.token_spec
         indices = model.encode(learner.batch(2))
@@ -125,7 +125,7 @@ class TokenizerConformance(Conformance[ImageLearner]):
             expect_refusal(functools.partial(model.decode, indices, k), str(k))
 
     def test_wrong_images_are_rejected(self, build: Build) -> None:
-        """Images of another size, number of channels or type are refused, naming what was given."""
+        """Images of wrong size, channels or type are refused; the message names what was given."""
         learner = self.fresh(build)
         channels, height, width = learner.model.image_shape
         for shape in ((1, channels, height + 1, width), (1, channels + 1, height, width)):
@@ -137,7 +137,7 @@ class TokenizerConformance(Conformance[ImageLearner]):
         expect_refusal(functools.partial(learner.model.encode, right[:0]), "empty")
 
     def test_wrong_tokens_are_rejected(self, build: Build) -> None:
-        """Tokens out of range, of another length or of another type are refused."""
+        """Tokens out of range, of wrong length or of wrong type are refused."""
         model = self.fresh(build).model.eval()
         spec = model.token_spec
         good = torch.zeros(1, spec.num_tokens, dtype=torch.int64)
@@ -179,7 +179,7 @@ class TokenizerConformance(Conformance[ImageLearner]):
             expect(finite, f"the gradient of {name} is not finite")
 
     def test_config_survives_json(self, build: Build) -> None:
-        """The config is plain JSON, valid by the constructor's own schema, and builds its equal."""
+        """The config is plain JSON, fits the constructor's schema, and builds an equal model."""
         model = self.fresh(build).model
         config = {k: v for k, v in model.config.items() if not k.startswith("_")}
         again = json.loads(json.dumps(config))
