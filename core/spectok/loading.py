@@ -1,4 +1,4 @@
-"""``load_tokenizer`` and ``create_quantizer``: names in, checked objects out."""
+"""``load_tokenizer`` and ``create_quantizer``: from names to models, with options checked."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         A fresh model in training mode, or a trained one in eval mode.
 
     Raises:
-        UnknownNameError: If it is neither a key, a directory nor a hub id.
-        PluginError: If the plugin of that name is installed but does not load.
+        UnknownNameError: If it is not a key, a directory or a hub id.
+        PluginError: If the plugin that provides it is installed but fails to load.
         ConfigError: If an option is unknown, of the wrong type or out of range.
-        CheckpointError: If saved weights cannot be trusted or do not fit.
+        CheckpointError: If saved weights are unsafe to load or do not fit.
     """
     name = os.fspath(name_or_path)
     if name not in registry.list_tokenizers():
@@ -58,14 +58,14 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
 
 
 def load_trained(path: str | os.PathLike[str]) -> ImageTokenizer:
-    """Load a trained tokenizer from its folder, the folder of its run, or the hub; in eval mode.
+    """Load a trained tokenizer, in eval mode, from its folder, its run's folder, or the hub.
 
     Args:
         path: Folder of a model or of a run, or a hub id.
 
     Raises:
         ConfigError: If it is a registered key, which has no weights.
-        CheckpointError: If it does not load.
+        CheckpointError: If it cannot be loaded.
     """
     name = os.fspath(path)
     if name in registry.list_tokenizers() and not Path(name).is_dir():
@@ -78,7 +78,7 @@ def load_trained(path: str | os.PathLike[str]) -> ImageTokenizer:
 
 
 def model_folder(path: str) -> str:
-    """Return the folder of the model itself where the folder of a run was given."""
+    """Return the folder of the model itself if given the folder of a run; otherwise the path."""
     inside = Path(path, "model")
     return str(inside) if (inside / "config.json").is_file() else path
 
@@ -119,7 +119,7 @@ def create_quantizer(
         **options: The quantizer's own options.
 
     Raises:
-        UnknownNameError: If nothing registers the name.
+        UnknownNameError: If no quantizer of that name is registered.
         ConfigError: If an option is unknown, of the wrong type or out of range.
     """
     cls = registry.get_quantizer(name)
@@ -130,7 +130,7 @@ def create_quantizer(
 def build_quantizer(
     option: str | dict[str, Any], *, dim: int, num_tokens: int, codebook_size: int
 ) -> Quantizer:
-    """Build the quantizer that a tokenizer's ``quantizer`` argument names.
+    """Build the quantizer given by a tokenizer's ``quantizer`` argument.
 
     Args:
         option: A name, or a mapping with ``name`` and options.
@@ -145,7 +145,7 @@ def build_quantizer(
 
 
 def _check_loading_options(options: Iterable[str]) -> None:
-    """Refuse options that diffusers would write over the saved config, or ignore."""
+    """Refuse options that diffusers would ignore, or let override the saved config."""
     for name in options:
         if name not in LOADING_OPTIONS:
             raise ConfigError(

@@ -1,7 +1,7 @@
-"""What a person is told while a library works: lines, remarks, progress.
+"""Messages to the user while a library works: lines, remarks, progress.
 
-Everything that trains, extracts or draws speaks through this module alone, from the main process of
-a launch alone. A caller who wants none of it silences it::
+Everything that trains, extracts or samples reports through this module only, and only from the main
+process of a launch. A caller can silence it::
 
     with messages.silenced():
         train_tokenizer(recipe, output)
@@ -22,7 +22,7 @@ _silent = False
 
 
 def is_main_process() -> bool:
-    """Return whether this process speaks for all those of a distributed launch."""
+    """Return whether this process speaks for all processes of a distributed launch."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -33,7 +33,7 @@ def speaks() -> bool:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Show no message and no progress inside the context; warnings and errors are not messages."""
+    """Show no messages and no progress inside the context; warnings and errors still appear."""
     global _silent
     before, _silent = _silent, True
     try:
@@ -55,10 +55,10 @@ def note(message: str) -> None:
 
 
 def console(**options: Any) -> Console:
-    """Return a console of rich that is quiet where messages are not shown.
+    """Return a rich console that is quiet if messages are silenced.
 
     Args:
-        **options: Those of :class:`rich.console.Console`.
+        **options: Options of :class:`rich.console.Console`.
     """
     from rich.console import Console
 
@@ -75,7 +75,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar with images/s and time left on a terminal; nothing elsewhere.
 
     Args:
-        what: What is being done.
+        what: Description of the work.
         total: Number of images.
 
     Yields:

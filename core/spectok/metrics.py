@@ -1,12 +1,12 @@
 """How close a reconstruction is, and how much of its codebooks a tokenizer uses.
 
-One protocol for all image metrics: images in [-1, 1] are clamped and rounded to 8 bits, compared,
-and reduced to one number per image; a data set's number is the plain mean over its images. So the
-result depends neither on the batch size nor on how images fall into batches.
+All image metrics follow one protocol: images in [-1, 1] are clamped and rounded to 8 bits,
+compared, and reduced to one number per image; the number for a data set is the plain mean over its
+images. It therefore does not depend on how images are split into batches.
 
-A metric is a function of the form :data:`ImageMetric`, or where one image means nothing by itself
-(a distance between distributions), a class of the form :class:`SetMetric`. A plugin registers more
-of both with ``spectok_metrics``.
+A metric is a function of type :data:`ImageMetric` or, if it is defined only for a set of images (a
+distance between distributions), a subclass of :class:`SetMetric`. A plugin registers metrics of
+both kinds with ``spectok_metrics``.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ ImageMetric = Callable[[Tensor, Tensor], Tensor]
 
 
 class SetMetric(ABC):
-    """A number of a whole set of images. One object measures one set, in batches of any size."""
+    """A number for a whole set of images. One object measures one set, in batches of any size."""
 
     @abstractmethod
     def add(self, images: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
-            reconstruction: The same images, decoded; may leave the range.
-            indices: (B, T), the tokens they were decoded from.
+            reconstruction: The same images, decoded; may go beyond [-1, 1].
+            indices: (B, T), the tokens that the reconstruction was decoded from.
         """
 
     @abstractmethod
     def result(self) -> Any:
-        """Return what was found, in plain JSON types."""
+        """Return the result, in plain JSON types."""
 
 
 SSIM_WINDOW = 7  # pixels
@@ -53,7 +53,7 @@ PSNR_OF_EQUALS = 100.0  # dB; a mean over images must stay finite
 def psnr(
     images: Float[Tensor, "b c h w"], reconstruction: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b"]:
-    """Return the peak signal-to-noise ratio of each image, in dB; at most 100, equal images' value.
+    """Return the peak signal-to-noise ratio of each image, in dB; at most 100, for equal images.
 
     Args:
         images: Originals in [-1, 1].
@@ -65,11 +65,11 @@ def psnr(
 def ssim(
     images: Float[Tensor, "b c h w"], reconstruction: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b"]:
-    """Return the structural similarity of each image (Wang et al. 2004), 1 for equal images.
+    """Return the structural similarity of each image (Wang et al. 2004); 1 for equal images.
 
-    A uniform window of 7×7 pixels, population covariances, and only windows that lie inside the
-    image: what scikit-image computes with ``use_sample_covariance=False``. The Gaussian window of
-    the original, 11 pixels wide, would hang over the border of small images almost everywhere.
+    Uniform windows of 7×7 pixels that lie inside the image, with population covariances, as
+    scikit-image computes it with ``use_sample_covariance=False``. The original Gaussian window, 11
+    pixels wide, would cross the border of small images almost everywhere.
 
     Args:
         images: Originals in [-1, 1].
@@ -103,7 +103,7 @@ def ssim(
 def mse(
     images: Float[Tensor, "b c h w"], reconstruction: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b"]:
-    """Return the mean squared error of each image between pixels on the scale [0, 1].
+    """Return the mean squared error of each image, with pixels scaled to [0, 1].
 
     Args:
         images: Originals in [-1, 1].
@@ -124,7 +124,7 @@ class ImageMean(SetMetric):
         self._function, self._values = function, [torch.zeros(0)]
 
     def add(self, images: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Compare a batch."""
+        """Measure the images of a batch."""
         self._values.append(self._function(images, reconstruction).cpu())
 
     def result(self) -> float:
@@ -133,11 +133,11 @@ class ImageMean(SetMetric):
 
 
 def codebook_statistics(spec: TokenSpec, counts: Int[Tensor, "n"]) -> dict[str, Any]:
-    """Return how much of its codebooks a data set makes a tokenizer use.
+    """Return how much of its codebooks a tokenizer uses on a data set.
 
-    ``codebook_usage`` is the share of codes chosen at least once, over all codes. ``perplexity`` is
-    the exponential of the entropy of a codebook's code frequencies, the mean over codebooks
-    weighted by how many tokens they served. ``levels`` holds both for each level.
+    ``codebook_usage`` is the share of all codes that are chosen at least once. ``perplexity`` is
+    the exponential of the entropy of a codebook's code frequencies, averaged over codebooks with
+    their numbers of tokens as weights. ``levels`` holds both for each level.
 
     Args:
         spec: Layout of the tokens.
@@ -159,12 +159,12 @@ def codebook_statistics(spec: TokenSpec, counts: Int[Tensor, "n"]) -> dict[str, 
 
 
 def count_codes(spec: TokenSpec, indices: Int[Tensor, "b t"]) -> Int[Tensor, "n"]:
-    """Return how often each of ``spec.num_codes`` codes was chosen."""
+    """Return how often each of the ``spec.num_codes`` codes is chosen."""
     return torch.bincount(spec.code_ids(indices).flatten(), minlength=spec.num_codes)
 
 
 def split_by_codebook(spec: TokenSpec, counts: Num[Tensor, "n"]) -> list[Num[Tensor, "g k"]]:
-    """Return the counts of :func:`count_codes` by level, one row per codebook of the level."""
+    """Split the counts of :func:`count_codes` by level, with one row per codebook of the level."""
     first = spec.code_ids(torch.zeros(1, spec.num_tokens, dtype=torch.int64))[0].tolist()
     starts = [  # index 0 of a level's first codebook has the smallest number in the level
         min(code for code, owner in zip(first, spec.level_of_place) if owner == level)
@@ -178,7 +178,7 @@ def split_by_codebook(spec: TokenSpec, counts: Num[Tensor, "n"]) -> list[Num[Ten
 
 
 def _eight_bits(images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as float64 numbers 0..255, rounded as a saved picture would be."""
+    """Return both as float64 from 0 to 255, rounded as when saved."""
     if images.shape != reconstruction.shape:
         raise InputError(
             f"images of shape {tuple(images.shape)} and reconstructions of shape "

@@ -2,7 +2,7 @@
 
 ``from_pretrained`` of diffusers only warns when weights are missing or belong to another class,
 and falls back to pickles. Everything spectok saves goes through :class:`SpectokModel` instead:
-safetensors only, the class recorded in the config must match, every weight must be there.
+only safetensors are read, the class named in the config must match, and no weight may be missing.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ TEMPORARY_SUFFIX = ".partial"
 class SpectokModel(ModelMixin, ConfigMixin):
     """A diffusers model whose loading fails loudly and whose saving is all or nothing.
 
-    A class that comes to take other options than an earlier version of it says so in the two
-    attributes below; what that version saved then loads as the model that it was.
+    A class whose options differ from those of an earlier version lists the changes in the two
+    attributes below; models saved by that version then still load unchanged.
 
     Attributes:
-        renamed_options: Earlier name of an option -> its name now.
-        added_options: Option that earlier versions lacked -> the value with which the class builds
-            what they built.
+        renamed_options: Earlier name of an option -> its present name.
+        added_options: Option that earlier versions lacked -> the value for which the class builds
+            the same model as they did.
     """
 
     config_name = CONFIG_NAME
@@ -43,12 +43,12 @@ class SpectokModel(ModelMixin, ConfigMixin):
     added_options: ClassVar[Mapping[str, Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Find modules before config keys: a config key may share a submodule's name."""
+        """Find modules before config keys, because a config key may share a submodule's name."""
         return nn.Module.__getattr__(self, name)
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """Read a saved config, in the options that this version takes."""
+        """Read a saved config, translated to the options of this version."""
         found: Any = super().load_config(*args, **kwargs)
         if isinstance(found, tuple):
             return (cls.upgraded(found[0]), *found[1:])
@@ -56,15 +56,15 @@ class SpectokModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def upgraded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a config that an earlier version may have saved, in the options of this one."""
+        """Translate a config, perhaps of an earlier version, to this version's options."""
         renamed = {cls.renamed_options.get(key, key): value for key, value in config.items()}
         return {**cls.added_options, **renamed}
 
     def first_config(self) -> dict[str, Any]:
-        """Return the options of this model as the version that first built such a model saved them.
+        """Return this model's options as the earliest version that could build it saved them.
 
-        What identifies a model is computed from these, so that renaming or adding an option leaves
-        the identity of older models alone.
+        A model's identity is computed from these, so that renaming or adding an option does not
+        change the identity of older models.
         """
         earlier = {now: before for before, now in self.renamed_options.items()}
         return {
@@ -80,10 +80,10 @@ class SpectokModel(ModelMixin, ConfigMixin):
 
         Args:
             pretrained_model_name_or_path: A directory or a hub id.
-            **kwargs: What diffusers accepts (``torch_dtype``, ``subfolder``, ``revision``, …).
+            **kwargs: Options of diffusers (``torch_dtype``, ``subfolder``, ``revision``, …).
 
         Raises:
-            CheckpointError: If the directory, class, weights or shapes are not those of this class.
+            CheckpointError: If the directory, its class, or its weights do not fit this class.
         """
         place = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
@@ -118,10 +118,10 @@ class SpectokModel(ModelMixin, ConfigMixin):
         return (model, info) if want_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save config and safetensors weights: all of it, or nothing.
+        """Save config and safetensors weights, all or nothing.
 
-        Written beside the target and renamed, so that a full disk leaves an earlier model there
-        untouched.
+        They are written beside the target and then renamed, so that a full disk leaves an earlier
+        model there untouched.
 
         Raises:
             CheckpointError: If writing fails.
@@ -139,13 +139,13 @@ class SpectokModel(ModelMixin, ConfigMixin):
 
 @contextlib.contextmanager
 def saving(target: Path) -> Iterator[Path]:
-    """Give a new folder to write into, whose files then move into the target: all, or none.
+    """Provide a new folder to write into; its files then move into the target, all or none.
 
     Args:
-        target: Where they belong; other files there stay.
+        target: Folder for the files; other files in it stay.
 
     Raises:
-        CheckpointError: If anything fails before they are moved.
+        CheckpointError: If anything fails before the files are moved.
     """
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -160,14 +160,14 @@ def saving(target: Path) -> Iterator[Path]:
 
 
 def forget_origin(config: Path) -> None:
-    """Remove from a config what diffusers writes of the place that a model was loaded from."""
+    """Remove from a config the place that its model was loaded from, which diffusers records."""
     content = json.loads(config.read_text(encoding="utf-8"))
     content.pop("_name_or_path", None)
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def install(temporary: Path, target: Path) -> None:
-    """Move finished files into a directory, one atomic rename each; weights before config."""
+    """Move finished files into a directory by one atomic rename each, weights before config."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".json"):
         os.replace(path, target / path.name)
@@ -192,7 +192,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(config: dict[str, Any], cls: type, place: str) -> None:
-    """Refuse a config that was saved by another class, or has options that this one does not take.
+    """Refuse a config that another class saved, or that has options this class does not take.
 
     Raises:
         CheckpointError: Names both classes, or the options.

@@ -15,7 +15,7 @@ from spectok.token_spec import TokenSpec
 
 
 def write_tokens(path: Path, indices: np.ndarray, names: list[str], spec: TokenSpec) -> None:
-    """Write indices with the names of their images and the layout they follow.
+    """Write indices with the names of their images and the layout of the tokens.
 
     Args:
         path: A ``.npz`` or ``.json`` file.
@@ -39,7 +39,7 @@ def read_tokens(path: Path, spec: TokenSpec) -> tuple[np.ndarray, list[str]]:
         Indices (N, T) as int64, and the name of each image.
 
     Raises:
-        DataError: If the file is missing, damaged or something else.
+        DataError: If the file is missing, damaged or not a file of tokens.
         TokenError: If the tokens follow another layout, or are out of range.
     """
     content = _read_npz(path) if path.suffix == ".npz" else _read_json(path)

@@ -1,4 +1,4 @@
-"""What the commands share: the next command, tables, models and images given by path."""
+"""What the commands share: hints at the next command, tables, and loading models and images."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ BATCH_SIZE = 32
 
 
 def say_next(*commands: list[str]) -> None:
-    """Print the exact commands that come next, quoted for a shell.
+    """Print the commands to run next, quoted for a shell.
 
     Args:
-        commands: Each as a list of words; words in capitals are for the reader to fill in.
+        commands: Each a list of words; the reader replaces words in capitals.
     """
     for i, command in enumerate(commands):
         say(f"{'next:' if i == 0 else '  or:'} {shlex.join(command)}")
@@ -41,7 +41,7 @@ def load_on_device(model: str) -> ImageTokenizer:
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
-    """Return image files, from files and directories (searched in depth, sorted by name).
+    """Return image files, from files and directories (searched recursively, sorted by name).
 
     Raises:
         DataError: If a path does not exist, or a directory holds no images.
@@ -64,7 +64,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 
 def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
-    """Say how many images do not have the size that a tokenizer takes."""
+    """Say how many images are not of the size that a tokenizer takes."""
     from PIL import Image, UnidentifiedImageError
 
     channels, height, width = image_shape
@@ -74,7 +74,7 @@ def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
             with Image.open(file) as image:
                 resized += image.size != (width, height)
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-            continue  # loading it is about to fail with the reason
+            continue  # loading it will fail with the reason
     if resized:
         kind = "grey" if channels == 1 else "colour"
         note(f"{resized} of {len(files)} images resized and cropped to {width}×{height} {kind}")
@@ -86,7 +86,7 @@ def batches(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator
     Args:
         files: Image files.
         tokenizer: Decides shape and device.
-        what: What is being done, for the progress bar.
+        what: Description of the work, for the progress bar.
 
     Yields:
         ``(B, C, H, W)`` in [-1, 1].
@@ -104,7 +104,7 @@ def batches(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print an aligned table; on a pipe, lines are never wrapped."""
+    """Print an aligned table; lines are not wrapped when piped."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -31,7 +31,7 @@ FOLDER = "compare"
 SHOWN = 8  # images
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Images evaluated at once.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Evaluate only the first so many images.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Evaluate only this many images.")]
 LPIPSWeights = Annotated[
     Path | None, typer.Option(help="Weights of LPIPS's backbone (default: torch's cache).")
 ]
@@ -41,7 +41,7 @@ InceptionWeights = Annotated[
 ]
 ClassifierFolder = Annotated[
     Path | None,
-    typer.Option(help="A classifier of such images, for a Fréchet distance in its features."),
+    typer.Option(help="Trained classifier of such images, for a Fréchet distance in its features."),
 ]
 
 
@@ -59,7 +59,7 @@ def evaluate(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
     ] = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Which part of the data.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of the data to evaluate on.")] = "test",
     limit: Limit = None,
     batch_size: BatchSize = 64,
     classifier: ClassifierFolder = None,
@@ -126,7 +126,7 @@ def compare(
     lpips_network: LPIPSNetwork = "alex",
     inception_weights: InceptionWeights = None,
 ) -> None:
-    """Train or load several tokenizers on equal terms, and measure them alike."""
+    """Train or load several tokenizers on equal terms, and measure them by one protocol."""
     from spectok.evaluation import Evaluation, Networks
     from spectok.evaluation.comparison import check_terms, write_json
     from spectok.evaluation.comparison import compare as run
@@ -165,7 +165,7 @@ def train_classifier(
     ] = None,
     resume: Resume = False,
 ) -> None:
-    """Train a small classifier of images, in whose features sets of images are compared."""
+    """Train a small image classifier, whose features then compare sets of images."""
     from spectok.data.choice import data_override
     from spectok.evaluation import ClassifierRecipe, load_classifier
     from spectok.evaluation import train_classifier as run
@@ -186,10 +186,10 @@ def train_classifier(
 
 
 def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: list[str]) -> Any:
-    """Return the data to evaluate on: given, or the held-out part of the tokenizer's own.
+    """Return the data to evaluate on: the given data, or that of the tokenizer's training.
 
     Raises:
-        ConfigError: If nothing says which images.
+        ConfigError: If neither is known.
     """
     from spectok.data import DataConfig
     from spectok.data.choice import data_override
@@ -214,10 +214,10 @@ def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: 
 def name_competitors(
     names: list[str], data: str | None, overrides: list[Any]
 ) -> dict[str, Competitor]:
-    """Return what is compared, by label.
+    """Return the tokenizers to compare, by label.
 
     Raises:
-        ConfigError: If there are none, or two of one label.
+        ConfigError: If no name is given, or two have the same label.
     """
     from spectok.evaluation.comparison import find_competitor
     from spectok.loading import model_folder
@@ -238,11 +238,11 @@ def name_competitors(
 
 
 def resolve(name: str, data: str | None, overrides: list[Any]) -> TokenizerRecipe:
-    """Return the recipe to train: for a key, the one made for comparisons on the data comes first.
+    """Return the recipe to train; a key's recipe for comparisons on the data has precedence.
 
     Args:
         name: A key, a recipe or a file.
-        data: What ``--data`` was given.
+        data: The argument of ``--data``.
         overrides: Settings for all.
     """
     from spectok.data.choice import data_override
@@ -260,7 +260,7 @@ def resolve(name: str, data: str | None, overrides: list[Any]) -> TokenizerRecip
 
 
 def label_of(name: str) -> str:
-    """Return what a competitor is called: a key by itself, a file or folder by its name."""
+    """Return a competitor's label: the key itself, or the name of its file or folder."""
     path = Path(name)
     path = path.parent if path.name in ("model", "recipe.yaml") else path
     if path.suffix in (".yaml", ".yml") or path.is_dir():
@@ -269,10 +269,10 @@ def label_of(name: str) -> str:
 
 
 def common_data(competitors: dict[str, Competitor], data: str | None, limit: int | None) -> Any:
-    """Return the held-out images of all competitors.
+    """Return the held-out data that all competitors are measured on.
 
     Raises:
-        ConfigError: If nothing says which.
+        ConfigError: If it is not known.
     """
     recipes = [c.recipe for c in competitors.values() if c.recipe is not None]
     if recipes:

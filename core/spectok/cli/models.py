@@ -1,4 +1,4 @@
-"""``spectok info`` and ``spectok reconstruct``: look at a tokenizer and at what it keeps."""
+"""``spectok info`` and ``spectok reconstruct``: show a tokenizer and its reconstructions."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def reconstruct(
     model: Model,
     images: Images,
     out: Annotated[Path, typer.Option(help="Picture to write.")],
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many images.")] = 32,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many images.")] = 32,
     num_tokens: NumTokens = None,
 ) -> None:
-    """Show images above what a tokenizer keeps of them."""
+    """Show images above their reconstructions by a tokenizer."""
     import torch
 
     from spectok.images import enlarge, save_grid
@@ -125,14 +125,14 @@ def reconstruct(
 
 
 def check_picture(path: Path, option: str = "--out") -> None:
-    """Refuse a file name that says no picture format, before any work is done.
+    """Refuse a file that is not a picture's or cannot be written, before any work is done.
 
     Args:
         path: The file.
-        option: What it was given as.
+        option: The option that gave it, for messages.
 
     Raises:
-        ConfigError: If the suffix is not one of a picture, or the file cannot be written.
+        ConfigError: If the suffix is not a picture format's, or the file cannot be written.
     """
     if path.suffix.lower() not in PICTURES:
         raise ConfigError(f"{option} {path} does not end in a picture format, such as grid.png")
@@ -145,7 +145,7 @@ def check_picture(path: Path, option: str = "--out") -> None:
 def pair_rows(
     originals: Float[Tensor, "n c h w"], reconstructions: Float[Tensor, "n c h w"], columns: int
 ) -> Float[Tensor, "m c h w"]:
-    """Order images as grid rows: a row of originals, a row of reconstructions, and so on.
+    """Order images for a grid: a row of originals, a row of their reconstructions, and so on.
 
     Args:
         originals: Images.

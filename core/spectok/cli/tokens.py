@@ -78,7 +78,7 @@ def decode(
 
 
 def distinct_stems(names: list[str]) -> list[str]:
-    """Return a file stem for each image: its own name, numbered where two are alike."""
+    """Return a file stem for each image: its own name, numbered if not unique."""
     counts: dict[str, int] = {}
     stems = []
     for stem in (Path(name).stem for name in names):

@@ -35,7 +35,7 @@ class Preprocessing:
         filter: Pillow's resampling filter; all but ``nearest`` are antialiased when shrinking.
         interior: (top, left, height, width) of the image inside an added border; losses and metrics
             are computed inside it. None: no border.
-        expected_size: (width, height) of all source images, on which ``interior`` is based. None: any.
+        expected_size: (width, height) of all source images, which ``interior`` assumes. None: any.
     """
 
     steps: tuple[Step, ...]

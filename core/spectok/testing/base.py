@@ -138,7 +138,7 @@ class Conformance(ABC, Generic[LearnerT]):
         self._expect_no_trace(build, encode)
 
     def test_accumulation_equals_one_big_step(self, build: Build) -> None:
-        """Two micro-batches per step train like one batch twice as large, codebook edits included."""
+        """Two micro-batches train like one batch twice as large, codebook edits included."""
         learner = self.fresh(build)
         self.without_random_draws(learner.model)
         batches = learner.moving_batches(self.batch_size, steps=4)

@@ -58,7 +58,7 @@ class QuantizerConformance(Conformance[VectorLearner]):
 
     @pytest.fixture
     def option(self) -> str | dict[str, Any] | None:
-        """Return what a recipe has under ``quantizer:``; None if the quantizer is not registered."""
+        """Return what a recipe has under ``quantizer:``; None if it is not registered."""
         return None
 
     # -- the contract of forward and lookup ---

@@ -46,13 +46,13 @@ class TokenizerConformance(Conformance[ImageLearner]):
         return type(model).from_pretrained(folder)
 
     def without_random_draws(self, model: ImageTokenizer) -> None:
-        """Train on whole sequences, because random prefixes are drawn once per micro-batch."""
+        """Train on whole sequences; random prefixes are drawn once per micro-batch."""
         model.draw_prefix = _whole_sequences  # type: ignore[method-assign]
 
     # -- the contract of encode and decode ---
 
     def test_tokens_fit_the_spec(self, build: Build) -> None:
-        """``encode`` gives int64 ``(B, T)`` that fit the TokenSpec; ``decode`` gives images again."""
+        """``encode`` gives int64 ``(B, T)`` that fits the TokenSpec; ``decode`` gives images."""
         learner = self.fresh(build)
         model, images = learner.model.eval(), learner.batch(3)
         indices = model.encode(images)
@@ -69,8 +69,8 @@ class TokenizerConformance(Conformance[ImageLearner]):
     def test_tokens_say_everything(self, build: Build) -> None:
         """In eval mode ``decode(encode(x))`` is the reconstruction: nothing else feeds the decoder.
 
-        Other images are encoded in between, then the encoder's weights are overwritten: features kept
-        from the last encoding, or weights shared with the encoder, would show.
+        Other images are encoded in between, then the encoder's weights are overwritten, to expose
+        features kept from the last encoding and weights shared with the encoder.
         """
         learner = self.fresh(build)
         train(learner, [[learner.batch(4)] for _ in range(2)])
