@@ -1,4 +1,4 @@
-"""A picture of what a text-to-image prior draws for captions it was trained on, and for others.
+"""A picture of what a text-to-image prior draws for captions from training, and for others.
 
     spectok train vqvae/emoji data.path=DIR --output runs/emoji/vqvae
     spectok train clip clip/emoji data.path=DIR --output runs/emoji/clip
@@ -6,9 +6,9 @@
         --text runs/emoji/clip
     python benchmarks/caption_pictures.py runs/cat-emoji --data DIR
 
-DIR holds captioned pictures as train.parquet and test.parquet. Of each of a few captions the
-picture shows the real image, what the tokenizer keeps of it, and drawn ones: first captions of the
-training set, then held-out ones. Writes ``results/emoji.png``.
+DIR holds captioned pictures as train.parquet and test.parquet. For each of a few
+captions, first from the training set and then held-out ones, the picture shows the real image, its
+reconstruction by the tokenizer, and drawn images. Writes ``results/emoji.png``.
 """
 
 from __future__ import annotations

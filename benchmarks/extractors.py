@@ -3,13 +3,13 @@
     pip install -e '.[bench]'
     python benchmarks/extractors.py                   # or with --device cuda
 
-Throughput is that of images to indices and back, as ``spectok reconstruct`` does it; all forms of
+Throughput is measured from images to indices and back, as in ``spectok reconstruct``; all forms of
 one size take turns in one process on the same images. With one thread the clock is the CPU time of
-this process, which other programs disturb less. Peak memory is that of the same call in a
-fresh process each: weights, and what comes on top while it runs (on a CPU the growth of the
-resident set, on a GPU what torch allocates).
+this process, which other programs disturb less. Peak memory is measured for the same call, in a
+fresh process for each form: the weights, and what is added while it runs (on a CPU the growth of
+the resident set, on a GPU what torch allocates).
 
-The paper says of its transformer only that it follows ViT-VQGAN. ``transformer`` is
+About its transformer the paper says only that it follows ViT-VQGAN. ``transformer`` is
 ViT-VQGAN-Small on patches of 4 pixels; in ``transformer, plain`` the same model forms the matrix of
 all attention weights, as was common before fused attention. ``transformer, small`` has about the
 parameters of the convolutions, for a comparison at equal size.
@@ -93,7 +93,7 @@ def measure_size(size: int, arguments) -> dict:
 
 
 def memory_in_fresh_process(form: str, size: int, arguments) -> dict:
-    """Measure one form's memory where nothing was allocated and freed before."""
+    """Measure one form's memory in a process that has allocated nothing before."""
     options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in SHARED]
     command = [sys.executable, __file__, "--memory", form, str(size), *options]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -101,7 +101,7 @@ def memory_in_fresh_process(form: str, size: int, arguments) -> dict:
 
 
 def measure_memory(form: str, size: int, batch: int, device: str) -> dict:
-    """Return the bytes of the weights, and of what a reconstruction takes on top."""
+    """Return the bytes of the weights, and of what a reconstruction adds."""
     model, images = build(form, size, device), torch.rand(batch, 3, size, size, device=device)
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     if device == "cuda":

@@ -2,25 +2,25 @@
 
     python benchmarks/favae_spectrum.py
 
-The claim: with frequency complement modules and the dynamic spectrum loss the decoder's spectrum is
-nearer to the encoder's, and that of the reconstruction to the image's, than in the same model
-without. All variants see the same batches of grey 16×16 crops of photographs, with one learning
-rate and number of steps; per seed they start from the same weights, except ``wide``, which is a
-model without modules, but with more weights than those with them. Measured is on crops that share
-no pixel with those for training, from tokens alone, where the frequency is 0.25 cycles per pixel
-of the map or more.
+The claim: with frequency complement modules and the dynamic spectrum loss, the decoder's spectrum
+is nearer to the encoder's, and the reconstruction's to the image's, than in the same model without
+them. All variants see the same batches of grey 16×16 crops of photographs, with one learning
+rate and number of steps; per seed they start from the same weights, except ``wide``, a model
+without modules but with more weights than those with them. Measurements are taken from tokens
+alone, on crops that share no pixel with the training crops, at frequencies of at least 0.25 cycles
+per pixel of the map.
 
-Of features, per tap i, the decoder's before its stage i against the encoder's A_i:
+For features at each tap i, the decoder's before its stage i against the encoder's A_i:
 
-1. ``scaled``: sum of ``|s F_dec - F_enc|²`` over sum of ``|F_enc|²``, at the s for which it is
-   least. 1 means that no frequency of any channel is met better than by zero.
+1. ``scaled``: sum of ``|s F_dec - F_enc|²`` over sum of ``|F_enc|²``, at the best s. 1 means that
+   no frequency of any channel is matched better than by zero.
 2. ``probed``: the same, after a linear map from all channels to all, fitted on training crops: what
-   the features tell about A_i, in whatever channels. It can exceed 1.
-3. ``amplitude``: as Fig. 3 draws them, log10 amplitudes, mean over channels; mean absolute
-   difference after each map's mean over all frequencies is taken off.
+   the features tell about A_i, in any channels. It can exceed 1.
+3. ``amplitude``: as in Fig. 3, log10 amplitudes, averaged over channels; the mean absolute
+   difference after subtracting each map's mean over all frequencies.
 
-``complement`` has 1 and 3 for C_i itself, where that is not what goes on. Of images: mean squared
-error per frequency, mean absolute error of log10 amplitudes, and the share of energy that is left.
+``complement`` has 1 and 3 for C_i itself, if something else is passed on. For images: mean squared
+error per frequency, mean absolute error of log10 amplitudes, and the share of energy retained.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def crops(split: str, count: int) -> Tensor:
 
 
 def build(options: dict[str, Any], seed: int) -> FAVAE:
-    """Return a variant; what it shares with the model without modules starts equal to that."""
+    """Return a variant; the parts it shares with the model without modules start equal."""
     torch.manual_seed(seed)
     model = load_tokenizer("favae", **(MODEL | options))
     if "channels" not in options:

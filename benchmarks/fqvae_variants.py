@@ -1,4 +1,4 @@
-"""FQ-VAE's parts switched one at a time, and a CVQ-VAE grid beside it, at equal bits and steps.
+"""FQ-VAE with one part switched at a time, and a CVQ-VAE grid, at equal bits and steps.
 
     python benchmarks/fqvae_variants.py                 # digits, all variants, one after the other
     python benchmarks/fqvae_variants.py default literal train.steps=200
@@ -7,7 +7,7 @@
 
 Every variant is the recipe ``fqvae/digits`` or ``compare/cifar10/fqvae`` with the overrides below,
 trained with the ``train:`` section of that recipe; reconstructions come from indices alone, on the
-test split. Results are merged by name and further settings into ``results/fqvae_<data>.json``.
+test split. Results are merged, by name and further settings, into ``results/fqvae_<data>.json``.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from spectok.training.recipe import load_tokenizer_recipe
 
 
 class Judge:
-    """A classifier, and the test images as it sees them.
+    """A classifier and its features of the test images.
 
     Args:
         classifier: Trained on the training images.
@@ -51,11 +51,11 @@ class Judge:
         return frechet_distance(self.moments(images), self.real)
 
     def recognised(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of images that show the class that was asked for."""
+        """Return the share of images recognised as the class they were drawn for."""
         return (self.classifier.classify(images) == labels).float().mean().item()
 
     def describe(self) -> dict[str, Any]:
-        """Return what the judge is worth."""
+        """Return how reliable the judge is."""
         config = self.classifier.config
         return {
             "test_accuracy": config["held_out_accuracy"],
@@ -64,7 +64,7 @@ class Judge:
 
 
 def make_judge(data: str, folder: Path) -> Judge:
-    """Train the classifier on MNIST, unless it is there."""
+    """Train the classifier on MNIST, unless it exists already."""
     recipe = ClassifierRecipe.model_validate({"data": {"name": "mnist", "path": data}})
     if not (folder / "model").is_dir():
         train_classifier(recipe, folder, resume=True)
@@ -72,7 +72,7 @@ def make_judge(data: str, folder: Path) -> Judge:
 
 
 def make_tokenizer(recipe_name: str, data: str, folder: Path) -> Path:
-    """Train a tokenizer, unless it is there, and return where it is."""
+    """Train a tokenizer, unless it exists already, and return its folder."""
     recipe = load_tokenizer_recipe(recipe_name, [("data.path", data)])
     if not (folder / "model").is_dir():
         train_tokenizer(recipe, folder, resume=True)
@@ -81,12 +81,12 @@ def make_tokenizer(recipe_name: str, data: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
-    """Return what the tokens keep of images."""
+    """Return images encoded to tokens and decoded again."""
     return torch.cat([tokenizer.decode(tokenizer.encode(batch)) for batch in images.split(256)])
 
 
 def measure_tokenizer(folder: Path, judge: Judge) -> dict[str, Any]:
-    """Return what can be hoped for: the distance of the reconstructions of the test images."""
+    """Return the best that can be hoped for: the distance of the test images' reconstructions."""
     tokenizer = load_tokenizer(folder).eval()
     measured = evaluate_reconstruction(tokenizer, judge.dataset)
     return {

@@ -4,13 +4,13 @@
     python benchmarks/latent_diffusion.py ldm/mnist_small --data DIR --steps 100 200
 
 DIR holds MNIST as parquet files. Each recipe's tokenizer is trained first, then the diffusion,
-which stops at each of ``--steps`` to be measured: 2,000 samples, classes in turn, are compared with
-the test images in the features of a classifier trained on MNIST (a Fréchet distance; not FID), and
-the classifier says how many show the class that was asked for. The learning rate stays constant and
-the averaged weights draw, so one run is measured ever later, and not four runs.
+which is measured at each of ``--steps``: 2,000 samples, classes in turn, are compared with the test
+images in the features of a classifier trained on MNIST (a Fréchet distance; not FID), and the
+classifier counts how many show the requested class. The learning rate is constant and samples come
+from the averaged weights, so a single run can be measured at all steps.
 
-Everything is kept in ``--out`` and taken up again. Results are merged by recipe into
-``results/latent_diffusion.json``; a picture of the samples, one row per checkpoint, goes beside it.
+Everything is kept in ``--out`` and reused. Results are merged by recipe into
+``results/latent_diffusion.json``, with a picture of the samples, one row per checkpoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(recipe: PriorRecipe, steps: int, folder: Path, judge: Judge) -> dict[str, Any]:
-    """Train up to a step, and measure samples; or return what was measured before."""
+    """Train up to a step and measure samples, or return an earlier measurement."""
     kept, shown = folder / f"step-{steps}.json", folder / f"step-{steps}.pt"
     if kept.is_file() and shown.is_file():
         return json.loads(kept.read_text())

@@ -3,17 +3,17 @@
     python benchmarks/mnist_priors.py --data DIR
     python benchmarks/mnist_priors.py --data DIR --tokenizers vqvae --priors gpt
 
-DIR holds MNIST as parquet files. Each tokenizer is trained first, all at 392 bits per image, then
-both priors on its tokens, given the class. 1,000 digits, classes in turn, are drawn from each in
-three ways. The classifier, trained on real images alone, says how many show the class that
-was asked for; in its features they are compared with the test images (a Fréchet distance; not FID).
+DIR holds MNIST as parquet files. Each tokenizer is trained first, at 392 bits per image, then both
+priors on its tokens, conditioned on the class. From each, 1,000 digits, classes in turn, are drawn
+in three ways. The classifier, trained on real images alone, counts how many show the requested
+class; in its features they are compared with the test images (a Fréchet distance; not FID).
 
-Beside the samples stand two other sets of as many images, which are compared with the test images
-in the same way: training images, which no samples should beat, and their reconstructions, which the
-tokenizer bounds.
+For reference, two other sets of as many images are compared with the test images in the same way:
+training images, which no samples should beat, and their reconstructions, the best that the
+tokenizer allows.
 
-Everything is kept in ``--out`` and taken up again. Results are merged into
-``results/mnist_priors.json``; a picture of the first samples goes beside it.
+Everything is kept in ``--out`` and reused. Results are merged into
+``results/mnist_priors.json``; a picture of the first samples is saved beside it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def compare_sets(name: str, folder: Path, judge: Judge) -> dict[str, Any]:
-    """Measure a tokenizer, and how far images lie from the test images before and after it."""
+    """Measure a tokenizer, and the distances of images and their reconstructions to test images."""
     data = judge.data.model_copy(update={"split": "train", "limit": NUM_SAMPLES})
     train = build_dataset(data, train=False)
     images = to_float(torch.tensor(train.uint8_images()))
@@ -74,7 +74,7 @@ def compare_sets(name: str, folder: Path, judge: Judge) -> dict[str, Any]:
 def measure_prior(
     prior_name: str, tokenizer: Path, folder: Path, data: str, judge: Judge
 ) -> tuple[dict[str, Any], Tensor]:
-    """Train a prior, unless it is there; measure what it draws and return the first digits."""
+    """Train a prior, unless it exists; measure its samples and return the first digits."""
     settings = [("tokenizer", str(tokenizer)), ("data.path", data)]
     recipe = load_prior_recipe(f"{prior_name}/{SETTING}", settings)
     record = folder / "training.json"
@@ -104,7 +104,7 @@ def measure_prior(
 
 
 def main() -> None:
-    """Measure what is asked for; what is left out keeps what was measured before."""
+    """Measure what is requested; other results stay as they were measured before."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with MNIST as parquet files")
     parser.add_argument("--tokenizers", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS))

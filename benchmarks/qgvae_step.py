@@ -4,12 +4,12 @@
 
 The recipe ``qgvae/cifar10`` with batches of 16, against the same model in the form of the authors'
 code, rebuilt here from its description: every residual block resizes and projects the network's
-input and the positional code for itself, and the quantizer makes the tensor of all differences
-between vectors and codes, inside autograd. Weights and batches are the same, and so are the tokens
+input and the positional code separately, and the quantizer forms the tensor of all differences
+between vectors and codes, within autograd. Weights and batches are the same, and so are the tokens
 and, but for rounding, the images. Both run alternately in one process. With one thread the clock
 is the process's own time on the processor, which other programs disturb less.
 
-What is left is convolution; the report also says how fast that runs, beside a large matrix product.
+What remains is convolution; the report also compares its speed with a large matrix product's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {"convolution": "convolution", "conv2d": "convolution", "group_norm": "n
 
 
 class AuthorsUNet(ConditionedUNet):
-    """Gives every block the input and the positional code of all images, joined, in full size."""
+    """Gives every block the input and the positional code of all images, joined, at full size."""
 
     def forward(self, x):
         """Join them, then go on as before."""
@@ -49,10 +49,10 @@ class AuthorsUNet(ConditionedUNet):
 
 
 class AuthorsBlock(ConditionedBlock):
-    """Resizes and projects them for itself."""
+    """Resizes and projects them separately."""
 
     def forward(self, x, inputs, position):
-        """Apply the block; ``inputs`` and ``position`` are both what the U-Net has joined."""
+        """Apply the block; ``inputs`` and ``position`` are both the joined tensor."""
         projections = self.condition.of_input.weight, self.condition.of_position.weight
         resized = F.interpolate(inputs, size=x.shape[-2:], mode="nearest")
         x = x + F.conv2d(resized, torch.cat(projections, dim=1))
@@ -60,7 +60,7 @@ class AuthorsBlock(ConditionedBlock):
 
 
 class AuthorsQuantizer(VoronoiQuantizer):
-    """Searches by the tensor of all differences."""
+    """Searches in the tensor of all differences."""
 
     def search(self, z):
         """Return the nearest code of each vector."""
@@ -101,7 +101,7 @@ def take_step(model, optimizer, images, precision=torch.float32) -> None:
 
 
 def operations(step, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return each kind's share of a step's time, and of the rest every operation over 1 %."""
+    """Return the share of a step's time by kind; of the rest, each operation over 1 %."""
     with profile() as recorded:
         for _ in range(rounds):
             step()

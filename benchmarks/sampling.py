@@ -1,21 +1,21 @@
-"""Sampling from priors, side by side with the usual ways. Writes ``results/sampling.json``.
+"""Sampling from priors, side by side with the usual methods. Writes ``results/sampling.json``.
 
     python benchmarks/sampling.py
 
-Models have random weights of the sizes given; what is compared draws the same tokens, but for the
-case ``guidance``. Both sides run in turns in one process with one thread.
+Models have random weights and the recorded sizes; both sides draw the same tokens, except in the
+case ``guidance``. They run alternately in one process with one thread.
 
 1. ``cache``: steps that keep keys and values, against steps that run the whole sequence so far.
 2. ``dynamic_cache``: the same sampler on transformers' own model and ``DynamicCache``, which grows
    by ``torch.cat``, against ours, allocated once.
 3. ``dynamic_cache_text``: the same for a prior that attends to a text. As transformers does with a
    ``DynamicCache``, it projects the text to keys and values at every step; ours does so once.
-4. ``pixelcnn``: cached activations against running all of the image for each place.
+4. ``pixelcnn``: cached activations against running the whole image for each place.
 5. ``guidance``: guided against unguided sampling, and guided for the first half only.
 6. ``extraction``: ``extract_tokens``, files and all, against ``encode`` on images in memory.
 
-Seconds are those of the process on its processor, the best of the rounds: other programs on the
-machine then matter less. Seconds by the clock are given beside them.
+Seconds are CPU time of the process, the best of all rounds, so other programs matter less. Seconds
+of wall time are recorded too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LABELS = torch.arange(BATCH) % NUM_CLASSES
 
 
 class Recomputed:
-    """A prior whose steps run everything so far: what sampling without a cache is."""
+    """A prior whose steps run the whole sequence so far: sampling without a cache."""
 
     def __init__(self, prior: Any, last_only: bool):
         self.prior, self.last_only = prior, last_only
@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any], bool]] = {
 
 
 def measure(case: str, rounds: int) -> dict[str, Any]:
-    """Time the calls of one case in turns."""
+    """Time the calls of one case alternately."""
     build, sizes, is_slow = CASES[case]
     calls = build()
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
@@ -206,7 +206,7 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the cases asked for; cases left out keep what was measured before."""
+    """Measure the requested cases; other cases keep their earlier results."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,10 +1,10 @@
-"""Nearest-code search, side by side with the usual forms. Writes ``results/search.json``.
+"""Nearest-code search, side by side with the usual methods. Writes ``results/search.json``.
 
     pip install -e '.[bench]'
     python benchmarks/search.py
 
 1. One codebook per position: :func:`spectok.quantizers.nearest_codes` against the difference tensor
-   ``(B, positions, K, D)`` that the textbook form makes.
+   ``(B, positions, K, D)`` of the textbook form.
 2. One shared codebook: the ``ema`` quantizer's forward pass in training mode against
    ``vector_quantize_pytorch.VectorQuantize`` in training mode with the same codes.
 
@@ -119,7 +119,7 @@ def measure(case: str, rounds: int) -> dict:
 
 
 def memory_in_fresh_process(case: str, name: str) -> int:
-    """Measure one call's memory where nothing was allocated and freed before."""
+    """Measure one call's memory in a process that has allocated nothing before."""
     command = [sys.executable, __file__, "--memory", case, name]
     return int(
         subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]

@@ -1,18 +1,18 @@
-"""Images of captions, among them combinations of words never seen together, read by a checker.
+"""Images for captions, some with words never seen together, read by a checker.
 
     python benchmarks/text_to_image.py
     python benchmarks/text_to_image.py --guidance 1 2 --out runs/text_to_image
 
-The recipe ``cat/shapes`` trains, on the built-in captioned ``shapes``, a CLIP, a tokenizer, and CAT
-on its tokens given the text; nothing is downloaded. Then 500 images are drawn of the 16 captions
-whose combination of size, colour and shape is in no training image, and 500 of the 80 that are. The
-checker (``spectok.evaluation.shapes``) fits the outlines that the data is drawn from; it is judged
-on real images first, and on what the tokenizer keeps of them.
+On the built-in captioned ``shapes``, the recipe ``cat/shapes`` trains a CLIP, a tokenizer, and CAT
+on its tokens given the text; nothing is downloaded. Then 500 images are drawn for the 16 captions
+whose combination of size, colour and shape occurs in no training image, and 500 for the 80 others.
+The checker (``spectok.evaluation.shapes``) fits the outlines from which the data is drawn; it is
+first tested on real images, and on their reconstructions by the tokenizer.
 
-Each word of a caption is also changed alone: the changed attribute must follow, and the other two
-must stay.
+Each word of a caption is also changed on its own: the attribute it names must change, and the other
+two must not.
 
-Everything is kept in ``--out`` and taken up again. Writes ``results/text_to_image.json`` and .png.
+Everything is kept in ``--out`` and reused. Writes ``results/text_to_image.json`` and .png.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def score(images: Tensor, wanted: list[int]) -> dict[str, float]:
 
 
 def judge_checker(tokenizer: Any) -> dict[str, Any]:
-    """Return how the checker does on real images, and on what the tokenizer keeps of them."""
+    """Return how well the checker reads real images and their reconstructions."""
     found: dict[str, Any] = {}
     for split in ("test", "unseen"):
         config = DataConfig.model_validate({"name": "shapes", "split": split})
@@ -99,7 +99,7 @@ class Painter:
         self.encoder = load_encoder(self.prior, folder)
 
     def draw(self, labels: list[int], guidance: float, seed: int = 0) -> Tensor:
-        """Draw an image of each combination."""
+        """Draw one image for each combination."""
         texts = self.encoder([caption(label) for label in labels])
         options = SamplingOptions(guidance=guidance)
         return draw_images(
@@ -108,7 +108,7 @@ class Painter:
 
 
 def change_words(painter: Painter, guidance: float) -> dict[str, dict[str, float]]:
-    """Change one word of a caption at a time; return how often its attribute alone follows."""
+    """Change one word of a caption at a time; return how often only its attribute changes."""
     generator = np.random.default_rng(0)
     found = {}
     for place, attribute in enumerate(ATTRIBUTES):
@@ -137,7 +137,7 @@ def change_words(painter: Painter, guidance: float) -> dict[str, dict[str, float
 
 
 def draw_picture(painter: Painter, labels: list[int], guidance: float, path: Path) -> None:
-    """Draw images of several captions, each caption above its images."""
+    """Draw images for several captions, each caption above its images."""
     columns = 4
     rows = -(-len(labels) // columns)
     images = painter.draw([label for label in labels for _ in range(SHOWN)], guidance, seed=1)
@@ -153,7 +153,7 @@ def draw_picture(painter: Painter, labels: list[int], guidance: float, path: Pat
 
 
 def main() -> None:
-    """Train what is not there, draw, read, write."""
+    """Train what does not exist yet, draw, read and write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--out", type=Path, default=Path("runs/text_to_image"))

@@ -3,9 +3,9 @@
     python benchmarks/tree_search.py
 
 Flat: the nearest of 4,096 codes with :func:`spectok.quantizers.nearest_codes`. Tree: the leaf that
-HR-VQVAE's walk reaches in a tree of 4,096 leaves, 16 children under each node on 3 levels, a vector
-being compared with 48 codes. The two answer different questions, nearest code and greedy path, at
-equal bits. The walk's exactness is therefore checked against its own plain form, in which every
+HR-VQVAE's walk reaches in a tree of 4,096 leaves, with 16 children per node on 3 levels, comparing
+each vector with 48 codes. The two answer different questions, nearest code and greedy path, at
+equal bits. The walk is therefore checked for exactness against its own plain form, in which every
 vector gathers the codes of its parent; that form is timed too.
 
 All run alternately in one process on the same vectors.
