@@ -79,7 +79,7 @@ class FAVAE(ImageTokenizer):
         reconstruction_loss: ``"l1"`` as in the paper, or ``"l2"``; on the [-1, 1] scale.
 
     Raises:
-        InputError: If sizes do not fit each other.
+        InputError: If sizes do not fit together.
     """
 
     encoder: VQGANEncoder

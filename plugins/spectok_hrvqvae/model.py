@@ -34,7 +34,7 @@ class HRVQVAE(ImageTokenizer):
           | decoder       3x3 convolution, residual blocks, transposed convolutions
         images
 
-    The paper does not describe its networks; these are VQ-VAE's.
+    The paper does not describe its networks; VQ-VAE's are used.
 
     Args:
         image_size: Height and width, in pixels; divisible by ``downsample_factor``.
@@ -85,7 +85,7 @@ class HRVQVAE(ImageTokenizer):
     def decode_levels(
         self, indices: Int[Tensor, "b t"], levels: Sequence[int]
     ) -> Float[Tensor, "b c h w"]:
-        """Decode the contribution of some levels alone, the others left out (Fig. 1 and 8).
+        """Decode the contribution of some levels, leaving out the others (Fig. 1 and 8).
 
         Args:
             indices: int64 tokens, always T per image.
