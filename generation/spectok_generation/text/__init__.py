@@ -1,1 +1,1 @@
-"""Text: encoders from open_clip, the features of a data set's captions, and a CLIP of one's own."""
+"""Text: encoders from open_clip, the features of a data set's captions, and a small CLIP to train."""
