@@ -1,1 +1,1 @@
-"""Text: encoders from open_clip, the features of a data set's captions, and a small CLIP to train."""
+"""Text: encoders from open_clip, features of the captions of a data set, and a small CLIP."""
