@@ -174,7 +174,7 @@ class VQGANDecoder(nn.Module):
           | head   norm, SiLU, 3x3 convolution
         images
 
-    The 1x1 convolution is VQGAN's ``post_quant_conv``. The two together are not one 3x3 convolution,
+    The 1x1 convolution is VQGAN's ``post_quant_conv``. Both together are not one 3x3 convolution,
     for the zeros that pad the input of the second lack the bias of the first.
 
     Args:
