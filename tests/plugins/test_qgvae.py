@@ -259,6 +259,18 @@ def test_tokens_after_the_prefix_have_no_effect_and_those_before_do():
     assert torch.equal(model.decode(indices, num_tokens=6), model.decode(indices))
 
 
+def test_a_prefix_of_places_with_several_codes_each_keeps_those_places_alone():
+    model = tiny(prefix_probability=0.3, quantizer={"name": "rq", "num_levels": 2}).eval()
+    assert model.token_spec.decodable_prefixes == (0, 2, 4, 6, 8, 10, 12)
+    indices = torch.randint(8, (1, 12))
+    later, earlier = indices.clone(), indices.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 8
+    earlier[:, 3] = (earlier[:, 3] + 1) % 8
+    reference = model.decode(indices, num_tokens=4)
+    assert torch.equal(model.decode(later, num_tokens=4), reference)
+    assert not torch.equal(model.decode(earlier, num_tokens=4), reference)
+
+
 def test_prefixes_are_drawn_for_the_stated_share_and_only_in_training():
     model = tiny(prefix_probability=1 / 3)
     torch.manual_seed(0)

@@ -106,6 +106,19 @@ def test_rqvae_reads_a_place_and_then_the_next_or_all_of_a_depth():
     assert model.decode(indices, num_tokens=16).shape == (1, 1, 16, 16)
 
 
+def test_a_prefix_of_levels_decodes_from_all_of_them_and_no_later_one():
+    model = small_tokenizer("rqvae", token_order="level").eval()
+    length = model.token_spec.levels[0].num_tokens
+    indices = model.encode(torch.rand(1, 1, 16, 16))
+    for k in (length, 2 * length, 3 * length):
+        last, later = indices.clone(), indices.clone()
+        last[:, k - 1] = (last[:, k - 1] + 1) % model.token_spec.vocab_sizes[k - 1]
+        later[:, k] = (later[:, k] + 1) % model.token_spec.vocab_sizes[k]
+        reference = model.decode(indices, num_tokens=k)
+        assert torch.equal(model.decode(later, num_tokens=k), reference)
+        assert not torch.equal(model.decode(last, num_tokens=k), reference)
+
+
 def test_a_quantizer_of_one_level_has_no_order_to_choose():
     assert small_tokenizer("rqvae", quantizer="vq").token_spec.order == "level"
 
