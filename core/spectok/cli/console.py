@@ -64,7 +64,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 
 def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
-    """Say how many images do not have the size that a tokenizer takes."""
+    """Note how many images do not have the size that a tokenizer takes."""
     from PIL import Image, UnidentifiedImageError
 
     channels, height, width = image_shape

@@ -40,7 +40,7 @@ class Photos(DatasetSource):
         )
 
     def load(self, config: DataConfig) -> Rows:
-        """Return one split; image ``i`` is the same however many are asked for."""
+        """Return one split; image ``i`` is the same however many are requested."""
         from spectok.data.rows import Rows
 
         check_builtin(config, self.describe())

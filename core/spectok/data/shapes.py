@@ -107,7 +107,7 @@ class Shapes(DatasetSource):
         )
 
     def load(self, config: DataConfig) -> Rows:
-        """Return one split, drawn at the size that is asked for."""
+        """Return one split, drawn at the requested size."""
         from spectok.data.rows import Rows
 
         check_builtin(config, self.describe())
