@@ -137,6 +137,15 @@ def test_reset_halves_the_load_of_split_codes():
     assert (share / 64).max() < 0.75  # one code served everything before the first reset
 
 
+def test_reset_divides_the_frequency_of_a_split_code_between_the_two():
+    quantizer = voronoi(num_codebooks=2, codebook_size=3)
+    quantizer.frequency.copy_(torch.tensor([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]))
+    quantizer.magnitude.copy_(torch.tensor([[0, 5.0, 1.0], [1.0, 0, 2.0]]))
+    quantizer.reset([])
+    expected = [[0.4, 0.4, 0.1], [0.2, 0.3, 0.3]]
+    assert quantizer.frequency.tolist() == [pytest.approx(row) for row in expected]
+
+
 def test_reset_clears_the_moments_of_moved_codes_only():
     quantizer = voronoi(num_codebooks=1)
     optimizer = torch.optim.Adam(quantizer.parameters())
