@@ -23,8 +23,7 @@ import torch
 from spectok.data import build_dataset
 from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.loading import load_tokenizer
-from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
-from spectok.training.tokenizer import train_tokenizer
+from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
 
 RECIPES = {"digits": "fqvae/digits", "cifar10": "compare/cifar10/fqvae"}
 TOKENIZER, QUANTIZER = "tokenizer.", "tokenizer.quantizer."
@@ -75,7 +74,7 @@ def run(recipe: TokenizerRecipe) -> dict:
     start, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
-        train_tokenizer(recipe.tokenizer, recipe.data, recipe.train, output, seed=recipe.seed)
+        train_tokenizer(recipe, output)
         model = load_tokenizer(output / "model")
     held_out = recipe.data.model_copy(update={"split": "test", "limit": None})
     measured = evaluate_reconstruction(model, build_dataset(held_out))

@@ -75,9 +75,7 @@ def make_tokenizer(recipe_name: str, data: str, folder: Path) -> Path:
     """Train a tokenizer, unless it is there, and return where it is."""
     recipe = load_tokenizer_recipe(recipe_name, [("data.path", data)])
     if not (folder / "model").is_dir():
-        train_tokenizer(
-            recipe.tokenizer, recipe.data, recipe.train, folder, seed=recipe.seed, resume=True
-        )
+        train_tokenizer(recipe, folder, resume=True)
     return folder / "model"
 
 

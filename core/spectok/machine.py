@@ -50,7 +50,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def forget_peak_memory() -> bool:
-    """Reset :func:`peak_memory_bytes` to the memory held now; return False if that fails."""
+    """Reset :func:`peak_memory_bytes` to the memory held now; return whether that worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -173,7 +173,7 @@ class FAVAE(ImageTokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last convolution; ``parameters`` lists complements after it."""
+        """Weight of the decoder's last convolution; complements follow it in ``parameters()``."""
         return list(self.decoder.head.parameters())[-2]
 
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:

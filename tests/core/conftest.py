@@ -42,16 +42,20 @@ def train_tiny(
     *,
     seed: int = 0,
     resume: bool = False,
+    init_from: str | None = None,
     **options: Any,
 ) -> Any:
     """Train a tiny tokenizer on 50 digits: a number that no batch size divides."""
     from spectok.data import DataConfig
-    from spectok.training import TrainConfig, train_tokenizer
+    from spectok.training import TokenizerRecipe, TrainConfig, train_tokenizer
 
     defaults = {"steps": 12, "batch_size": 8, "log_every": 1, "save_every": 5, "sample_every": None}
     config = TrainConfig.model_validate(defaults | {"learning_rate": 3e-3} | options)
     data = DataConfig(name="digits", image_size=8, limit=50, max_shift=1)
-    return train_tokenizer(tokenizer, data, config, output, seed=seed, resume=resume)
+    recipe = TokenizerRecipe(
+        tokenizer=tokenizer, data=data, train=config, init_from=init_from, seed=seed
+    )
+    return train_tokenizer(recipe, output, resume=resume)
 
 
 @pytest.fixture

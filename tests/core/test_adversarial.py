@@ -18,9 +18,10 @@ from spectok.recipes.files import list_recipes
 from spectok.testing.small import small_tokenizer
 from spectok.training import (
     AdversarialConfig,
-    Hooks,
+    Callbacks,
     LossConfig,
     Run,
+    TokenizerRecipe,
     TrainConfig,
     fit,
     train_tokenizer,
@@ -44,16 +45,15 @@ def train(output, tokenizer, *, adversarial=None, losses=None, resume=False, see
     """Train a tiny tokenizer for a few steps against a tiny discriminator."""
     defaults = {"steps": 8, "batch_size": 8, "log_every": 1, "sample_every": None, "keep_last": 99}
     config = TrainConfig.model_validate(defaults | {"learning_rate": 1e-3} | options)
-    return train_tokenizer(
-        tokenizer,
-        DATA,
-        config,
-        output,
-        seed=seed,
-        resume=resume,
+    recipe = TokenizerRecipe(
+        tokenizer=tokenizer,
+        data=DATA,
+        train=config,
         losses=losses,
         adversarial=adversarial or against(),
+        seed=seed,
     )
+    return train_tokenizer(recipe, output, resume=resume)
 
 
 def weights(output, step, name):
@@ -219,14 +219,22 @@ def fit_rank(output, options, adversarial, batch_size):
     model = load_tokenizer("vqvae", **options)
     adversary = Adversary(adversarial, model, 1, 0)
     objective = Objective(model, adversary=adversary)
-    hooks = Hooks(
+    callbacks = Callbacks(
         begin_step=objective.begin_step,
         before_step=lambda _: objective.before_step(),
         after_step=lambda _, optimizers: model.after_step(optimizers),
     )
     config = TrainConfig(steps=6, batch_size=batch_size, log_every=1)
     dataset = build_dataset(DATA)
-    fit(model, dataset, objective, config, Run(output), hooks=hooks, phases=[adversary.phase])
+    fit(
+        model,
+        dataset,
+        objective,
+        config,
+        Run(output),
+        callbacks=callbacks,
+        phases=[adversary.phase],
+    )
     hashes = [int(hash_bits(p)) for m in (adversary.pair, model) for p in m.parameters()]
     (output / f"hashes-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(hashes))
 
@@ -267,7 +275,9 @@ def test_terms_that_are_not_there_are_refused_at_the_first_step(tmp_path, vqvae)
     late = {"start_step": 100}
     with pytest.raises(ConfigError, match=r"losses\.replaces: 'recon' is not a term of this tok"):
         train(tmp_path / "a", vqvae, losses=LossConfig(replaces=("recon",), start_step=100))
-    with pytest.raises(ConfigError, match=r"balance: 'perceptual' is not a term when .* there are"):
+    with pytest.raises(
+        ConfigError, match=r"balance: 'perceptual' is not a term when .* the terms then are"
+    ):
         train(tmp_path / "b", vqvae, adversarial=against(balance=["perceptual"], **late))
     everything = LossConfig(replaces=("reconstruction",), frequency=1.0)
     with pytest.raises(ConfigError, match=r"balance: 'reconstruction' is not a term when"):
@@ -341,8 +351,7 @@ def test_shipped_recipe_builds(name):
 
 def test_smoke_recipe_trains(tmp_path: Path):
     recipe = load_tokenizer_recipe("smoke/qggan")
-    sections = {"losses": recipe.losses, "adversarial": recipe.adversarial}
-    result = train_tokenizer(recipe.tokenizer, recipe.data, recipe.train, tmp_path, **sections)
+    result = train_tokenizer(recipe, tmp_path)
     assert {"loss/l1", "loss/generator", "discriminator/loss/hinge"} <= result.history[-1].keys()
     again = load_tokenizer_recipe(tmp_path / "recipe.yaml")
     assert (again.losses, again.adversarial) == (recipe.losses, recipe.adversarial)

@@ -8,9 +8,20 @@ from PIL import Image
 from spectok import list_tokenizers
 from spectok.data import DataConfig, build_dataset
 from spectok.testing.small import small_tokenizer
-from spectok.training import LossConfig, TrainConfig, train_tokenizer
+from spectok.training import LossConfig, TokenizerRecipe, TrainConfig, train_tokenizer
 
 INTERIOR = (3, 2, 9, 10)
+SMALL_TOKENIZER = {
+    "name": "vqvae",
+    "image_size": 32,
+    "in_channels": 3,
+    "codebook_size": 32,
+    "codebook_dim": 8,
+    "channels": 16,
+    "num_blocks": 1,
+    "residual_channels": 8,
+    "quantizer": "vq",
+}
 
 
 @pytest.mark.parametrize("name", list_tokenizers())
@@ -35,10 +46,14 @@ def test_the_trainer_takes_the_interior_from_the_data(tmp_path):
     data = DataConfig(name="celeba256", path=str(folder), image_size=32)
     images = torch.stack([item["images"] for item in build_dataset(data)])
     assert (images[..., :3] == -1).all()  # the border at the left
-    model = small_tokenizer("vqvae", image_size=32, in_channels=3, quantizer="vq")
-    config = TrainConfig(steps=1, batch_size=len(images), learning_rate=1e-12)
-    losses = LossConfig(l1=1.0)
-    record = train_tokenizer(model, data, config, tmp_path / "run", losses=losses).history[0]
+    recipe = TokenizerRecipe(
+        tokenizer=SMALL_TOKENIZER,
+        data=data,
+        train=TrainConfig(steps=1, batch_size=len(images), learning_rate=1e-12),
+        losses=LossConfig(l1=1.0),
+    )
+    result = train_tokenizer(recipe, tmp_path / "run")
+    model, record = result.model, result.history[0]
     top, left, height, width = model.interior
     assert (height, width) == (32, 26)
     error = (model(images).reconstruction - images)[..., top : top + height, left : left + width]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -76,6 +78,107 @@ def test_the_scan_sees_imports_in_functions(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("def f():\n    from spectok_vq.model import VQVAE\n    import spectok_x.y\n")
     assert ours(path) == {"spectok_vq", "spectok_x"}
+
+
+# -- the command line on top ---
+
+
+def is_command_line(path):
+    """Return whether a module is one of the command line, which alone may import it."""
+    return "cli" in path.with_suffix("").parts or path.name in ("plugin.py", "__main__.py")
+
+
+def modules_imported(path):
+    """Return the modules and the names in them that a file imports, wherever in it, dotted."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def command_line_imports(path):
+    """Return what a file imports of typer or of any module called ``cli``."""
+    found = {name for name in modules_imported(path) if "cli" in name.split(".")}
+    return found | ({"typer"} & imported(path))
+
+
+LIBRARY = [
+    path
+    for folder in (CORE, *PLUGINS, GENERATION / "spectok_generation")
+    for path in sources(folder)
+    if not is_command_line(path.relative_to(ROOT))
+]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_library_module_imports_the_command_line(path):
+    allowed = {"typer"} if path.name == "hookspecs.py" else set()  # the type of a hook's argument
+    assert command_line_imports(path) <= allowed
+
+
+def test_the_scan_sees_the_command_line_however_it_is_imported(tmp_path):
+    path = tmp_path / "module.py"
+    for line in (
+        "import typer",
+        "from typer.core import TyperGroup",
+        "import spectok.cli.console",
+        "from spectok.cli.console import say_next",
+        "from spectok_generation import cli",
+        "def f():\n    from spectok_generation.text.cli import add_commands",
+    ):
+        path.write_text(line + "\n")
+        assert command_line_imports(path), line
+    path.write_text("from spectok.client import call\n")
+    assert not command_line_imports(path)
+
+
+# -- what is imported is declared ---
+
+
+@functools.cache
+def declared():
+    """Return the distributions that pyproject.toml names, extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    return {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@functools.cache
+def brought():
+    """Return the importable names that the declared distributions bring."""
+    return {
+        name
+        for name, distributions in packages_distributions().items()
+        if {canonical(distribution) for distribution in distributions} & declared()
+    }
+
+
+def undeclared(path):
+    """Return the imported libraries that no declared distribution brings."""
+    return imported(path) - set(sys.stdlib_module_names) - ours(path) - brought()
+
+
+def test_every_import_is_a_declared_dependency():
+    for root in (CORE, *PLUGINS, GENERATION):
+        for path in sources(root):
+            assert not undeclared(path), path
+
+
+def test_the_scan_sees_what_is_not_declared(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("import torch, PIL\n\n\ndef f():\n    import packaging.version, nowhere\n")
+    assert undeclared(path) == {"packaging", "nowhere"}
+
+
+# -- no tokenizer has a place in the code of others ---
 
 
 def strings(path):

@@ -20,7 +20,7 @@ from spectok.losses import (
 )
 from spectok.nn.discriminators import PatchGAN
 from spectok.nn.stylegan import StyleGAN2Discriminator, activate, group_deviation, halve
-from spectok.plugins.registry import get_registered, list_discriminators
+from spectok.plugins.registry import get_registered, list_registered
 
 # -- pixels and spectra ----------------------------------------------------------------------------
 
@@ -91,6 +91,11 @@ def test_adaptive_weight_equals_lengths(checked_shapes):
     assert torch.isclose((weight * generator).norm(), reference.norm())
 
 
+def test_adaptive_weight_adds_epsilon_to_the_length_that_divides():
+    weight = adaptive_weight(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]), epsilon=0.5)
+    assert float(weight) == 5 / (2 + 0.5)
+
+
 def test_adaptive_weight_has_a_limit_and_no_gradient():
     reference = torch.ones(3, requires_grad=True)
     weight = adaptive_weight(reference, torch.zeros(3), 1e-6)
@@ -131,7 +136,7 @@ def test_patchgan_says_how_large_images_must_be():
         assert network(torch.zeros(1, 1, size, size)).shape == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("name", list_discriminators())
+@pytest.mark.parametrize("name", list_registered("discriminator"))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_discriminator_keeps_the_contract(name, channels, checked_shapes):
     network = get_registered("discriminator", name)(image_shape=(channels, 32, 32))

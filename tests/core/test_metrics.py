@@ -16,7 +16,7 @@ from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import to_uint8
 from spectok.machine import shown_path
 from spectok.metrics import codebook_statistics, count_codes, mse, psnr, ssim
-from spectok.plugins.registry import list_metrics
+from spectok.plugins.registry import list_registered
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_sizes_that_do_not_fit_are_named(pair):
 
 
 def test_built_in_metrics_are_registered():
-    assert {"psnr", "ssim", "mse"} <= set(list_metrics())
+    assert {"psnr", "ssim", "mse"} <= set(list_registered("metric"))
 
 
 # -- a whole data set -----------------------------------------------------------------------------
@@ -152,6 +152,13 @@ def test_levels_of_different_sizes_are_split_where_they_should_be():
     assert second["codebook_usage"] == 3 / 5
     shares = np.bincount(rows[:, 1:].ravel()) / 160
     assert second["perplexity"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_perplexity_weighs_levels_by_how_many_tokens_they_serve():
+    spec = TokenSpec((Level((1,), 2), Level((3,), 4)))
+    found = codebook_statistics(spec, count(spec, [[0, 0, 1, 2], [0, 2, 1, 0]]))
+    assert [level["perplexity"] for level in found["levels"]] == pytest.approx([1.0, 3.0])
+    assert found["perplexity"] == pytest.approx((2 * 1 + 6 * 3) / 8)
 
 
 def test_results_name_no_home_directory(tmp_path, monkeypatch):

@@ -13,17 +13,17 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from spectok.data.splits import default_held_out
-from spectok.errors import UnknownNameError
 from spectok.loading import load_tokenizer
 from spectok.plugins.registry import get_dataset
-from spectok.recipes.files import builtin_folder, find_recipe, list_recipes, recipe_folders
+from spectok.recipes.files import builtin_folder, list_recipes, recipe_folders
 from spectok.training.recipe import load_tokenizer_recipe
-from spectok_generation.priors.loading import create_prior
-from spectok_generation.recipe import load_prior_recipe
-from spectok_generation.text.recipe import load_clip_recipe
+from spectok_generation.prior_recipe import load_prior_recipe
+from spectok_generation.priors.factory import create_prior
+from spectok_generation.text.clip_recipe import load_clip_recipe
 
-OURS = sorted(n for n, path in list_recipes().items() if path.is_relative_to(builtin_folder()))
-WRITTEN = {name: yaml.safe_load(find_recipe(name).read_text(encoding="utf-8")) for name in OURS}
+RECIPES = list_recipes()
+OURS = sorted(name for name, path in RECIPES.items() if path.is_relative_to(builtin_folder()))
+WRITTEN = {name: yaml.safe_load(RECIPES[name].read_text(encoding="utf-8")) for name in OURS}
 PRIORS = [name for name in OURS if isinstance(WRITTEN[name].get("prior"), dict)]
 TOKENIZERS = [name for name in OURS if name not in PRIORS and "tokenizer" in WRITTEN[name]]
 CLIPS = [name for name in OURS if "clip" in WRITTEN[name]]
@@ -40,7 +40,7 @@ def build(recipe):
 def test_every_file_is_covered():
     files = {p.relative_to(builtin_folder()) for p in builtin_folder().rglob("*") if p.is_file()}
     recipes = {
-        find_recipe(name).relative_to(builtin_folder())
+        RECIPES[name].relative_to(builtin_folder())
         for name in [*TOKENIZERS, *PRIORS, *CLIPS, *DEMOS]
     }
     assert files == recipes | {path.relative_to(builtin_folder()) for path in LAUNCHES}
@@ -84,7 +84,7 @@ def test_a_clip_recipe_builds_for_its_images(name):
 
 @pytest.mark.parametrize("name", DEMOS)
 def test_a_demo_names_recipes_that_fit_together(name):
-    from spectok_generation.demo.recipe import load_plan
+    from spectok_generation.demo.demo_recipe import load_plan
 
     plan = load_plan(name)
     assert plan.prior.tokenizer in list_recipes()
@@ -95,13 +95,13 @@ def test_a_demo_names_recipes_that_fit_together(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_recipe_begins_with_what_it_is(name):
-    first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+    first = RECIPES[name].read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert len(first) <= 120
 
 
 def leading_comment(name):
-    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    lines = RECIPES[name].read_text(encoding="utf-8").splitlines()
     return " ".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
@@ -127,7 +127,7 @@ IMAGES = {  # of the training split; those without a test split in brackets, all
     "svhn": 73_257,
 }
 STEPS = re.compile(r"steps: (\d+) +# .*?\b(\d+) epochs\b.*? of ([\d,]+) (batches|images)")
-COUNTED = {n: found for n in OURS if (found := STEPS.search(find_recipe(n).read_text("utf-8")))}
+COUNTED = {n: found for n in OURS if (found := STEPS.search(RECIPES[n].read_text("utf-8")))}
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -182,11 +182,6 @@ def test_two_processes_on_cpus_are_one_run(tmp_path):
     assert done.stdout.count("next: spectok reconstruct") == 1, "one process speaks for both"
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     assert json.loads((newest / "manifest.json").read_text())["num_processes"] == 2
-
-
-def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(UnknownNameError, match="did you mean 'tokenizers/qgvae/mnist'"):
-        find_recipe("tokenizers/qgvae/minst")
 
 
 def test_recipes_come_from_the_checkout_itself():

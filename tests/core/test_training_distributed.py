@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from spectok.errors import SpectokError, TrainingError
-from spectok.training import Hooks
+from spectok.training import Callbacks
 from spectok.training.checks import codebook_state, hash_bits
 from spectok.training.launch import check_group, check_launch
 from spectok.training.log import read_log
@@ -78,7 +78,9 @@ def drift(output):
     data = build_dataset(DataConfig(name="digits", image_size=8, limit=50))
     config = TrainConfig(steps=2, batch_size=4, log_every=1)
     with pytest.raises(TrainingError, match=r"quantizer\.codebook differs between processes"):
-        fit(model, data, Objective(model), config, Run(output), hooks=Hooks(after_step=edit))
+        fit(
+            model, data, Objective(model), config, Run(output), callbacks=Callbacks(after_step=edit)
+        )
 
 
 def test_codebooks_that_drift_apart_stop_training(tmp_path, fork_ranks):

@@ -15,7 +15,7 @@ from torch import nn
 import spectok.training.loop
 import spectok.training.tokenizer
 from spectok.loading import create_quantizer
-from spectok.training import Hooks, Run, StepOutput, TrainConfig, fit
+from spectok.training import Callbacks, Run, StepOutput, TrainConfig, fit
 from spectok.training.checks import codebook_state, hash_bits
 from spectok.training.launch import accelerated
 from spectok.training.log import read_log
@@ -70,9 +70,13 @@ def test_hooks_are_called_only_for_steps_that_are_taken(tmp_path):
     def note(name):
         return lambda model, *_: seen.append((name, model.weight.detach().clone()))
 
-    hooks = Hooks(before_step=note("before"), after_step=note("after"), skip_step=note("skip"))
+    callbacks = Callbacks(
+        before_step=note("before"), after_step=note("after"), skip_step=note("skip")
+    )
     config = TrainConfig(steps=4, batch_size=2, log_every=1, max_grad_norm=1.0, ema_decay=0.5)
-    result = fit(model, list(torch.randn(8, 4)), compute_losses, config, Run(tmp_path), hooks=hooks)
+    result = fit(
+        model, list(torch.randn(8, 4)), compute_losses, config, Run(tmp_path), callbacks=callbacks
+    )
     assert [name for name, _ in seen] == ["skip", "before", "after", "skip", "before", "after"]
     weights = [weight for _, weight in seen]
     assert weights[0].equal(weights[1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
+import sys
 
 import pytest
 import torch
@@ -14,13 +16,22 @@ from torch import nn
 from spectok.data import DataConfig
 from spectok.distributed import draw_per_sample
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
-from spectok.loading import load_tokenizer
-from spectok.training import Hooks, Phase, Run, StepOutput, TrainConfig, fit, train_tokenizer
+from spectok.loading import create_quantizer, load_tokenizer
+from spectok.recipes.yaml12 import parse_yaml
+from spectok.training import (
+    Callbacks,
+    Phase,
+    Run,
+    StepOutput,
+    TokenizerRecipe,
+    TrainConfig,
+    fit,
+    train_tokenizer,
+)
 from spectok.training.batches import EpochDataset, Stream, derive_seed, make_loader, read, seeded
 from spectok.training.ema import WeightEMA
 from spectok.training.optimizer import learning_rate_factor, make_optimizer
 from spectok.training.recipe import load_tokenizer_recipe
-from spectok.training.tokenizer import copy_weights
 
 
 class Points:
@@ -44,7 +55,7 @@ def squared(model, batch):
 
 
 def fit_points(output, compute_losses=squared, model=None, **options):
-    others = {key: options.pop(key) for key in ("hooks", "phases") if key in options}
+    others = {key: options.pop(key) for key in ("callbacks", "phases") if key in options}
     run = Run(output, resume=options.pop("resume", False))
     torch.manual_seed(5)
     model = nn.Linear(4, 1) if model is None else model
@@ -144,7 +155,7 @@ def test_accumulated_micro_batches_equal_one_big_batch(tmp_path):
     assert big.history[-1]["loss"] < big.history[0]["loss"]
 
 
-def test_hooks_see_the_gradient_before_clipping_and_the_weights_after_the_step(tmp_path):
+def test_callbacks_see_the_gradient_before_clipping_and_the_weights_after_the_step(tmp_path):
     seen = []
 
     def before(model):
@@ -156,7 +167,7 @@ def test_hooks_see_the_gradient_before_clipping_and_the_weights_after_the_step(t
 
     fit_points(
         tmp_path,
-        hooks=Hooks(before_step=before, after_step=after),
+        callbacks=Callbacks(before_step=before, after_step=after),
         gradient_accumulation=3,
         max_grad_norm=1e-4,
         steps=2,
@@ -213,6 +224,12 @@ def test_learning_rate_schedules():
     assert cosine[:4] == [0.25, 0.5, 0.75, 1.0]
     assert all(a > b for a, b in itertools.pairwise(cosine[3:9]))
     assert cosine[8:] == [0.0] * 4  # and it does not rise again
+
+
+def test_cosine_schedule_against_its_values_at_the_quarters():
+    config = TrainConfig(steps=8, lr_schedule="cosine", warmup_steps=4)
+    quarters = [learning_rate_factor(config, step) for step in range(4, 9)]
+    assert quarters == pytest.approx([1, (2 + 2**0.5) / 4, 1 / 2, (2 - 2**0.5) / 4, 0])
 
 
 def test_weight_decay_spares_vectors_and_codes(vqvae):
@@ -303,6 +320,9 @@ def test_run_folder(tmp_path, train, vqvae, capsys):
         assert grid.width > 8 * 8
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
+    written = parse_yaml((tmp_path / "recipe.yaml").read_text(), "recipe.yaml")
+    assert list(written) == ["tokenizer", "data", "train", "seed", "output"]  # as ever: it resumes
+    assert written["tokenizer"] == vqvae
     recipe = load_tokenizer_recipe(tmp_path / "recipe.yaml")
     assert (recipe.train.steps, recipe.tokenizer["quantizer"]["revive_every"]) == (40, 3)
 
@@ -316,29 +336,55 @@ def test_run_folder(tmp_path, train, vqvae, capsys):
 
 
 def test_images_of_another_shape_are_refused_before_the_first_step(tmp_path, vqvae):
+    recipe = TokenizerRecipe(tokenizer=vqvae, data=DataConfig(name="digits"))
     with pytest.raises(InputError, match="do not fit this VQVAE"):
-        train_tokenizer(vqvae, DataConfig(name="digits"), TrainConfig(steps=1), tmp_path / "run")
+        train_tokenizer(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_model_may_be_given_instead_of_options(tmp_path, vqvae):
-    model = load_tokenizer("vqvae", **{k: v for k, v in vqvae.items() if k != "name"})
-    data, config = DataConfig(name="digits", image_size=8, limit=20), TrainConfig(steps=1)
-    result = train_tokenizer(model, data, config, tmp_path)
-    assert result.model is model
-    assert load_tokenizer_recipe(tmp_path / "recipe.yaml").tokenizer["name"] == "vqvae"
-
-
-def test_training_can_start_from_trained_weights(tmp_path, train, vqvae):
+@pytest.mark.parametrize("inside", ["", "model"], ids=["run", "model"])
+def test_training_starts_from_trained_weights(tmp_path, train, vqvae, inside):
     first = train(tmp_path / "first", vqvae, steps=3)
-    options = {key: value for key, value in vqvae.items() if key != "name"}
-    model = load_tokenizer("vqvae", **options)
-    copy_weights(model, tmp_path / "first" / "model")
-    ours, theirs = model.state_dict(), first.model.state_dict()
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
-    other = load_tokenizer("vqvae", **(options | {"codebook_size": 8}))
-    with pytest.raises(CheckpointError, match=r"cannot start from .*size mismatch"):
-        copy_weights(other, tmp_path / "first" / "model")
+    source = str(tmp_path / "first" / inside)
+    still = {"steps": 1, "learning_rate": 1e-9}
+    second = train(tmp_path / "second", vqvae, seed=1, init_from=source, **still)
+    theirs = dict(first.model.named_parameters())
+    for name, parameter in second.model.named_parameters():
+        assert parameter.allclose(theirs[name], atol=1e-8), name
+
+
+def test_resuming_does_not_ask_for_the_first_weights_again(tmp_path, train, losses):
+    train(tmp_path / "first", steps=3)
+    source = str(tmp_path / "first")
+    straight = train(tmp_path / "straight", steps=4, init_from=source)
+    train(tmp_path / "run", steps=2, init_from=source)
+    shutil.rmtree(source)
+    with pytest.raises(ConfigError, match=r"^init_from: the run to resume has '.*first', not None"):
+        train(tmp_path / "run", steps=4, resume=True)
+    assert load_tokenizer_recipe(tmp_path / "run" / "recipe.yaml").init_from == source
+    resumed = train(tmp_path / "run", steps=4, init_from=source, resume=True)
+    assert losses(resumed.history) == losses(straight.history)
+
+
+def test_weights_that_do_not_fit_are_refused_before_the_first_step(tmp_path, train, vqvae):
+    train(tmp_path / "first", vqvae, steps=1)
+    with pytest.raises(CheckpointError, match=r"cannot start from .*size mismatch.*same options"):
+        train(tmp_path / "run", vqvae | {"codebook_size": 8}, init_from=str(tmp_path / "first"))
+    with pytest.raises(ConfigError, match="'vqvae' names an untrained tokenizer"):
+        train(tmp_path / "run", vqvae, init_from="vqvae")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_missing_tracker_is_one_line_before_anything_is_written(
+    tmp_path, train, monkeypatch, tracker
+):
+    monkeypatch.setitem(sys.modules, tracker, None)  # as where it is not installed
+    remedy = rf"^train\.tracker: {tracker} is not installed; pip install 'spectok\[{tracker}\]',"
+    with pytest.raises(ConfigError, match=remedy) as caught:
+        train(tmp_path / "run", tracker=tracker)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_precisions_follow_one_another_in_one_process(tmp_path, train, qgvae):
@@ -362,9 +408,9 @@ def test_low_codebook_usage_is_said_once(tmp_path, capsys):
 
 def test_samples_that_cannot_be_written_are_one_line(tmp_path):
     (tmp_path / "samples").write_text("a file, where the folder should go")
-    hooks = Hooks(sample=lambda model, step, folder: None)
+    callbacks = Callbacks(sample=lambda model, step, folder: None)
     with pytest.raises(CheckpointError, match=r"^cannot write to the folder of the run: .*samples"):
-        fit_points(tmp_path, hooks=hooks, sample_every=2)
+        fit_points(tmp_path, callbacks=callbacks, sample_every=2)
 
 
 def test_empty_data_set_is_refused(tmp_path):
@@ -412,3 +458,16 @@ def test_edited_codes_are_taken_over_and_the_others_averaged(vqvae):
     shadow = ema.shadow["quantizer.codebook"]
     assert shadow[0, 3].eq(7).all()
     assert shadow[0, 2].allclose(codebook[0, 2] - 1)
+
+
+def test_training_takes_codes_into_the_average_as_they_were_edited(tmp_path):
+    model = nn.Linear(4, 1)
+    model.codes = create_quantizer("vq", dim=2, num_tokens=1, codebook_size=3)
+    start = model.codes.codebook.detach().clone()
+
+    def edit(model, optimizers):
+        model.codes.codebook.data[0, 1] += 1
+
+    fit_points(tmp_path, model=model, callbacks=Callbacks(after_step=edit), ema_decay=0.9)
+    moved = model.codes.codebook.detach() - start  # the averaged weights, after six steps
+    assert moved[0].flatten().tolist() == pytest.approx([0, 0, 6, 6, 0, 0])

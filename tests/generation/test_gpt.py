@@ -147,8 +147,8 @@ def test_bits(spec):
     assert output.metrics["bits_per_dim"].item() == pytest.approx(bits / 60)
 
 
-def test_class_dropout_hides_classes_in_training_only(spec):
-    prior = create_prior("gpt", spec, num_classes=2, class_dropout=0.5, **TINY)
+def test_condition_dropout_hides_classes_in_training_only(spec):
+    prior = create_prior("gpt", spec, num_classes=2, condition_dropout=0.5, **TINY)
     tokens, labels = some_sequences(spec, 64), torch.ones(64, dtype=torch.int64)
     prior(tokens, labels).losses["nll"].backward()
     used = prior.start_vectors.weight.grad.norm(dim=1) > 0

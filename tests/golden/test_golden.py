@@ -58,7 +58,7 @@ def training_log(name: str, folder: Path) -> list[float]:
     recipe = load_tokenizer_recipe(
         name, ["train.steps=8", "train.log_every=2", "train.save_every=8"]
     )
-    result = train_tokenizer(recipe.tokenizer, recipe.data, recipe.train, folder, seed=recipe.seed)
+    result = train_tokenizer(recipe, folder)
     return [record["loss"] for record in result.history]
 
 

@@ -18,7 +18,7 @@ from spectok.evaluation.classifier import BATCH_SIZE, ImageClassifier
 from spectok.evaluation.reconstruction import interior_of
 from spectok.recipes.recipe import Recipe
 from spectok.recipes.schema import Registered, Section
-from spectok.training import FitResult, Hooks, Run, StepOutput, TrainConfig, fit
+from spectok.training import Callbacks, FitResult, Run, StepOutput, TrainConfig, fit
 from spectok.training.batches import derive_seed
 
 TRAIN_DEFAULTS = {
@@ -108,8 +108,8 @@ def train_classifier(recipe: ClassifierRecipe, output: Path, *, resume: bool = F
         (output / "classifier.json").write_text(json.dumps(record, indent=1) + "\n")
 
     run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
-    hooks = Hooks(save_final=save_final)
-    return fit(model, dataset, compute_losses, recipe.train, run, hooks=hooks)
+    callbacks = Callbacks(save_final=save_final)
+    return fit(model, dataset, compute_losses, recipe.train, run, callbacks=callbacks)
 
 
 def build(recipe: ClassifierRecipe, dataset: ImageDataset) -> ImageClassifier:

@@ -70,11 +70,6 @@ def list_quantizers() -> list[str]:
     return list(list_registered("quantizer"))
 
 
-def list_discriminators() -> list[str]:
-    """Return the names of all registered discriminators."""
-    return list(list_registered("discriminator"))
-
-
 def list_priors() -> list[str]:
     """Return the names of all registered priors."""
     return list(list_registered("prior"))
@@ -83,11 +78,6 @@ def list_priors() -> list[str]:
 def list_datasets() -> list[str]:
     """Return the names of all registered data sets."""
     return list(list_registered("dataset"))
-
-
-def list_metrics() -> list[str]:
-    """Return the names of all registered metrics of a reconstruction."""
-    return list(list_registered("metric"))
 
 
 def get_tokenizer(name: str) -> type[ImageTokenizer]:

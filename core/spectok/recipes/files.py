@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spectok.errors import PluginError, UnknownNameError
+from spectok.errors import PluginError
 from spectok.plugins.loading import installed
 
 NOT_RECIPES = ("accelerate",)
@@ -51,15 +51,3 @@ def list_recipes() -> dict[str, Path]:
                 )
             found[name], owner[name] = path, provider
     return dict(sorted(found.items()))
-
-
-def find_recipe(name: str) -> Path:
-    """Return the file of a recipe.
-
-    Raises:
-        UnknownNameError: Lists what exists and the closest match.
-    """
-    recipes = list_recipes()
-    if name not in recipes:
-        raise UnknownNameError("recipe", name, recipes)
-    return recipes[name]

@@ -29,7 +29,7 @@ from spectok.recipes.schema import (
     unknown_key,
     validate_section,
 )
-from spectok.recipes.yaml12 import dump_yaml, parse_yaml
+from spectok.recipes.yaml12 import parse_yaml
 
 Override = str | tuple[str, Any]
 RecipeT = TypeVar("RecipeT", bound="Recipe")
@@ -85,11 +85,6 @@ def load_recipe(
     return resolve_recipe(apply_overrides(raw, overrides), model)
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """Return YAML that loads to an equal recipe."""
-    return dump_yaml(recipe.model_dump(mode="json"))
-
-
 def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
     """Return a recipe as written, not yet validated.
 
@@ -122,7 +117,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[Override]) -> di
     """Return a copy of a recipe with dotted overrides applied, sections before their contents.
 
     Raises:
-        ConfigError: If an override is not ``key=value`` or goes into something not a section.
+        ConfigError: If an override is not ``key=value``, or goes into what is not a section.
     """
     raw = copy.deepcopy(dict(raw))
     pairs = [_parse(override) for override in overrides]
@@ -133,7 +128,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[Override]) -> di
             section[part] = _as_section(section.get(part), ".".join(path[: depth + 1]))
             section = section[part]
         if path[-1] == "name" and section.get("name") != value:
-            section.clear()  # the options of one class mean nothing to another
+            section.clear()  # they are the options of another class
         section[path[-1]] = value
     return raw
 
@@ -180,7 +175,7 @@ def _find(name: str, model: type[Recipe]) -> Path | None:
 
 
 def _near(name: str, recipes: Iterable[str]) -> str:
-    """Suggest the recipe that is closest by its whole name, or whose last parts are."""
+    """Suggest the recipe with the closest name, whether or not its first folder is given."""
     known = {recipe: recipe for recipe in recipes}
     known |= {recipe.partition("/")[2]: recipe for recipe in recipes}
     close = difflib.get_close_matches(name.removeprefix("configs/"), known, n=1, cutoff=0.5)
@@ -248,7 +243,7 @@ def _unknown_section(key: str, model: type[Recipe]) -> str:
 
 
 def _problems(check: Callable[..., Any], *args: Any) -> list[str]:
-    """Run one check; return its lines of complaint."""
+    """Run one check, and return the lines of its error."""
     try:
         check(*args)
     except ConfigError as error:

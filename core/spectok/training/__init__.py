@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from spectok.training.config import TrainConfig
-    from spectok.training.contracts import FitResult, Hooks, Phase, Run, StepOutput
+    from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOutput
     from spectok.training.loop import fit
     from spectok.training.loss_config import AdversarialConfig, LossConfig
     from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
     from spectok.training.tokenizer import train_tokenizer
+    from spectok.training.train_config import TrainConfig
 
 _HOME = {
     "AdversarialConfig": "spectok.training.loss_config",
+    "Callbacks": "spectok.training.contracts",
     "FitResult": "spectok.training.contracts",
-    "Hooks": "spectok.training.contracts",
     "LossConfig": "spectok.training.loss_config",
     "Phase": "spectok.training.contracts",
     "Run": "spectok.training.contracts",
     "StepOutput": "spectok.training.contracts",
     "TokenizerRecipe": "spectok.training.recipe",
-    "TrainConfig": "spectok.training.config",
+    "TrainConfig": "spectok.training.train_config",
     "fit": "spectok.training.loop",
     "load_tokenizer_recipe": "spectok.training.recipe",
     "train_tokenizer": "spectok.training.tokenizer",
@@ -34,8 +34,8 @@ _HOME = {
 
 __all__ = [
     "AdversarialConfig",
+    "Callbacks",
     "FitResult",
-    "Hooks",
     "LossConfig",
     "Phase",
     "Run",

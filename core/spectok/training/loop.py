@@ -23,24 +23,31 @@ from torch import nn
 from spectok.training.batches import Stream, make_loader, read, seeded
 from spectok.training.checkpoint import Parts, save_checkpoint
 from spectok.training.checks import check_ranks_agree
-from spectok.training.config import TrainConfig
-from spectok.training.contracts import FitResult, Hooks, Phase, Run, StepOutput
+from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOutput
 from spectok.training.ema import WeightEMA
 from spectok.training.launch import accelerated, on_main
 from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
 from spectok.training.progress import Clock, Reporter
 from spectok.training.resume import begin, checkpoint_folder, make_manifest
+from spectok.training.train_config import TrainConfig
 from spectok.training.window import Window
 
 MAIN = "model"
 
 
 @dataclass
-class Stage:
-    """A phase that is ready to train."""
+class PreparedPhase:
+    """A phase that is ready to train: on the device, wrapped, with its optimiser.
 
-    phase: Phase
+    Args:
+        given: The phase as the caller described it.
+        wrapped: Its module, as data parallelism wraps it.
+        optimizer: Accelerate's wrapper of the optimiser.
+        config: How to train it; its peak learning rate is the phase's own.
+    """
+
+    given: Phase
     wrapped: nn.Module
     optimizer: Any
     config: TrainConfig
@@ -48,12 +55,12 @@ class Stage:
     @property
     def name(self) -> str:
         """The phase's name."""
-        return self.phase.name
+        return self.given.name
 
     @property
     def module(self) -> nn.Module:
         """What is trained, unwrapped."""
-        return self.phase.module
+        return self.given.module
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -67,29 +74,29 @@ class Stage:
 
 
 @dataclass
-class Session:
+class LoopState:
     """Everything that the steps of one run share."""
 
     accelerator: Accelerator
     config: TrainConfig
-    hooks: Hooks
-    stages: list[Stage]
+    callbacks: Callbacks
+    phases: list[PreparedPhase]
     ema: WeightEMA | None
     window: Window
 
     @property
     def model(self) -> nn.Module:
         """The model itself, unwrapped."""
-        return self.stages[0].module
+        return self.phases[0].module
 
     @property
     def parts(self) -> Parts:
         """What a checkpoint holds."""
-        others: dict[str, Any] = {f"{s.name}.optimizer": s.optimizer.optimizer for s in self.stages}
+        others: dict[str, Any] = {f"{p.name}.optimizer": p.optimizer.optimizer for p in self.phases}
         others |= {} if self.ema is None else {"ema": self.ema}
         scaler = self.accelerator.scaler
         others |= {} if scaler is None else {"scaler": scaler}
-        return Parts({stage.name: stage.module for stage in self.stages}, others)
+        return Parts({phase.name: phase.module for phase in self.phases}, others)
 
 
 def fit(
@@ -99,37 +106,37 @@ def fit(
     config: TrainConfig,
     run: Run,
     *,
-    hooks: Hooks | None = None,
+    callbacks: Callbacks | None = None,
     phases: Sequence[Phase] = (),
 ) -> FitResult:
     """Train a model, and keep everything that belongs to the run in its folder.
 
-    Works alike in one process and under ``accelerate launch`` or ``torchrun``. The folder gets
-    ``recipe.yaml``, ``log.jsonl`` and ``checkpoints/``, and from the hooks ``samples/`` and
-    ``model/``.
+    Works the same in one process and under ``accelerate launch`` or ``torchrun``. The folder gets
+    ``recipe.yaml``, ``log.jsonl`` and ``checkpoints/``, and from the callbacks ``samples/``
+    and ``model/``.
 
     Args:
         model: The model; moved to the device and trained in place.
-        dataset: Map-style data set. ``set_epoch`` and ``collate`` are used where it has them.
+        dataset: Map-style data set. Its ``set_epoch`` and ``collate`` are used if it has them.
         compute_losses: ``(model, batch) -> StepOutput``. The model it gets may be wrapped for data
             parallelism: call it, and use none of its methods.
-        config: How long, how fast and how exactly.
+        config: How long, how fast and in what precision.
         run: Folder, seed and recipe.
-        hooks: What this kind of model adds.
+        callbacks: What this kind of model adds.
         phases: Further objectives with optimisers of their own, such as a discriminator's.
 
     Raises:
         TrainingError: If a loss is not finite, ranks drift apart, or the launch is wrong.
         CheckpointError: If state cannot be written, or the folder holds a run that was not resumed.
-        ConfigError: If the run to resume was another one.
+        ConfigError: If the run to resume was a different one.
     """
     first_phase = Phase(MAIN, model, lambda module, batch, _: compute_losses(module, batch))
     with accelerated(config, run.output) as accelerator:
-        stages = [prepare(accelerator, config, phase) for phase in (first_phase, *phases)]
+        prepared = [prepare(accelerator, config, phase) for phase in (first_phase, *phases)]
         ema = None if config.ema_decay is None else WeightEMA(model, config.ema_decay)
-        session = Session(accelerator, config, hooks or Hooks(), stages, ema, Window())
+        state = LoopState(accelerator, config, callbacks or Callbacks(), prepared, ema, Window())
         manifest = make_manifest(accelerator, config, run, dataset)
-        first, seconds = begin(accelerator, run, manifest, session.parts)
+        first, seconds = begin(accelerator, run, manifest, state.parts)
         log = RunLog(run.output / "log.jsonl", first, accelerator.is_main_process)
         start_tracker(accelerator, run, first)
         batches = read(load(accelerator, config, run, dataset, first))
@@ -137,20 +144,20 @@ def fit(
         checkpoint = checkpoint_folder(run.output, first)
         with Reporter(config.steps, first, accelerator.is_main_process) as reporter:
             for step in range(first, config.steps):
-                rates = [set_learning_rate(s.optimizer.optimizer, s.config, step) for s in stages]
-                if session.hooks.begin_step is not None:
-                    session.hooks.begin_step(step)
+                rates = [set_learning_rate(p.optimizer.optimizer, p.config, step) for p in prepared]
+                if state.callbacks.begin_step is not None:
+                    state.callbacks.begin_step(step)
                 for micro in range(config.gradient_accumulation):
                     number = step * config.gradient_accumulation + micro
                     batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
                     with seeded(run.seed, number, accelerator.process_index):
-                        train_on_batch(session, batch, step)
+                        train_on_batch(state, batch, step)
                 done = step + 1
                 reporter.advance()
                 saving = done % config.save_every == 0 or done == config.steps
                 if saving or done % config.log_every == 0:
                     check_ranks_agree(accelerator, model)
-                    means = session.window.read(accelerator)
+                    means = state.window.read(accelerator)
                     epoch = done * manifest["samples_per_step"] // len(dataset)
                     record = {"step": done, "epoch": epoch, **means, "learning_rate": rates[0]}
                     log.append(record | clock.read(done))
@@ -159,23 +166,23 @@ def fit(
                 if config.sample_every and (
                     done % config.sample_every == 0 or done == config.steps
                 ):
-                    sample(session, run, done)
+                    sample(state, run, done)
                 if saving:
                     now = manifest | {"seconds": clock.seconds}
-                    checkpoint = save(session, run, done, now)
+                    checkpoint = save(state, run, done, now)
         step = max(first, config.steps)
-        finish(session, run)
+        finish(state, run)
         return FitResult(step, clock.seconds, log.records, checkpoint, model)
 
 
-def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Stage:
+def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> PreparedPhase:
     """Move a phase's module to the device, wrap it, and give it an optimiser."""
     phase.module.to(accelerator.device).train()
     if phase.learning_rate is not None:
         config = config.model_copy(update={"learning_rate": phase.learning_rate})
     optimizer = make_optimizer(phase.module, config)
     wrapped, prepared = accelerator.prepare(phase.module, optimizer)
-    return Stage(phase, wrapped, prepared, config)
+    return PreparedPhase(phase, wrapped, prepared, config)
 
 
 def load(accelerator: Accelerator, config: TrainConfig, run: Run, dataset: Any, first: int) -> Any:
@@ -192,125 +199,123 @@ def load(accelerator: Accelerator, config: TrainConfig, run: Run, dataset: Any, 
     return make_loader(dataset, stream, config.num_workers)
 
 
-def train_on_batch(session: Session, batch: Any, step: int) -> None:
+def train_on_batch(state: LoopState, batch: Any, step: int) -> None:
     """Take one micro-batch through every phase; on the last of a step, update the weights."""
-    accelerator, window = session.accelerator, session.window
-    active = active_stages(session.stages, step)
+    accelerator, window = state.accelerator, state.window
+    active = active_phases(state.phases, step)
     shared = None
-    with accelerator.accumulate(*(stage.wrapped for stage in active)):
-        for stage in active:
-            train_only(stage, session.stages)
+    with accelerator.accumulate(*(phase.wrapped for phase in active)):
+        for phase in active:
+            train_only(phase, state.phases)
             with accelerator.autocast():
-                output = stage.phase.compute_losses(stage.wrapped, batch, shared)
-            shared = output.shared if stage.name == MAIN else shared
+                output = phase.given.compute_losses(phase.wrapped, batch, shared)
+            shared = output.shared if phase.name == MAIN else shared
             objective = torch.stack([loss.float() for loss in output.losses.values()]).sum()
             accelerator.backward(objective)
-            losses = {f"{stage.prefix}loss/{name}": v for name, v in output.losses.items()}
-            losses |= {f"{stage.prefix}loss": objective}
+            losses = {f"{phase.prefix}loss/{name}": v for name, v in output.losses.items()}
+            losses |= {f"{phase.prefix}loss": objective}
             window.add(losses, step + 1, must_be_finite=True)
-            window.add({stage.prefix + name: v for name, v in output.metrics.items()}, step + 1)
+            window.add({phase.prefix + name: v for name, v in output.metrics.items()}, step + 1)
             if accelerator.sync_gradients:
-                update(session, stage, step)
+                update(state, phase, step)
 
 
-def active_stages(stages: list[Stage], step: int) -> list[Stage]:
-    """Return the stages that a step trains."""
-    begun = [stage for stage in stages if step >= stage.phase.first_step]
-    taking_turns = [stage for stage in begun if stage.phase.alternate]
+def active_phases(phases: list[PreparedPhase], step: int) -> list[PreparedPhase]:
+    """Return the phases that a step trains."""
+    begun = [phase for phase in phases if step >= phase.given.first_step]
+    taking_turns = [phase for phase in begun if phase.given.alternate]
     if not taking_turns:
         return begun
-    return taking_turns if step % 2 else [stage for stage in begun if not stage.phase.alternate]
+    return taking_turns if step % 2 else [phase for phase in begun if not phase.given.alternate]
 
 
-def update(session: Session, stage: Stage, step: int) -> None:
+def update(state: LoopState, phase: PreparedPhase, step: int) -> None:
     """Take one optimiser step, or none if fp16's scaled gradients overflowed."""
-    accelerator, hooks = session.accelerator, session.hooks
-    is_main = stage is session.stages[0]
-    accelerator.unscale_gradients(stage.optimizer)
-    if accelerator.scaler is not None and not gradients_are_finite(stage):
-        skip(session, stage)
+    accelerator, callbacks = state.accelerator, state.callbacks
+    is_main = phase is state.phases[0]
+    accelerator.unscale_gradients(phase.optimizer)
+    if accelerator.scaler is not None and not gradients_are_finite(phase):
+        skip(state, phase)
         return
-    if is_main and hooks.before_step is not None:
-        session.window.add(dict(hooks.before_step(session.model) or {}), step + 1)
-    if session.config.max_grad_norm is not None:
-        norm = nn.utils.clip_grad_norm_(stage.parameters, session.config.max_grad_norm)
-        session.window.add({f"{stage.prefix}grad_norm": norm}, step + 1)
-    stage.optimizer.step()
-    stage.optimizer.zero_grad()
+    if is_main and callbacks.before_step is not None:
+        state.window.add(dict(callbacks.before_step(state.model) or {}), step + 1)
+    if state.config.max_grad_norm is not None:
+        norm = nn.utils.clip_grad_norm_(phase.parameters, state.config.max_grad_norm)
+        state.window.add({f"{phase.prefix}grad_norm": norm}, step + 1)
+    phase.optimizer.step()
+    phase.optimizer.zero_grad()
     if not is_main:
         return
-    ema = session.ema
-    if hooks.after_step is not None:
+    ema = state.ema
+    if callbacks.after_step is not None:
         with nullcontext() if ema is None else ema.following_edits():
-            hooks.after_step(session.model, [s.optimizer.optimizer for s in session.stages])
+            callbacks.after_step(state.model, [p.optimizer.optimizer for p in state.phases])
     if ema is not None:
         ema.update()
 
 
-def gradients_are_finite(stage: Stage) -> bool:
-    """Return whether every gradient is finite: alike on all ranks, which hold the same gradients.
+def gradients_are_finite(phase: PreparedPhase) -> bool:
+    """Return whether every gradient is finite: the same on all ranks, as the gradients are.
 
     Waits for the device, as a gradient scaler does in every step anyway.
     """
-    gradients = [p.grad for p in stage.parameters if p.grad is not None]
+    gradients = [p.grad for p in phase.parameters if p.grad is not None]
     return bool(nn.utils.get_total_norm(gradients, math.inf).isfinite())
 
 
-def skip(session: Session, stage: Stage) -> None:
-    """Leave everything as it was before the step, but for the scale of the gradients."""
-    stage.optimizer.step()  # the scaler sees that it must not, and lowers the scale
-    stage.optimizer.zero_grad()
-    if stage is session.stages[0] and session.hooks.skip_step is not None:
-        session.hooks.skip_step(session.model)
+def skip(state: LoopState, phase: PreparedPhase) -> None:
+    """Leave everything as it was before the step, except the scale of the gradients."""
+    phase.optimizer.step()  # the scaler skips it and lowers the scale
+    phase.optimizer.zero_grad()
+    if phase is state.phases[0] and state.callbacks.skip_step is not None:
+        state.callbacks.skip_step(state.model)
 
 
-def train_only(stage: Stage | None, stages: list[Stage]) -> None:
-    """Let only one phase's parameters take gradients (None: all); leave a lone phase as it is."""
-    if len(stages) > 1:
-        for other in stages:
+def train_only(phase: PreparedPhase | None, phases: list[PreparedPhase]) -> None:
+    """Let only one phase's parameters take gradients (None: all); a lone phase is left alone."""
+    if len(phases) > 1:
+        for other in phases:
             for parameter in other.parameters:
-                parameter.requires_grad_(stage is None or other is stage)
+                parameter.requires_grad_(phase is None or other is phase)
 
 
-def sample(session: Session, run: Run, step: int) -> None:
-    """Let the model show what it can do by now."""
-    hook = session.hooks.sample
-    if hook is None:
+def sample(state: LoopState, run: Run, step: int) -> None:
+    """Write samples from the model as it is now."""
+    callback = state.callbacks.sample
+    if callback is None:
         return
 
     def action() -> None:
         folder = run.output / "samples"
         folder.mkdir(exist_ok=True)
-        with final_weights(session), torch.no_grad():
-            hook(session.model.eval(), step, folder)
+        with final_weights(state), torch.no_grad():
+            callback(state.model.eval(), step, folder)
 
-    on_main(session.accelerator, action)
-    session.model.train()
+    on_main(state.accelerator, action)
+    state.model.train()
 
 
-def save(session: Session, run: Run, step: int, manifest: dict[str, Any]) -> Path:
+def save(state: LoopState, run: Run, step: int, manifest: dict[str, Any]) -> Path:
     """Write a checkpoint of everything."""
     target = checkpoint_folder(run.output, step)
-    keep = session.config.keep_last
-    on_main(
-        session.accelerator, lambda: save_checkpoint(target, step, session.parts, manifest, keep)
-    )
+    keep = state.config.keep_last
+    on_main(state.accelerator, lambda: save_checkpoint(target, step, state.parts, manifest, keep))
     return target
 
 
-def finish(session: Session, run: Run) -> None:
-    """Leave the model with its final weights, in eval mode, free of wrappers; save it."""
-    if session.ema is not None:
-        session.ema.copy_to_model()
-    train_only(None, session.stages)
-    for stage in session.stages:
-        session.accelerator.unwrap_model(stage.wrapped, keep_fp32_wrapper=False)
-        stage.module.eval()
-    hook = session.hooks.save_final
-    if hook is not None:
-        on_main(session.accelerator, lambda: hook(session.model, run.output / "model"))
+def finish(state: LoopState, run: Run) -> None:
+    """Leave the model unwrapped, in eval mode and with its final weights, and save it."""
+    if state.ema is not None:
+        state.ema.copy_to_model()
+    train_only(None, state.phases)
+    for phase in state.phases:
+        state.accelerator.unwrap_model(phase.wrapped, keep_fp32_wrapper=False)
+        phase.module.eval()
+    callback = state.callbacks.save_final
+    if callback is not None:
+        on_main(state.accelerator, lambda: callback(state.model, run.output / "model"))
 
 
-def final_weights(session: Session) -> Any:
+def final_weights(state: LoopState) -> Any:
     """Return a context in which the model has the weights it would be saved with."""
-    return nullcontext() if session.ema is None else session.ema.applied()
+    return nullcontext() if state.ema is None else state.ema.applied()

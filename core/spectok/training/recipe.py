@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.own import OwnData
 from spectok.errors import ConfigError
 from spectok.plugins import registry
 from spectok.recipes.recipe import Override, Recipe, load_recipe
 from spectok.recipes.schema import Registered, section_model
-from spectok.training.config import TrainConfig
 from spectok.training.loss_config import AdversarialConfig, LossConfig
+from spectok.training.train_config import TrainConfig
 
 
 class TokenizerRecipe(Recipe):
@@ -25,6 +25,8 @@ class TokenizerRecipe(Recipe):
         train: How to train.
         losses: What it is trained for besides its own terms, or instead of them.
         adversarial: The discriminator to train it against.
+        init_from: A trained tokenizer of the same options, whose weights to start from: the folder
+            of its model or of its run, or a hub id. None: random weights.
     """
 
     main: ClassVar[str] = "tokenizer"
@@ -35,16 +37,17 @@ class TokenizerRecipe(Recipe):
     train: TrainConfig = TrainConfig.model_validate({})
     losses: LossConfig | None = None
     adversarial: AdversarialConfig | None = None
+    init_from: str | None = None
 
     @classmethod
     def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Make tokenizer and data agree on the images: what one side leaves out, the other sets.
+        """Make tokenizer and data agree on image size and channels; either may leave them out.
 
-        Where neither says, the data set's own size counts; for one's own images, which have any
-        size, the constructor's default.
+        If neither gives them, they are the data set's own. Your own images have no size of their
+        own; for them it is the constructor's default.
 
         Raises:
-            ConfigError: If both say, and differ.
+            ConfigError: If both give one, and they differ.
         """
         tokenizer, data = dict(raw["tokenizer"]), dict(raw["data"])
         known = section_model(registry.get_tokenizer(tokenizer["name"])).model_fields

@@ -20,10 +20,11 @@ from spectok.training.checkpoint import (
     load_checkpoint,
     read_manifest,
 )
-from spectok.training.config import TrainConfig
 from spectok.training.contracts import Run
 from spectok.training.launch import on_main
+from spectok.training.train_config import TrainConfig
 
+CHECKPOINTS = "checkpoints"
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
@@ -56,14 +57,14 @@ def begin(
     """Prepare the folder of a run, and load the newest checkpoint if it is resumed.
 
     Returns:
-        The step to go on from, and the seconds of training behind it.
+        The step to continue from, and the seconds of training so far.
 
     Raises:
         CheckpointError: If the folder holds a run and ``run.resume`` is off, or its newest
             checkpoint cannot be read.
-        ConfigError: If the run to resume was another one.
+        ConfigError: If the run to resume was a different one.
     """
-    folder = run.output / "checkpoints"
+    folder = run.output / CHECKPOINTS
     found = list_checkpoints(folder)
     if found and not run.resume:
         raise CheckpointError(
@@ -71,7 +72,7 @@ def begin(
             f"another output folder"
         )
     recorded = read_manifest(found[-1]) if found else None
-    if recorded is not None:  # before anything is written: what is refused leaves no trace
+    if recorded is not None:  # before anything is written: a refusal leaves no trace
         _check_same_data(recorded, manifest)
         check_same_run(upgrade_recipe(recorded["recipe"]), manifest["recipe"])
     on_main(accelerator, lambda: _tidy(run, folder))
@@ -83,13 +84,13 @@ def begin(
 
 def recorded_recipe(output: Path) -> dict[str, Any]:
     """Return the recipe in the newest checkpoint of a run; empty if there is none."""
-    found = list_checkpoints(output / "checkpoints")
+    found = list_checkpoints(output / CHECKPOINTS)
     return dict(read_manifest(found[-1])["recipe"]) if found else {}
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:
     """Return where the checkpoint of a step goes."""
-    return output / "checkpoints" / f"step-{step:08d}"
+    return output / CHECKPOINTS / f"step-{step:08d}"
 
 
 def _tidy(run: Run, folder: Path) -> None:
@@ -115,7 +116,7 @@ def _check_same_data(recorded: dict[str, Any], current: dict[str, Any]) -> None:
     if any(recorded[key] != current[key] for key in ("num_samples", "data")):
         raise ConfigError(
             f"the data differ from those of the run to resume: it had {recorded['num_samples']} "
-            f"samples, now there are {current['num_samples']}, or they are prepared differently"
+            f"samples and this one has {current['num_samples']}, or they are prepared differently"
         )
     if recorded["seed"] != current["seed"]:
         raise ConfigError(
