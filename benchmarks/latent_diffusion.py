@@ -27,8 +27,9 @@ from judging import Judge, make_judge, make_tokenizer, measure_tokenizer
 from spectok.images import save_grid
 from spectok.machine import describe_machine
 from spectok_generation.diffusion import DiffusionOptions
-from spectok_generation.generate import choose_labels, draw_images, load_pair
-from spectok_generation.recipe import PriorRecipe, load_prior_recipe
+from spectok_generation.drawing import choose_labels, draw_images
+from spectok_generation.pairs import load_pair
+from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.training import train_prior
 
 RECIPES = ("ldm/mnist_small", "ldm/fqvae_mnist_small")

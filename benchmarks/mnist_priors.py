@@ -33,8 +33,9 @@ from spectok import load_tokenizer
 from spectok.data import build_dataset
 from spectok.images import save_grid, to_float
 from spectok.machine import describe_machine
-from spectok_generation.generate import choose_labels, draw_images, load_pair
-from spectok_generation.recipe import load_prior_recipe
+from spectok_generation.drawing import choose_labels, draw_images
+from spectok_generation.pairs import load_pair
+from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.sampling import SamplingOptions
 from spectok_generation.training import train_prior
 

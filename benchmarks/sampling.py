@@ -104,7 +104,7 @@ def make(name: str, **options: Any) -> Any:
 
 def make_gpt() -> Any:
     """Build the transformer of the cases without a text."""
-    return make("gpt", num_classes=NUM_CLASSES, class_dropout=0.1, **GPT)
+    return make("gpt", num_classes=NUM_CLASSES, condition_dropout=0.1, **GPT)
 
 
 def sampled(prior: Any, condition: Any = LABELS, **options: Any) -> Callable[[], torch.Tensor]:
@@ -136,7 +136,7 @@ def dynamic_cache_text_case() -> dict[str, Any]:
 
 def pixelcnn_case() -> dict[str, Any]:
     """Case 4."""
-    prior = make("pixelcnn", num_classes=NUM_CLASSES, class_dropout=0.1, **PIXELCNN)
+    prior = make("pixelcnn", num_classes=NUM_CLASSES, condition_dropout=0.1, **PIXELCNN)
     return {"whole_image": sampled(Recomputed(prior, last_only=False)), "spectok": sampled(prior)}
 
 

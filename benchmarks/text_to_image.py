@@ -33,8 +33,9 @@ from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, caption, i
 from spectok.evaluation.shapes import ShapeReading, read_shapes
 from spectok.images import make_grid, to_pil, to_uint8
 from spectok.machine import describe_machine
-from spectok_generation.generate import draw_images, load_encoder, load_pair
-from spectok_generation.recipe import load_prior_recipe
+from spectok_generation.drawing import draw_images
+from spectok_generation.pairs import load_encoder, load_pair
+from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.sampling import SamplingOptions
 from spectok_generation.training import train_prior
 

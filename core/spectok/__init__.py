@@ -1,6 +1,30 @@
 """spectok: learned image tokenizers, and what models of their tokens stand on.
 
-The names below load on first use, so ``import spectok`` does not import torch.
+Here is what its users call, and what the author of a plugin imports; quantizers have a package of
+their own, :mod:`spectok.quantizers`.
+
+Use
+    :func:`load_tokenizer`, :func:`create_quantizer`, and ``list_…`` of what is installed;
+    :class:`TokenSpec` and its :class:`Level` describe a tokenizer's tokens.
+
+Tokenizers
+    :class:`ImageTokenizer` and :class:`TokenizerOutput`; :class:`TokenSpace`, with
+    :class:`GridTokens` and :class:`ListTokens` ready to use; :data:`QuantizerOption` and
+    :func:`build_quantizer` for a quantizer that a recipe chooses; :func:`check_divisible`.
+
+Quantizers
+    :class:`Quantizer` and :class:`QuantizerOutput`.
+
+Data sets and metrics
+    :class:`DatasetSource`, with :class:`DatasetCard`, :class:`DataConfig` and :class:`Rows`;
+    :class:`SetMetric`.
+
+Errors
+    :class:`SpectokError` is the base of all; plugins raise :class:`ConfigError`,
+    :class:`InputError`, :class:`TokenError` and :class:`PluginError`.
+
+All names but :func:`hookimpl`, which marks a plugin's hooks, load on first use, so
+``import spectok`` does not import torch.
 """
 
 from __future__ import annotations
@@ -11,8 +35,11 @@ from spectok.lazy import lazy_exports
 from spectok.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from spectok.errors import SpectokError
-    from spectok.loading import create_quantizer, load_tokenizer
+    from spectok.data import DataConfig, DatasetCard, DatasetSource, Rows
+    from spectok.errors import ConfigError, InputError, PluginError, SpectokError, TokenError
+    from spectok.loading import build_quantizer, create_quantizer, load_tokenizer
+    from spectok.metrics import SetMetric
+    from spectok.nn import GridTokens, ListTokens
     from spectok.outputs import QuantizerOutput, TokenizerOutput
     from spectok.plugins.registry import (
         list_datasets,
@@ -21,19 +48,35 @@ if TYPE_CHECKING:
         list_tokenizers,
     )
     from spectok.quantizers import Quantizer
+    from spectok.recipes.schema import QuantizerOption
     from spectok.token_spec import Level, TokenSpec
-    from spectok.tokenizer import ImageTokenizer
+    from spectok.tokenizer import ImageTokenizer, TokenSpace, check_divisible
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "ConfigError": "spectok.errors",
+    "DataConfig": "spectok.data",
+    "DatasetCard": "spectok.data",
+    "DatasetSource": "spectok.data",
+    "GridTokens": "spectok.nn",
     "ImageTokenizer": "spectok.tokenizer",
+    "InputError": "spectok.errors",
     "Level": "spectok.token_spec",
+    "ListTokens": "spectok.nn",
+    "PluginError": "spectok.errors",
     "Quantizer": "spectok.quantizers",
+    "QuantizerOption": "spectok.recipes.schema",
     "QuantizerOutput": "spectok.outputs",
+    "Rows": "spectok.data",
+    "SetMetric": "spectok.metrics",
     "SpectokError": "spectok.errors",
+    "TokenError": "spectok.errors",
+    "TokenSpace": "spectok.tokenizer",
     "TokenSpec": "spectok.token_spec",
     "TokenizerOutput": "spectok.outputs",
+    "build_quantizer": "spectok.loading",
+    "check_divisible": "spectok.tokenizer",
     "create_quantizer": "spectok.loading",
     "list_datasets": "spectok.plugins.registry",
     "list_priors": "spectok.plugins.registry",
@@ -43,14 +86,29 @@ _HOME = {
 }
 
 __all__ = [
+    "ConfigError",
+    "DataConfig",
+    "DatasetCard",
+    "DatasetSource",
+    "GridTokens",
     "ImageTokenizer",
+    "InputError",
     "Level",
+    "ListTokens",
+    "PluginError",
     "Quantizer",
+    "QuantizerOption",
     "QuantizerOutput",
+    "Rows",
+    "SetMetric",
     "SpectokError",
+    "TokenError",
+    "TokenSpace",
     "TokenSpec",
     "TokenizerOutput",
     "__version__",
+    "build_quantizer",
+    "check_divisible",
     "create_quantizer",
     "hookimpl",
     "list_datasets",

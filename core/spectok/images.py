@@ -1,4 +1,4 @@
-"""Images in and out: between uint8 and [-1, 1], files, and grids of images."""
+"""Conversions between uint8 and [-1, 1], image files, and grids of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Num, UInt8
 from torch import Tensor
 
-from spectok.errors import DataError, InputError
+from spectok.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,7 @@ def to_pil(image: Tensor) -> Image:
     """Return one image (C, H, W), in [-1, 1] or uint8, as a PIL image.
 
     Raises:
-        InputError: If it is not one image of 1 or 3 channels.
+        InputError: If it is not a single image with 1 or 3 channels.
     """
     from PIL import Image
 
@@ -54,13 +54,13 @@ def to_pil(image: Tensor) -> Image:
 
 
 def enlarge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    """Repeat the pixels of small images so that a person can see them."""
+    """Repeat the pixels of small images until they are large enough to look at."""
     factor = max(1, SMALLEST_SHOWN // images.shape[-1])
     return torch.nn.functional.interpolate(images, scale_factor=factor)
 
 
 def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8[Tensor, "c h w"]:
-    """Lay images out row by row on white.
+    """Lay images out row by row on a white background.
 
     Args:
         images: (B, C, H, W) in [-1, 1] or uint8.
@@ -68,7 +68,7 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8
         gap: Pixels between images.
 
     Raises:
-        InputError: If there is no image.
+        InputError: If the batch is empty.
     """
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)} are not (B, C, H, W), B ≥ 1")
@@ -87,11 +87,11 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8
 def save_grid(
     images: Tensor, path: str | os.PathLike[str], columns: int | None = None, gap: int = 2
 ) -> Path:
-    """Save images as one picture, and return its path; missing directories are made.
+    """Save images as one picture and return its path; missing directories are created.
 
     Args:
         images: (B, C, H, W) in [-1, 1] or uint8.
-        path: Its suffix says the format, such as ``.png``.
+        path: Its suffix determines the format, such as ``.png``.
         columns: Images per row. None: as square as possible.
         gap: Pixels between images.
     """
@@ -99,35 +99,3 @@ def save_grid(
     path.parent.mkdir(parents=True, exist_ok=True)
     to_pil(make_grid(images, columns, gap)).save(path)
     return path
-
-
-def load_image(
-    path: str | os.PathLike[str], image_shape: tuple[int, int, int]
-) -> Float[Tensor, "c h w"]:
-    """Load an image file at the size a tokenizer takes.
-
-    The shorter side is resized (bicubic, antialiased) and the centre cropped, as for one's own
-    training data.
-
-    Args:
-        path: An image file.
-        image_shape: (C, H, W) with H = W, such as ``tokenizer.image_shape``.
-
-    Returns:
-        The image in [-1, 1].
-
-    Raises:
-        DataError: If the file is missing or damaged.
-        InputError: If ``image_shape`` is not square.
-    """
-    from spectok.data.decode import UnreadableImage, open_image
-    from spectok.data.preprocessing import Preprocessing
-
-    channels, height, width = image_shape
-    if height != width:
-        raise InputError(f"image_shape {image_shape} is not square; give (C, H, W) with H = W")
-    try:
-        pixels = Preprocessing.resize_and_crop(height, channels)(open_image(path))
-    except UnreadableImage as error:
-        raise DataError(f"image {path} cannot be read ({error}); give another file") from error
-    return to_float(torch.from_numpy(pixels))

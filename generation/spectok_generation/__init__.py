@@ -1,4 +1,4 @@
-"""Models of tokens: the token cache, priors of any tokenizer, and drawing from them.
+"""Generative models of tokens: the token cache, priors for any tokenizer, and sampling.
 
 The names below load on first use, so ``import spectok_generation`` does not import torch.
 """
@@ -11,12 +11,12 @@ from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from spectok_generation.diffusion import LDM, DiffusionOptions
+    from spectok_generation.drawing import draw_images
     from spectok_generation.extraction import extract_tokens
-    from spectok_generation.generate import draw_images
     from spectok_generation.pipeline import TokenPipeline
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
     from spectok_generation.sampling import SamplingOptions, sample_tokens
-    from spectok_generation.text.loading import load_text_encoder
+    from spectok_generation.text.encoder_loading import load_text_encoder
     from spectok_generation.tokens import TokenCache
 
 _HOME = {
@@ -28,10 +28,10 @@ _HOME = {
     "TokenCache": "spectok_generation.tokens",
     "TokenPipeline": "spectok_generation.pipeline",
     "create_prior": "spectok_generation.priors",
-    "draw_images": "spectok_generation.generate",
+    "draw_images": "spectok_generation.drawing",
     "extract_tokens": "spectok_generation.extraction",
     "load_prior": "spectok_generation.priors",
-    "load_text_encoder": "spectok_generation.text.loading",
+    "load_text_encoder": "spectok_generation.text.encoder_loading",
     "sample_tokens": "spectok_generation.sampling",
 }
 

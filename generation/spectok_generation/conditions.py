@@ -1,7 +1,7 @@
-"""What a prior is conditioned on: nothing, a class of each image, or a text of each image.
+"""What a prior is conditioned on: nothing, the class of each image, or a text for each image.
 
-Classes are int64 tensors of shape (B,), in which the number of classes stands for "no class". Texts
-are :class:`TextFeatures`, in which a text without tokens stands for "no text".
+Classes are int64 tensors of shape (B,); the value ``num_classes`` means "no class". Texts are
+:class:`TextFeatures`; a text without tokens means "no text".
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from spectok.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class TextFeatures:
-    """Texts as a prior reads them: a vector for each token of each text.
+    """Texts as a prior reads them: one vector per token.
 
-    It is indexed by image, moved and joined as a tensor is.
+    Like a tensor, it is indexed by image and moved with :meth:`to`.
 
     Args:
         features: Vectors of length D at L places.
-        mask: Which places hold a token of the text; what the others hold is never looked at.
+        mask: Which places hold a token of the text; the vectors at all others are ignored.
     """
 
     features: Float[Tensor, "b l d"]
@@ -33,12 +33,12 @@ class TextFeatures:
 
     @classmethod
     def none(cls, count: int, width: int, device: Any = None) -> TextFeatures:
-        """Return "no text" for a number of images.
+        """Return "no text" for each of several images.
 
         Args:
             count: Number of images.
             width: Length D of the vectors.
-            device: Where to make it.
+            device: Device of the result.
         """
         features = torch.zeros(count, 1, width, device=device)
         return cls(features, torch.zeros(count, 1, dtype=torch.bool, device=device))
@@ -49,12 +49,12 @@ class TextFeatures:
         return self.features.shape[2]
 
     def trim(self) -> TextFeatures:
-        """Return the same without places at the end that no text uses."""
+        """Cut off the places at the end that no text uses."""
         length = max(1, int(self.mask.sum(1).max())) if len(self) else 1
         return TextFeatures(self.features[:, :length], self.mask[:, :length])
 
     def to(self, *args: Any, **kwargs: Any) -> TextFeatures:
-        """Move to a device, as :meth:`torch.Tensor.to` does; a dtype is that of the vectors."""
+        """Move to a device, like :meth:`torch.Tensor.to`; a dtype applies to the vectors only."""
         features = self.features.to(*args, **kwargs)
         return TextFeatures(features, self.mask.to(features.device))
 
@@ -69,7 +69,7 @@ Condition = Tensor | TextFeatures
 
 
 def join(first: Condition, second: Condition) -> Condition:
-    """Put the conditions of one batch after those of another; texts may differ in length."""
+    """Concatenate the conditions of two batches; texts may differ in length."""
     if isinstance(first, TextFeatures) and isinstance(second, TextFeatures):
         length = max(first.mask.shape[1], second.mask.shape[1])
         parts = [_pad(text, length) for text in (first, second)]
@@ -87,7 +87,7 @@ def hide(condition: Condition, hidden: Bool[Tensor, "b"], num_classes: int) -> C
     Args:
         condition: Checked classes or texts.
         hidden: Which images, on any device.
-        num_classes: What stands for "no class".
+        num_classes: The value that means "no class".
     """
     if isinstance(condition, Tensor):
         return condition.masked_fill(hidden.to(condition.device), num_classes)
@@ -96,10 +96,10 @@ def hide(condition: Condition, hidden: Bool[Tensor, "b"], num_classes: int) -> C
 
 
 def check_count(condition: Condition, count: int) -> None:
-    """Refuse conditions that are not one for each image.
+    """Check that there is one condition for each image.
 
     Raises:
-        InputError: With both numbers.
+        InputError: If not; gives both numbers.
     """
     if isinstance(condition, Tensor) and condition.shape != (count,):
         raise InputError(f"labels of shape {tuple(condition.shape)} are not ({count},)")
@@ -108,10 +108,10 @@ def check_count(condition: Condition, count: int) -> None:
 
 
 def check_labels(labels: Int[Tensor, "b"], num_classes: int, batch_size: int) -> Int[Tensor, "b"]:
-    """Return classes as int64.
+    """Check classes, and return them as int64.
 
     Raises:
-        InputError: If there are too few or too many, or one is out of range.
+        InputError: If there is not one for each image, or one is out of range.
     """
     if num_classes == 0:
         raise InputError("labels were given to a prior without classes; leave them out")
@@ -123,10 +123,10 @@ def check_labels(labels: Int[Tensor, "b"], num_classes: int, batch_size: int) ->
 
 
 def check_text(text: TextFeatures, width: int, batch_size: int) -> TextFeatures:
-    """Return texts as they are.
+    """Check texts, and return them unchanged.
 
     Raises:
-        InputError: If there are too few or too many, or they come from another encoder.
+        InputError: If there is not one for each image, or their vectors have another length.
     """
     if width == 0:
         raise InputError("texts were given to a prior without text; leave them out")

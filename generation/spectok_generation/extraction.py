@@ -1,4 +1,4 @@
-"""Turn a data set into a token cache, shared out among the processes."""
+"""Turn a data set into a token cache; the processes divide the work."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ OnImages = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Extraction:
-    """How a data set is read when its tokens are extracted.
+    """How a data set is read for the extraction of its tokens.
 
     Args:
-        copies: Passes over the data, each an epoch with augmentation of its own.
-        augmentation: What is random about the images, in words; part of the cache's fingerprint.
+        copies: Passes over the data, each with its own augmentation.
+        augmentation: Description of the augmentation; part of the fingerprint of the cache.
         batch_size: Images encoded at once.
         num_workers: Worker processes that load images.
     """
@@ -61,21 +61,21 @@ def extract_tokens(
     path: str | None = None,
     on_images: OnImages | None = None,
 ) -> TokenCache:
-    """Turn every image of a data set into tokens on disk; each process does its share.
+    """Write the tokens of every image of a data set to disk; each process does its share.
 
-    A finished cache of the same weights and data is opened as it is.
+    If the directory already holds the tokens of the same weights and data, they are reused.
 
     Args:
-        tokenizer: A trained tokenizer, on the device to run on; it is put into eval mode.
+        tokenizer: A trained tokenizer on the device to run on; it is put into eval mode.
         dataset: A :class:`spectok.data.ImageDataset`.
-        directory: Where the cache goes.
+        directory: Directory of the cache.
         how: Batch size, copies and the like.
-        path: Where the tokenizer was loaded from, to be remembered.
-        on_images: Called with the number of images this process has done since the last call.
+        path: Where the tokenizer was loaded from; stored in the cache.
+        on_images: Called with the number of images this process encoded since the last call.
 
     Raises:
         CheckpointError: If the directory holds something else, or writing fails.
-        DataError: If the data is empty or its images do not fit the tokenizer.
+        DataError: If the data set is empty or its images do not fit the tokenizer.
     """
     how, target = how or Extraction(), Path(directory)
     tokenizer.eval()
@@ -127,7 +127,8 @@ def _is_finished(target: Path, header: CacheHeader) -> bool:
         return False
     if not (target / HEADER).is_file():
         raise CheckpointError(
-            f"{target} holds no token cache (no {HEADER}) but something else; choose another folder"
+            f"{target} holds something other than a token cache (no {HEADER}); choose "
+            f"another folder"
         )
     found = read_header(target)
     if found.fingerprint != header.fingerprint:
@@ -147,7 +148,7 @@ def _write_cache(
     how: Extraction,
     on_images: OnImages | None,
 ) -> None:
-    """Write each process's share, in order, then join the shares and add the header."""
+    """Write the share of each process, then join the shares in order and add the header."""
     rank, size = world()
     if rank == 0:
         shutil.rmtree(directory, ignore_errors=True)
@@ -184,7 +185,7 @@ def _file_names(header: CacheHeader) -> list[str]:
 
 
 def _batches(dataset: Any, share: range, how: Extraction) -> Iterator[dict[str, Any]]:
-    """Read a run of rows, where row ``c * len(dataset) + i`` is image i as it is in epoch c."""
+    """Read the rows of a share; row ``c * len(dataset) + i`` is image i as augmented in epoch c."""
     for copy in range(how.copies):
         first = copy * len(dataset)
         rows = range(max(share.start, first), min(share.stop, first + len(dataset)))
@@ -192,7 +193,7 @@ def _batches(dataset: Any, share: range, how: Extraction) -> Iterator[dict[str, 
             continue
         dataset.set_epoch(copy)
         part = Subset(dataset, [row - first for row in rows])
-        # A generator of its own: an iterator that drew from the global one would shift training.
+        # Its own generator: drawing from the global one would change the training that follows.
         yield from DataLoader(
             part, how.batch_size, num_workers=how.num_workers, generator=torch.Generator()
         )
@@ -209,6 +210,6 @@ def _join_shares(directory: Path, header: CacheHeader, size: int) -> None:
 
 
 def barrier() -> None:
-    """Wait for all processes, if there are several."""
+    """Wait until every process arrives here."""
     if world()[1] > 1:
         dist.barrier()

@@ -11,22 +11,25 @@ from spectok.errors import InputError
 from spectok_generation.conditions import Condition, join
 from spectok_generation.priors.base import AutoregressivePrior, Prior
 
+TEXT_GUIDANCE = 3.0
+"""Default guidance scale for images of a text."""
+
 
 class Predictor:
-    """Logits of place after place of one batch, guided where that is wanted.
+    """Logits of one batch, place by place, with guidance inside an interval.
 
-    Guidance needs each image twice, with its condition and without. Before the interval and after
-    it, there is one sequence per image; where it begins, the others catch up in a single step.
+    Guidance runs two sequences per image, one with the condition and one without. Outside the
+    interval only the conditional one runs; at its start the other catches up in a single step.
 
     Args:
         prior: A trained prior.
         condition: Class or text of each image.
         batch_size: Number of images.
-        scale: Of guidance; 1 is the conditional model itself.
-        interval: Shares of the tokens where guidance begins and ends.
+        scale: Guidance scale; 1 is the conditional model itself.
+        interval: Fractions of the sequence at which guidance begins and ends.
 
     Raises:
-        InputError: If condition or guidance do not fit the prior.
+        InputError: If the condition or the guidance does not fit the prior.
     """
 
     def __init__(
@@ -51,10 +54,10 @@ class Predictor:
         self.is_doubled = False
 
     def logits(self, indices: Int[Tensor, "b k"]) -> Float[Tensor, "b v"]:
-        """Return logits of place k.
+        """Return the logits of place k.
 
         Args:
-            indices: The first k tokens; each call extends those of the last one.
+            indices: The first k tokens; each call must extend those of the call before.
         """
         self._prepare(indices.shape[1] in self.guided)
         if not self.is_doubled:
@@ -64,7 +67,7 @@ class Predictor:
         return without + self.scale * (conditional - without)
 
     def _prepare(self, guided: bool) -> None:
-        """Have a state for one sequence per image, or for two."""
+        """Bring the state to one sequence per image, or to two."""
         if self.is_doubled and not guided:
             self.prior.keep_rows(self.state, self.batch_size)
         elif guided and not self.is_doubled:
@@ -76,12 +79,12 @@ class Predictor:
 
 
 def check_can_guide(prior: Prior, condition: Condition | None, scale: float) -> None:
-    """Refuse guidance that has nothing to guide towards, or nothing to guide away from.
+    """Check that a prior can be guided: it has a condition, and was trained without one too.
 
     Raises:
-        InputError: With the remedy.
+        InputError: If it cannot; says what to give or how to train.
     """
     if condition is None:
         kind = "a text" if prior.condition_name == "text" else "labels"
-        raise InputError(f"guidance {scale} needs {kind} to be guided towards")
+        raise InputError(f"guidance {scale} needs {kind} to guide towards")
     prior.check_can_omit(None)

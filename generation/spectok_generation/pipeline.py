@@ -1,4 +1,4 @@
-"""``TokenPipeline``: tokenizer, prior and text encoder as one folder, a pipeline of diffusers."""
+"""``TokenPipeline``: tokenizer, prior and text encoder as one diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -20,29 +20,19 @@ from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_pil
 from spectok.modeling import TEMPORARY_SUFFIX
 from spectok_generation.conditions import Condition
-from spectok_generation.generate import (
-    DRAWABLE,
-    INDEX,
-    check_encoder,
-    check_pair,
-    choose_labels,
-    draw_images,
-    load_component,
-    load_encoder,
-    load_pair,
-    make_options,
-)
+from spectok_generation.drawing import DRAWABLE, choose_labels, draw_images, make_options
+from spectok_generation.guidance import TEXT_GUIDANCE
+from spectok_generation.pairs import check_encoder, check_pair, load_encoder, load_pair
+from spectok_generation.pipeline_folder import INDEX, load_component
 from spectok_generation.priors import Prior
 from spectok_generation.text.encoder import TextEncoder
 
 COMPONENTS = ("tokenizer", "prior", "text_encoder")
 ENDINGS = (".json", ".safetensors", ".txt", ".model")
-"""Of the files that are fetched from the hub: weights, configs, and tokenizers of text."""
+"""Endings of the files fetched from the hub: weights, configs and text tokenizers."""
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 USUAL = {"safe_serialization": True, "variant": None, "push_to_hub": False}
-"""Options of ``save_pretrained`` in diffusers, at the only value that fits here."""
-TEXT_GUIDANCE = 3.0
-"""Guidance of prompts where none is given, as ``spectok text-to-image`` has it."""
+"""Options of ``save_pretrained`` in diffusers, with the only values accepted here."""
 
 
 class TokenPipeline(DiffusionPipeline):
@@ -51,17 +41,17 @@ class TokenPipeline(DiffusionPipeline):
         prompt ── text_encoder ──┐
         class_labels ────────── prior ── tokens or latents ── tokenizer ── images
 
-    It saves as one folder, loads from one and is pushed to the hub as any pipeline of diffusers.
-    Loading is strict: every part must be there in full, and fit the others.
+    It is saved as one folder, loaded from one, and pushed to the hub like any diffusers pipeline.
+    Loading is strict: every part must be complete and fit the others.
 
     Args:
         tokenizer: A trained tokenizer; it is put into eval mode.
-        prior: The prior of its tokens or latents that images are drawn from; likewise.
-        text_encoder: What the prior reads prompts with; None for a prior that reads no text.
+        prior: A trained prior of its tokens or latents; it is put into eval mode.
+        text_encoder: Encoder of the prompts; None for a prior that reads no text.
 
     Raises:
         CheckpointError: If they do not belong together.
-        InputError: If one is of the wrong kind.
+        InputError: If one has the wrong type.
     """
 
     config_name = INDEX
@@ -94,7 +84,7 @@ class TokenPipeline(DiffusionPipeline):
         tokenizer_path: str | os.PathLike[str] | None = None,
         text_encoder: str | None = None,
     ) -> TokenPipeline:
-        """Put together what a run trained.
+        """Build a pipeline from what a run trained.
 
         Args:
             prior_path: Folder of the prior or of its run.
@@ -103,7 +93,7 @@ class TokenPipeline(DiffusionPipeline):
 
         Raises:
             CheckpointError: If one is missing, or they do not belong together.
-            InputError: If a text encoder is given and the prior reads no text.
+            InputError: If a text encoder is given for a prior that reads no text.
         """
         prior, tokenizer = load_pair(prior_path, tokenizer_path)
         if not prior.text_width and text_encoder is None:
@@ -116,7 +106,7 @@ class TokenPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: Its folder, or a hub id.
-            **kwargs: ``tokenizer``, ``prior`` or ``text_encoder`` in place of a saved one; for a
+            **kwargs: ``tokenizer``, ``prior`` or ``text_encoder`` to replace the saved part; for a
                 hub id also ``revision``, ``token``, ``cache_dir`` and the like.
 
         Raises:
@@ -126,7 +116,7 @@ class TokenPipeline(DiffusionPipeline):
         parts = {name: kwargs.pop(name) for name in COMPONENTS if kwargs.get(name) is not None}
         if unknown := sorted(set(kwargs) - {*HUB_OPTIONS}):
             raise ConfigError(
-                f"loading a pipeline takes no {', '.join(unknown)}, only "
+                f"loading a pipeline does not take {', '.join(unknown)}, only "
                 f"{', '.join((*COMPONENTS, *HUB_OPTIONS))}; call .to(device) afterwards"
             )
         folder = _find_folder(pretrained_model_name_or_path, kwargs)
@@ -139,14 +129,14 @@ class TokenPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save all parts into one folder: all of it, or nothing.
 
-        They are written beside the target and moved into it, so that a full disk leaves an earlier
-        pipeline there untouched.
+        They are written beside the target and then moved into it, so that a full disk does not
+        destroy an earlier pipeline.
 
         Raises:
             CheckpointError: If the folder holds something else, parts do not belong together, or
                 writing fails.
             ConfigError: If an option asks for another format.
-            InputError: If a part was cast.
+            InputError: If a part is not in float32.
         """
         target = Path(save_directory).expanduser().resolve()
         self._check_can_save(target, kwargs)
@@ -156,7 +146,7 @@ class TokenPipeline(DiffusionPipeline):
         index["_diffusers_version"] = diffusers_version
         try:
             for name, part in self.components.items():
-                # not what diffusers registers: it takes some modules for its own by their names
+                # not what diffusers would register: it mistakes some modules for its own by name
                 kind = type(part)
                 index[name] = [None, None] if part is None else [kind.__module__, kind.__name__]
                 if part is not None:
@@ -181,20 +171,20 @@ class TokenPipeline(DiffusionPipeline):
         output_type: str = "pil",
         **options: Any,
     ) -> ImagePipelineOutput:
-        """Draw images, the same that ``spectok sample`` and ``spectok text-to-image`` draw.
+        """Draw the same images as ``spectok sample`` and ``spectok text-to-image``.
 
         Args:
-            prompt: What the images show, or several such texts, taken in turn.
+            prompt: A text that the images show, or several texts, taken in turn.
             class_labels: Class of the images, or several, taken in turn. None: all, in turn.
             num_images: How many. None: one for each prompt or class given.
-            seed: With the image's number, the only source of randomness.
-            guidance: Scale of classifier-free guidance. None: 3 for prompts, else 1.
+            seed: The only source of randomness, together with the number of the image.
+            guidance: Scale of classifier-free guidance. None: 3 for prompts, otherwise 1.
             batch_size: Images drawn at once.
             output_type: ``"pil"``, or ``"pt"`` for a tensor, about [-1, 1] (not clamped).
-            **options: Others of :class:`SamplingOptions` or, for an LDM, :class:`DiffusionOptions`.
+            **options: Of :class:`SamplingOptions` or, for an LDM, :class:`DiffusionOptions`.
 
         Raises:
-            InputError: If something does not fit the prior, or is out of range.
+            InputError: If an argument does not fit the prior, or is out of range.
         """
         if output_type not in ("pil", "pt"):
             raise InputError(f"output_type {output_type!r} is not known; take 'pil' or 'pt'")
@@ -213,7 +203,7 @@ class TokenPipeline(DiffusionPipeline):
     def _make_condition(
         self, prompt: Any, class_labels: Any, num_images: int | None
     ) -> tuple[int, Condition | None]:
-        """Return how many images to draw, and the class or the text of each."""
+        """Return how many images to draw, and the class or text of each."""
         kind = type(self.prior).__name__
         if class_labels is not None and self.text_encoder is not None:
             raise InputError(f"this {kind} reads text, not classes; give prompt, no class_labels")
@@ -235,13 +225,15 @@ class TokenPipeline(DiffusionPipeline):
         for name, value in options.items():
             if name not in USUAL or value != USUAL[name]:
                 raise ConfigError(
-                    f"{name}={value} does not go with saving a pipeline: it is saved as float32 "
+                    f"a pipeline cannot be saved with {name}={value}: it is saved as float32 "
                     f"safetensors; leave it out, and upload with push_to_hub(repo_id)"
                 )
         held = [name for name in (*COMPONENTS, "model") if (target / name).exists()]
         if target.is_file() or (held and not (target / INDEX).is_file()):
             what = f"holds a {held[0]} of something else" if held else "is a file"
-            raise CheckpointError(f"{target} {what}; give a new folder, or that of a pipeline")
+            raise CheckpointError(
+                f"{target} {what}; give a new folder, or the folder of a pipeline"
+            )
         self._check_float32()
         check_pair(self.prior, self.tokenizer)
         check_encoder(self.prior, self.text_encoder)
@@ -250,13 +242,13 @@ class TokenPipeline(DiffusionPipeline):
         for name, part in self.components.items():
             if part is not None and part.dtype != torch.float32:
                 raise InputError(
-                    f"the {name} was cast to {part.dtype}, but parts draw, and know one another, "
-                    f"in float32 only; load the pipeline again"
+                    f"the {name} was cast to {part.dtype}, but parts are saved, and checked "
+                    f"against one another, in float32; load the pipeline again"
                 )
 
 
 def _find_folder(place: Any, options: dict[str, Any]) -> Path:
-    """Return the folder of a pipeline, fetched from the hub if it is a hub id."""
+    """Return the folder of a pipeline; a hub id is downloaded first."""
     name = os.fspath(place)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
@@ -273,7 +265,7 @@ def _find_folder(place: Any, options: dict[str, Any]) -> Path:
 
 
 def forget_folders(config: Path) -> None:
-    """Remove from a saved prior's config where this machine kept what it was trained with."""
+    """Remove the paths of this machine from the config of a saved prior."""
     content = json.loads(config.read_text(encoding="utf-8"))
     for record in filter(None, (content.get("tokenizer"), content.get("text"))):
         for key in ("path", "pretrained"):
@@ -283,7 +275,7 @@ def forget_folders(config: Path) -> None:
 
 
 def _install(temporary: Path, target: Path) -> None:
-    """Move finished parts into a folder, one rename each; the old ones go with ``temporary``."""
+    """Move finished parts into a folder, one rename each, and the old parts into ``temporary``."""
     target.mkdir(parents=True, exist_ok=True)
     for name in COMPONENTS:
         if (target / name).exists():
@@ -294,18 +286,20 @@ def _install(temporary: Path, target: Path) -> None:
 
 
 def _as_list(name: str, value: Any, kind: type) -> list[Any]:
-    """Return one value or several as a list."""
+    """Return a value, or several, as a list."""
     value = value.tolist() if hasattr(value, "tolist") else value
     values = [value] if isinstance(value, kind) else value
     if not isinstance(values, list | tuple) or not all(isinstance(v, kind) for v in values):
-        raise InputError(f"{name} {value!r} must be of type {kind.__name__}, or a list of such")
+        raise InputError(
+            f"{name} {value!r} must be of type {kind.__name__}, or a list of that type"
+        )
     if not values:
         raise InputError(f"{name} is an empty list; give at least one")
     return list(values)
 
 
 def _count(wanted: int | None, given: int) -> int:
-    """Return how many images to draw, given so many prompts or classes."""
+    """Return how many images to draw for a number of prompts or classes."""
     count = given if wanted is None else wanted
     if count < given:
         raise InputError(f"num_images {count} must be at least {given}, or leave it out")

@@ -1,4 +1,4 @@
-"""What the generation layer registers: priors and commands."""
+"""Plugin hooks of the generation layer: its priors and its commands."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ def spectok_priors() -> dict[str, type[Any]]:
 
 @hookimpl
 def spectok_commands(app: typer.Typer, train: typer.Typer) -> None:
-    """Add the commands that train priors and draw from them, and ``spectok demo``."""
+    """Add the commands that train priors and sample from them, and ``spectok demo``."""
     from spectok_generation import cli
-    from spectok_generation.demo import cli as demo
-    from spectok_generation.text import cli as text
 
     cli.add_commands(app, train)
-    text.add_commands(app, train)
-    demo.add_commands(app)

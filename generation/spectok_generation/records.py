@@ -1,4 +1,4 @@
-"""What caches and priors remember of the tokenizer whose tokens they hold or model."""
+"""How token caches and priors identify the tokenizer they belong to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spectok import ImageTokenizer
 
 
 def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict[str, Any]:
-    """Return what a cache or a prior remembers of its tokenizer.
+    """Return what a cache or a prior stores about its tokenizer.
 
     Args:
         tokenizer: The tokenizer.
@@ -38,11 +38,11 @@ def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
 
 
 def describe_record(record: dict[str, Any]) -> str:
-    """Return a tokenizer's record in a few words, for messages."""
+    """Describe a record in a few words, for messages."""
     where = f" in {record['path']}" if record.get("path") else ""
     return f"the {record.get('class', 'tokenizer')}{where} (weights {record['fingerprint'][:12]})"
 
 
 def same_tokenizer(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Return whether two records are of the same class, configuration and weights."""
+    """Return whether two records agree in class, configuration and weights."""
     return first["fingerprint"] == second["fingerprint"]

@@ -1,9 +1,9 @@
 """One sampler for every autoregressive prior.
 
-Image ``i`` is drawn from its own stream of uniform numbers, seeded by ``(seed, i)``, through the
-inverse of the cumulative distribution in float64. It does not depend on the batch it is drawn in
-or on the number of processes, up to the rounding of batched matrix products (about 1e-6 in the
-logits, which changes a token about once in a million).
+Image ``i`` has its own stream of uniform numbers, seeded by ``(seed, i)``, which select tokens
+through the inverse of the cumulative distribution in float64. An image therefore does not depend on
+its batch or on the number of processes, up to the rounding of batched matrix products (about 1e-6
+in the logits, which changes about one token in a million).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ OnToken = Callable[[Tensor, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Tokens that the sampler keeps as they are, drawing the others.
+    """Tokens that the sampler keeps while it draws the others.
 
-    It is indexed by image, as a tensor is.
+    Indexed by image, like a tensor.
 
     Args:
-        indices: Tokens of each image; valid ones where they are kept, anything elsewhere.
-        keep: Which of them are kept.
+        indices: Tokens of each image; valid where they are kept, arbitrary elsewhere.
+        keep: Which of them to keep.
     """
 
     indices: Int[Tensor, "n t"]
@@ -46,26 +46,26 @@ class Known:
 
     @classmethod
     def prefix(cls, indices: Int[Tensor, "n k"], num_tokens: int) -> Known:
-        """Return the first k tokens of each image, known, and the rest to be drawn."""
+        """Keep the first k tokens of each image, and leave the rest to be drawn."""
         missing = num_tokens - indices.shape[1]
         keep = torch.arange(num_tokens) < indices.shape[1]
         return cls(F.pad(indices, (0, max(missing, 0))), keep.expand(len(indices), -1))
 
     def check(self, count: int, spec: TokenSpec) -> None:
-        """Refuse what does not fit.
+        """Check that the tokens fit the images to be drawn.
 
         Args:
             count: Number of images.
             spec: Layout of the tokens.
 
         Raises:
-            TokenError: Names shapes, or the first kept token that is out of range.
+            TokenError: If the shapes are wrong or a kept token is out of range; names it.
         """
         shape = (count, spec.num_tokens)
         if self.indices.shape != shape or self.keep.shape != shape:
             raise TokenError(
-                f"known tokens of shape {tuple(self.indices.shape)}, of which those in a mask of "
-                f"shape {tuple(self.keep.shape)} are kept, are not {shape}"
+                f"known tokens of shape {tuple(self.indices.shape)} with a mask of shape "
+                f"{tuple(self.keep.shape)}; both must be {shape}"
             )
         spec.validate(self.indices.masked_fill(~self.keep.to(self.indices.device), 0))
 
@@ -75,17 +75,17 @@ class Known:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the distribution of each token is sharpened before it is drawn from.
+    """How the distribution of each token is sharpened before sampling.
 
     Args:
-        temperature: Divides the logits; below 1 favours likely codes.
+        temperature: Divides the logits; values below 1 favour likely codes.
         top_k: Keep only the k most likely codes. None: all.
-        top_p: Then keep the fewest most likely codes whose probabilities reach p. None: all.
+        top_p: Then keep the smallest set of most likely codes with total probability p. None: all.
         guidance: Scale of classifier-free guidance (Ho and Salimans 2022); 1 is the conditional
             model itself.
-        guidance_interval: Share of the tokens before which guidance begins, and at which it ends
-            (Kynkäänniemi et al. 2024, there for noise levels); outside of it the model without the
-            condition is not run.
+        guidance_interval: Fractions of the sequence at which guidance begins and ends
+            (Kynkäänniemi et al. 2024, there for noise levels); outside this interval the
+            unconditional model is not run.
     """
 
     temperature: float = 1.0
@@ -109,8 +109,8 @@ class SamplingOptions:
         begin, end = self.guidance_interval
         if not 0 <= begin < end <= 1:
             raise InputError(
-                f"guidance_interval {begin}..{end} must be two shares of the tokens, rising within "
-                f"0..1"
+                f"guidance_interval {begin}..{end} must be two rising fractions of the "
+                f"sequence within 0..1"
             )
 
 
@@ -125,17 +125,17 @@ def sample_tokens(
     known: Known | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "n t"]:
-    """Draw the tokens of many images, shared out among the processes.
+    """Draw the tokens of many images, divided among the processes.
 
     Args:
         prior: A trained prior, on the device to sample on.
         num_images: Images in all; they are numbered from 0.
         condition: Class or text of each image, for a prior that takes one.
-        seed: With the image's number, the only source of randomness.
+        seed: The only source of randomness, together with the number of the image.
         options: Temperature and the like.
         batch_size: Images drawn at once on each process.
-        known: Tokens of the images that are kept as they are.
-        on_images: Called with the number of images drawn over all processes since the last call.
+        known: Tokens to keep as they are.
+        on_images: Called with the number of images all processes drew since the last call.
 
     Returns:
         int64 tokens on the CPU, the same on every process.
@@ -169,17 +169,17 @@ def sample_batch(
     """Draw the tokens of one batch of images, place by place.
 
     Args:
-        prior: A trained prior; it is put into eval mode meanwhile.
-        numbers: The number of each image, which with ``seed`` decides its randomness.
+        prior: A trained prior; in eval mode while it draws.
+        numbers: The number of each image, which seeds it together with ``seed``.
         condition: Class or text of each image.
         seed: See :func:`sample_tokens`.
         options: Temperature and the like.
-        known: Tokens that are kept as they are; each place is drawn given those before it.
-        on_token: Called as ``on_token(indices, k)`` whenever the first k tokens are there.
+        known: Tokens to keep as they are; a place is drawn given all places before it.
+        on_token: Called as ``on_token(indices, k)`` once the first k tokens are known.
 
     Raises:
-        InputError: If condition or guidance do not fit the prior.
-        TokenError: If known tokens are outside the spec.
+        InputError: If the condition or the guidance does not fit the prior.
+        TokenError: If known tokens do not fit the spec.
     """
     spec, batch = prior.token_spec, len(numbers)
     check_numbers(batch)
@@ -187,7 +187,9 @@ def sample_batch(
         known = Known.prefix(torch.zeros(batch, 0, dtype=torch.int64), spec.num_tokens)
     known.check(batch, spec)
     indices, keep = known.indices.to(prior.device).clone(), known.keep.to(prior.device)
-    needed = (~known.keep).any(0).tolist()  # decided once: asking a GPU at each place would wait
+    needed = (
+        (~known.keep).any(0).tolist()
+    )  # once, on the CPU: asking the GPU at each place would stall
     uniforms = torch.stack([image_uniforms(seed, n, spec.num_tokens) for n in numbers])
     uniforms = uniforms.to(prior.device)
     options = options or SamplingOptions()
@@ -207,7 +209,7 @@ def sample_batch(
 
 @contextlib.contextmanager
 def evaluating(prior: Prior) -> Iterator[None]:
-    """Put a prior into eval mode, and back."""
+    """Put a prior into eval mode for the duration of the context."""
     was_training = prior.training
     prior.eval()
     try:
@@ -217,10 +219,10 @@ def evaluating(prior: Prior) -> Iterator[None]:
 
 
 def image_uniforms(seed: int, number: int, count: int) -> Float[Tensor, "count"]:
-    """Return the float64 uniform numbers in [0, 1) that belong to one image.
+    """Return the uniform float64 numbers in [0, 1) of one image.
 
     Raises:
-        InputError: If seed or number is negative.
+        InputError: If the seed or the number is negative.
     """
     if seed < 0 or number < 0:
         raise InputError(f"seed {seed} and image number {number} must be at least 0")
@@ -239,11 +241,11 @@ def draw_tokens(
     probs = logits.softmax(-1)
     if options.top_p is not None:
         ordered, order = probs.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered  # probability of all codes that are more likely
+        before = ordered.cumsum(-1) - ordered  # total probability of the likelier codes
         kept = torch.where(before < options.top_p, ordered, 0.0)
         probs = torch.zeros_like(probs).scatter(1, order, kept)
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
     below = (cumulative <= uniforms[:, None] * total).sum(-1)
-    last = (cumulative < total).sum(-1)  # never past the last code that has probability
+    last = (cumulative < total).sum(-1)  # never beyond the last code with any probability
     return torch.minimum(below, last)

@@ -1,4 +1,4 @@
-"""Sharing out the drawing of images among processes."""
+"""Divide the drawing of images among processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spectok.errors import InputError
 
 
 def check_numbers(num_images: int, batch_size: int = 1) -> None:
-    """Refuse to draw nothing.
+    """Check that there is at least one image to draw, in batches of at least one.
 
     Raises:
-        InputError: If either is less than one.
+        InputError: If either number is below one.
     """
     if num_images < 1 or batch_size < 1:
         raise InputError(f"num_images {num_images} and batch_size {batch_size} must be at least 1")
@@ -29,20 +29,20 @@ def share_out(
     device: Any,
     on_images: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Draw many images, each on one of the processes.
+    """Draw many images, each on exactly one process.
 
     Args:
-        draw: Returns what belongs to the images of these numbers; the same whatever the batch.
-        result: Zeros on the CPU with a row for each image; filled in place.
+        draw: Image numbers -> one row per image, which must not depend on the rest of the batch.
+        result: Zeros on the CPU, one row per image; filled in place.
         batch_size: Images drawn at once on each process.
-        device: Where the processes exchange their rows.
-        on_images: Called with the number of images drawn over all processes since the last call.
+        device: Device on which the processes exchange rows.
+        on_images: Called with the number of images all processes drew since the last call.
 
     Returns:
         All rows on the CPU, the same on every process.
 
     Raises:
-        InputError: If there is nothing to draw.
+        InputError: If there are no images to draw.
     """
     num_images = len(result)
     check_numbers(num_images, batch_size)
@@ -55,6 +55,6 @@ def share_out(
             on_images(min(len(numbers) * size, num_images - start * size))
     if size == 1:
         return result
-    shared = result.to(device)  # every row is zero on all ranks but its own
+    shared = result.to(device)  # a row is zero on every rank but the one that drew it
     dist.all_reduce(shared)
     return shared.cpu()

@@ -1,15 +1,15 @@
-"""The token cache: a data set's tokens on disk, a few bits per index.
+"""The token cache: the tokens of a data set on disk, a few bits per index.
 
 A cache is a directory::
 
     header.json       token layout, counts, and fingerprints of tokenizer and data
     tokens.bin        one row of ceil(T * width / 8) bytes per image; index t is bits
                       [t * width, (t + 1) * width) of its row, least significant bit first
-    labels.bin        int64 class of each image, where there are classes
-    captions.jsonl    one JSON string per image, where there are captions
+    labels.bin        int64 class of each image, if the data has classes
+    captions.jsonl    one JSON string per image, if the data has captions
 
 ``width`` is the number of bits that the largest vocabulary needs. Rows are whole bytes, so any row
-is one seek away. A cache is written under another name and renamed, so a torn one is never read.
+is one seek away. A cache is written under another name and renamed once complete.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEADER, TOKENS, LABELS, CAPTIONS = "header.json", "tokens.bin", "labels.bin", "c
 
 @dataclass(frozen=True)
 class CacheHeader:
-    """What ``header.json`` says.
+    """Contents of ``header.json``.
 
     Args:
         token_spec: Layout of the tokens.
@@ -43,9 +43,9 @@ class CacheHeader:
         tokenizer: Record of the tokenizer; see :func:`spectok_generation.records.tokenizer_record`.
         data: Fingerprint of the data: its pixels, preprocessing, augmentation and copies.
         num_classes: Number of classes; 0 without labels.
-        class_names: Name of each class, where classes have names.
+        class_names: Name of each class, if classes have names.
         has_captions: Whether rows have captions.
-        format: Version of the files' layout.
+        format: Version of the file layout.
     """
 
     token_spec: dict[str, Any]
@@ -59,21 +59,21 @@ class CacheHeader:
 
     @property
     def fingerprint(self) -> str:
-        """Which tokenizer weights made these tokens, from which data."""
+        """Identifies the weights and the data that the tokens were made from."""
         return f"{self.tokenizer['fingerprint']} {self.data}"
 
 
 class TokenCache(Dataset[dict[str, Any]]):
-    """A data set's tokens, read from disk by memory map.
+    """The tokens of a data set, memory-mapped from disk.
 
-    An item is ``{"indices": int64 (T,), "index": int}`` with ``"label": int`` and
-    ``"caption": str`` where the data has them.
+    An item is ``{"indices": int64 (T,), "index": int}``, plus ``"label": int`` and
+    ``"caption": str`` if the data has them.
 
     Args:
         directory: A finished cache.
 
     Raises:
-        CheckpointError: If there is none or it is damaged.
+        CheckpointError: If it is missing or damaged.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -91,11 +91,6 @@ class TokenCache(Dataset[dict[str, Any]]):
             lines = (self.directory / CAPTIONS).read_text(encoding="utf-8").splitlines()
             self.captions = [json.loads(line) for line in lines]
 
-    @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> TokenCache:
-        """Open a finished cache."""
-        return cls(directory)
-
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
@@ -103,17 +98,17 @@ class TokenCache(Dataset[dict[str, Any]]):
 
     @property
     def fingerprint(self) -> str:
-        """Which tokenizer weights made these tokens, from which data."""
+        """Identifies the weights and the data that the tokens were made from."""
         return self.header.fingerprint
 
     def check_tokenizer(self, record: dict[str, Any]) -> None:
-        """Refuse tokens that other weights made.
+        """Check that a tokenizer with these weights made the tokens.
 
         Args:
-            record: Of the tokenizer that the tokens should come from.
+            record: Record of the tokenizer that the tokens should come from.
 
         Raises:
-            CheckpointError: Names both tokenizers.
+            CheckpointError: If not; names both tokenizers.
         """
         made_by = self.header.tokenizer
         if not same_tokenizer(made_by, record):
@@ -133,7 +128,7 @@ class TokenCache(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
-        """Return several items, unpacked together: what a ``DataLoader`` calls for a batch."""
+        """Return several items, unpacked together; ``DataLoader`` calls this for a batch."""
         rows = torch.from_numpy(self.indices(np.asarray(numbers)))
         items: list[dict[str, Any]] = []
         for row, number in zip(rows, numbers):
@@ -158,10 +153,10 @@ class TokenCache(Dataset[dict[str, Any]]):
 
 
 def read_header(directory: Path) -> CacheHeader:
-    """Read a cache's header.
+    """Read the header of a cache.
 
     Raises:
-        CheckpointError: If the directory holds no finished cache of this format.
+        CheckpointError: If the directory does not hold a finished cache of this format.
     """
     path = directory / HEADER
     if not path.is_file():
@@ -176,7 +171,7 @@ def read_header(directory: Path) -> CacheHeader:
 
 
 def index_width(spec: TokenSpec) -> int:
-    """Return how many bits an index takes: enough for the largest vocabulary, at least 1."""
+    """Return the bits per index: enough for the largest vocabulary, at least 1."""
     return max(1, (spec.max_vocab_size - 1).bit_length())
 
 
@@ -192,7 +187,7 @@ def unpack(rows: UInt8[np.ndarray, "n r"], count: int, width: int) -> Int[np.nda
     Args:
         rows: Packed rows.
         count: Indices T in each row.
-        width: Bits of an index.
+        width: Bits per index.
     """
     bits = np.unpackbits(rows, axis=1, bitorder="little", count=count * width)
     return bits.reshape(len(rows), count, width) @ (1 << np.arange(width, dtype=np.int64))

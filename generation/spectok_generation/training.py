@@ -1,12 +1,12 @@
 """Train a prior: get a tokenizer, get its tokens, fit the model.
 
-tokenizer ── trained first, if a recipe names it ──> output/tokenizer/
-CLIP      ── trained first, if a recipe names it ──> output/clip/
+tokenizer ── trained first, if given as a recipe ──> output/tokenizer/
+CLIP      ── trained first, if given as a recipe ──> output/clip/
 images    ── extract_tokens ──> output/tokens/
 captions  ── encode_captions ──> output/captions/
 tokens    ── fit ──> output/model/
 
-A prior of latents needs no tokens: each batch of images is encoded when its turn comes.
+A prior of latents needs no tokens: each batch of images is encoded during training.
 """
 
 from __future__ import annotations
@@ -33,45 +33,46 @@ from spectok.training.launch import accelerated, check_machine
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
 from spectok_generation.diffusion.model import LDM
-from spectok_generation.examples import (
-    Examples,
+from spectok_generation.drawing import DRAWABLE, choose_labels, draw_batch
+from spectok_generation.extraction import Extraction, extract_tokens
+from spectok_generation.pairs import OWN_CLIP, OWN_TOKENIZER
+from spectok_generation.prior_recipe import PriorRecipe, tokenizer_recipe
+from spectok_generation.priors import Prior, create_prior
+from spectok_generation.priors.factory import check_text_is_given
+from spectok_generation.records import tokenizer_record
+from spectok_generation.text.clip_recipe import clip_recipe_file, load_clip_recipe
+from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.encoder_loading import load_text_encoder
+from spectok_generation.text.features import NO_CAPTIONS
+from spectok_generation.tokens import TokenCache
+from spectok_generation.training_set import (
+    TrainingSet,
     absolute,
     fit_data,
-    latent_examples,
-    token_examples,
+    latent_training_set,
+    token_training_set,
     with_text,
 )
-from spectok_generation.extraction import Extraction, extract_tokens
-from spectok_generation.generate import DRAWABLE, OWN_CLIP, OWN_TOKENIZER, choose_labels, draw_batch
-from spectok_generation.priors import Prior, create_prior
-from spectok_generation.priors.loading import check_text_is_given
-from spectok_generation.recipe import PriorRecipe, tokenizer_recipe
-from spectok_generation.records import tokenizer_record
-from spectok_generation.text.encoder import TextEncoder
-from spectok_generation.text.features import NO_CAPTIONS
-from spectok_generation.text.loading import load_text_encoder
-from spectok_generation.text.recipe import clip_recipe_file, load_clip_recipe
-from spectok_generation.tokens import TokenCache
 
 OWN_TOKENS, OWN_CAPTIONS = "tokens", "captions"
 NUM_SAMPLES = 16
 
 
 def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> FitResult:
-    """Train a prior as a recipe says; works alike in one process and in many.
+    """Train a prior from a recipe, in one process or in many.
 
-    The folder gets ``model/`` (the prior, which remembers its tokenizer), ``recipe.yaml``,
-    ``log.jsonl``, ``checkpoints/``, ``samples/``, and whatever had to be made first:
-    ``tokenizer/`` and ``clip/`` (runs of their own), ``tokens/`` and ``captions/``.
+    Writes ``model/`` (the prior, with a record of its tokenizer), ``recipe.yaml``, ``log.jsonl``,
+    ``checkpoints/``, ``samples/``, and what the prior needed first: ``tokenizer/`` and ``clip/``
+    (complete runs), ``tokens/`` and ``captions/``.
 
     Args:
         recipe: A validated recipe.
         output: Folder of the run.
-        resume: Go on from the newest checkpoint, if there is one.
+        resume: Continue from the newest checkpoint, if there is one.
 
     Raises:
         ConfigError: If the folder holds a finished run, or parts of the recipe do not fit.
-        CheckpointError: If given tokens were not made by the given tokenizer.
+        CheckpointError: If the tokens were not made by the tokenizer.
     """
     check_unfinished(output, resume)
     check_machine(recipe.train)  # before a tokenizer is trained
@@ -83,25 +84,27 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         if path is not None:
             tokenizer = load_trained(path).to(accelerator.device)
         if issubclass(registry.get_prior(recipe.prior["name"]), LDM):
-            examples = latent_examples(recipe, tokenizer, path)
+            training_set = latent_training_set(recipe, tokenizer, path)
         else:
-            examples = token_examples(prepare_tokens(recipe, output, tokenizer, path))
+            training_set = token_training_set(prepare_tokens(recipe, output, tokenizer, path))
         if encoder is not None:
-            examples = with_text(examples, encoder.to(accelerator.device), output / OWN_CAPTIONS)
+            training_set = with_text(
+                training_set, encoder.to(accelerator.device), output / OWN_CAPTIONS
+            )
         torch.manual_seed(recipe.seed)
-        prior = build_prior(recipe, examples)
+        prior = build_prior(recipe, training_set)
         if isinstance(prior, LDM) and tokenizer is not None:
-            prior.set_statistics(*measure_latents(tokenizer, examples.dataset))
+            prior.set_statistics(*measure_latents(tokenizer, training_set.dataset))
         callbacks = Callbacks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
         if tokenizer is not None and isinstance(prior, DRAWABLE):
-            callbacks.sample = sampler(tokenizer, examples, recipe.seed)
+            callbacks.sample = sampler(tokenizer, training_set, recipe.seed)
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
-        losses = make_losses(examples, prior.condition_name)
-        return fit(prior, examples.dataset, losses, recipe.train, run, callbacks=callbacks)
+        losses = make_losses(training_set, prior.condition_name)
+        return fit(prior, training_set.dataset, losses, recipe.train, run, callbacks=callbacks)
 
 
 def check_unfinished(output: Path, resume: bool) -> None:
-    """Refuse to overwrite a finished run.
+    """Check that training would not overwrite a finished run.
 
     Raises:
         ConfigError: If the folder holds a trained prior and ``resume`` is off.
@@ -114,9 +117,9 @@ def check_unfinished(output: Path, resume: bool) -> None:
 
 
 def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
-    """Return where the trained tokenizer is, training it inside the run if a recipe names it.
+    """Return the path of the trained tokenizer; one given as a recipe is trained inside the run.
 
-    A tokenizer that an earlier start of this run trained, or began to, is taken up again.
+    If this run already trained or began to train that tokenizer, its training is resumed.
     """
     if recipe.tokenizer is None:
         return None
@@ -129,7 +132,7 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
 
 
 def prepare_text(recipe: PriorRecipe, output: Path) -> TextEncoder | None:
-    """Return the text encoder of a recipe, fitting a CLIP inside the run if a recipe names it."""
+    """Return the text encoder; a CLIP given as a recipe is trained inside the run."""
     if recipe.text is None:
         return None
     own = clip_recipe_file(recipe.text.encoder)
@@ -145,10 +148,10 @@ def prepare_text(recipe: PriorRecipe, output: Path) -> TextEncoder | None:
 def prepare_tokens(
     recipe: PriorRecipe, output: Path, tokenizer: ImageTokenizer | None, path: str | None
 ) -> TokenCache:
-    """Open the tokens that a recipe names, or extract them into the run.
+    """Open the tokens given in a recipe, or extract them into the run.
 
     Raises:
-        CheckpointError: If they were made by another tokenizer than the recipe's.
+        CheckpointError: If they were not made by the tokenizer of the recipe.
     """
     if recipe.tokens is not None:
         cache = TokenCache(recipe.tokens)
@@ -179,19 +182,19 @@ def extract_data(
     seed: int = 0,
     needs_captions: bool = False,
 ) -> TokenCache:
-    """Extract the tokens of a ``data:`` section, at the size the tokenizer takes.
+    """Extract the tokens of a ``data:`` section, at the image size of the tokenizer.
 
     Args:
-        tokenizer: A trained tokenizer, on the device to run on.
-        data: The images. Augmentation applies only where more than one copy of each is taken.
-        directory: Where the cache goes.
+        tokenizer: A trained tokenizer on the device to run on.
+        data: The images. They are augmented only if more than one copy of each is taken.
+        directory: Directory of the cache.
         how: Batch size and copies.
-        path: Where the tokenizer was loaded from; a folder is remembered as an absolute path.
+        path: Where the tokenizer was loaded from; a folder is stored as an absolute path.
         seed: Seed of the augmentation.
-        needs_captions: Refuse images without captions.
+        needs_captions: Whether the images must have captions.
 
     Raises:
-        DataError: If captions are needed and there are none.
+        DataError: If captions are needed but missing.
     """
     data = fit_data(data, tokenizer)
     augmented = how.copies > 1
@@ -207,47 +210,47 @@ def extract_data(
         return extract_tokens(tokenizer, dataset, directory, how, path=path, on_images=advance)
 
 
-def build_prior(recipe: PriorRecipe, examples: Examples) -> Prior:
-    """Build the prior of a recipe for what it is trained on."""
+def build_prior(recipe: PriorRecipe, training_set: TrainingSet) -> Prior:
+    """Build the prior of a recipe for a training set."""
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
-    by_class = recipe.class_conditional and examples.text is None
+    by_class = recipe.class_conditional and training_set.text is None
     return create_prior(
         recipe.prior["name"],
-        examples.token_spec,
-        num_classes=examples.num_classes if by_class else 0,
-        tokenizer=examples.tokenizer,
-        text=examples.text,
+        training_set.token_spec,
+        num_classes=training_set.num_classes if by_class else 0,
+        tokenizer=training_set.tokenizer,
+        text=training_set.text,
         **options,
     )
 
 
 def make_losses(
-    examples: Examples, condition_name: str | None
+    training_set: TrainingSet, condition_name: str | None
 ) -> Callable[[nn.Module, dict[str, Any]], StepOutput]:
-    """Return ``(model, batch) -> losses``, given classes, texts or nothing."""
+    """Return ``(model, batch) -> losses``, conditioned on classes, texts or nothing."""
 
     def compute_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
-        output = model(examples.inputs(batch), examples.condition(batch, condition_name))
+        output = model(training_set.inputs(batch), training_set.condition(batch, condition_name))
         return StepOutput(output.losses, output.metrics)
 
     return compute_losses
 
 
 def sampler(
-    tokenizer: ImageTokenizer, examples: Examples, seed: int
+    tokenizer: ImageTokenizer, training_set: TrainingSet, seed: int
 ) -> Callable[[nn.Module, int, Path], None]:
-    """Return a callback that writes a grid of images drawn from the prior, always the same numbers.
+    """Return a callback that writes a grid of images, drawn with fixed random numbers.
 
-    They are of all classes in turn, or of the first captions.
+    The images show all classes in turn, or the first captions.
     """
 
     def sample(model: nn.Module, step: int, folder: Path) -> None:
         prior = cast(Prior, model)
-        if examples.text is None:
+        if training_set.text is None:
             condition: Condition | None = choose_labels(prior, NUM_SAMPLES)
         else:
-            rows = [row % len(examples.dataset) for row in range(NUM_SAMPLES)]
-            condition = examples.dataset.features.rows(rows)
+            rows = [row % len(training_set.dataset) for row in range(NUM_SAMPLES)]
+            condition = training_set.dataset.features.rows(rows)
         images = draw_batch(prior, tokenizer, range(NUM_SAMPLES), condition, seed=seed)
         save_grid(images, folder / f"step-{step:08d}.png")
 

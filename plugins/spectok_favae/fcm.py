@@ -1,4 +1,4 @@
-"""Frequency complement modules, and the decoder that has one before each of its stages."""
+"""Frequency complement modules, and the decoder with one before each of its stages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DROPOUT = 0.1
 
 
 class NoComplement(nn.Module):
-    """Leaves the decoder as it is: C = 0. What VQGAN does."""
+    """Leave the decoder as VQGAN has it: C = 0."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
         """Return the complement C and what goes on."""
@@ -45,9 +45,9 @@ class ConvComplement(nn.Module):
 
 
 class ResidualComplement(nn.Module):
-    """Convolutions with a shortcut inside, whose output C takes the place of their input.
+    """Convolutions with a shortcut inside, whose output C replaces their input.
 
-    What goes on is what :class:`ConvComplement` would hand on; what the loss sees differs.
+    What goes on is what :class:`ConvComplement` hands on; what the loss sees differs.
 
     Args:
         channels: Channels in and out.
@@ -59,13 +59,13 @@ class ResidualComplement(nn.Module):
         self.branch = residual_branch(channels, channels, dropout)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
-        """Return the complement C, twice: it is what goes on."""
+        """Return the complement C twice, since it is also what goes on."""
         complement = x + self.branch(x)
         return complement, complement
 
 
 class AttentionComplement(nn.Module):
-    """A transformer layer over all pixels, whose output C takes the place of its input.
+    """A transformer layer over all pixels, whose output C replaces its input.
 
     Args:
         channels: Channels in and out.
@@ -83,7 +83,7 @@ class AttentionComplement(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
-        """Return the complement C, twice: it is what goes on."""
+        """Return the complement C twice, since it is also what goes on."""
         pixels = self.layer(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         complement = rearrange(pixels, "b (h w) c -> b c h w", h=x.shape[2])
         return complement, complement
@@ -94,8 +94,9 @@ class ComplementedDecoder(VQGANDecoder):
 
         latents -F_4- stem -F_3- mid -F_2- up -F_1- head -> images
 
-    F_i sees the features that have the shape of the encoder's stage i. F_1 is at the images' full
-    size, where attention would be too large: there ``"attention"`` takes the residual form.
+    F_i sees features of the shape of A_i, the output of the encoder's stage i. F_1 works at the
+    size of the images, where attention would need too much memory: there ``"attention"`` takes the
+    residual form.
 
     Args:
         latent_channels: Latent channels.
@@ -133,7 +134,7 @@ def make_complement(kind: FCMKind, channels: int, full_size: bool) -> nn.Module:
     Args:
         kind: Its form.
         channels: Channels in and out.
-        full_size: Whether it works at the images' full size.
+        full_size: Whether it works at the full size of the images.
     """
     if kind == "none":
         return NoComplement()

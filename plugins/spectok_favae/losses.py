@@ -21,15 +21,15 @@ SMALLEST_SIGMA = 0.1  # pixels; a narrower Gaussian is a delta in float32
 class SpectrumLoss(nn.Module):
     """Mean focal frequency loss of pairs of feature maps, both blurred by a Gaussian (Eq. 7, 8).
 
-    Partners share their Gaussian; with ``pairwise`` off each has its own.
+    The two maps of a pair share one Gaussian, or, with ``pairwise`` off, have one each.
 
     Args:
         kind: ``"ffl"``: no blur. ``"sl"``: Gaussians of a fixed width. ``"dsl"``: learned widths.
         num_pairs: Pairs of feature maps.
         kernel_size: Side of the kernel, in pixels: the paper's mu. Odd.
-        sigma: Width of the Gaussians, or where it starts, in pixels; above 0.1.
+        sigma: Width of the Gaussians, in pixels, above 0.1; with ``"dsl"`` the initial one.
         pairwise: Whether the two maps of a pair share one width.
-        learning_rate: Peak learning rate of the widths; None for that of everything else.
+        learning_rate: Peak learning rate of the widths. None: that of the other parameters.
 
     Attributes:
         own_learning_rate: See :func:`spectok.training.optimizer.make_optimizer`.
@@ -50,7 +50,7 @@ class SpectrumLoss(nn.Module):
         self.own_learning_rate = learning_rate
         raw = torch.full((num_pairs * (1 if pairwise else 2),), _inverse_softplus(sigma))
         if kind == "dsl":
-            self.raw_sigma = nn.Parameter(raw)  # one dimension: spared by weight decay
+            self.raw_sigma = nn.Parameter(raw)  # one dimension: without weight decay
         elif kind == "sl":
             self.register_buffer("raw_sigma", raw)
 
@@ -63,7 +63,7 @@ class SpectrumLoss(nn.Module):
         return widths.view(-1, self.num_pairs).expand(2, -1)
 
     def forward(self, activations: Sequence[Tensor], complements: Sequence[Tensor]) -> Tensor:
-        """Return the mean over pairs, a scalar.
+        """Return the mean over the pairs, a scalar.
 
         Args:
             activations: The encoder's maps A_i, each (B, C, H, W).
@@ -90,7 +90,7 @@ def gaussian(sigma: Float[Tensor, ""], size: int) -> Float[Tensor, "size"]:
 
 
 def convolve(x: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k"]) -> Float[Tensor, "b c h w"]:
-    """Convolve down and across with one kernel; beyond the border the map is reflected."""
+    """Convolve down and across with one kernel; the map is reflected at its border."""
     margin, channels = len(kernel) // 2, x.shape[1]
     padded = F.pad(x, (margin,) * 4, mode="reflect")
     # one group per channel: with channels in the batch the backward pass is 20 times slower

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok import losses
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
+from spectok.losses import focal_frequency
 from spectok.nn import GridTokens, VQGANEncoder
+from spectok.nn.vqgan import check_attention
 from spectok.outputs import TokenizerOutput
 from spectok.recipes.schema import QuantizerOption
 from spectok.tokenizer import ImageTokenizer, check_divisible
@@ -26,14 +28,14 @@ NUM_TAPS = 4
 
 
 class FAVAE(ImageTokenizer):
-    """A grid of local tokens; the decoder learns to give back lost frequencies.
+    """A grid of local tokens; the decoder learns to restore lost frequencies.
 
         images
-          | encoder       VQGAN's; what its four stages make are the activations A_1 … A_4
+          | encoder       VQGAN's; the outputs of its four stages are the activations A_1 … A_4
         latents (B, latent_channels, H/f, W/f)
           | token_space   one vector per latent pixel
         z
-          | quantizer     code of the largest cosine
+          | quantizer     code with the largest cosine
         z_q
           | token_space   back on the grid
         latents
@@ -49,26 +51,30 @@ class FAVAE(ImageTokenizer):
         downsample_factor: Power of two f; 16, 8 or 4 in the paper.
         codebook_size: Codes in the codebook.
         codebook_dim: Length of a code; 256 in the released code.
-        latent_channels: Channels of the latents; where they differ from ``codebook_dim``, linear
-            maps lead from one to the other. None: ``codebook_dim``.
+        latent_channels: Channels of the latents; if this is not ``codebook_dim``, linear maps lead
+            from one to the other. None: ``codebook_dim``.
         channels: Channels at full size; 128 in VQGAN.
-        channel_multipliers: Channels of each level as a multiple of that, the first being 1. None:
-            the released code's for f = 16, 8 and 4.
+        channel_multipliers: Channels of each level, as multiples of ``channels``; the first is 1.
+            None: those of the released code for f = 16, 8 and 4.
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_sizes: Heights of feature maps at which attention follows each residual block.
-            None: the latents' where f is 8 or more, as in the released code.
-        fcm: Form of the frequency complement modules; ``"none"`` leaves VQGAN.
+            None: that of the latents if f is 8 or more, as in the released code.
+        z_channels: Channels between the network and its 1x1 convolutions to and from the latents.
+            None: ``latent_channels``, as in the released code.
+        post_quant_conv: Whether the decoder begins with VQGAN's 1x1 convolution. In the released
+            code C_4 takes its place; only the decoder without complements has it.
+        fcm: Form of the frequency complement modules; ``"none"`` leaves VQGAN's decoder.
         spectrum_loss: What the complements learn from: ``"dsl"`` (learned Gaussians), ``"sl"``
             (fixed ones), ``"ffl"`` (no blur) or ``"none"``.
-        spectrum_weight: Weight of the mean over the four pairs. The paper's beta multiplies a sum,
-            and is a quarter of this.
+        spectrum_weight: Weight of the mean over the four pairs. The paper's beta multiplies their
+            sum: it is a quarter of this.
         kernel_size: The paper's mu: side of the Gaussian kernels, odd.
-        sigma: Width of the Gaussians at the start, in pixels of the feature map.
+        sigma: Initial width of the Gaussians, in pixels of the feature map.
         pairwise_sigma: Whether A_i and C_i share one learned width.
-        sigma_learning_rate: Peak learning rate of the widths; None for that of all else.
-        detach_activations: Keep the spectrum loss from training the encoder.
-        frequency_weight: The paper's alpha: weight of the focal frequency loss of the images; 0
-            leaves it out.
+        sigma_learning_rate: Peak learning rate of the widths. None: that of the other parameters.
+        detach_activations: Whether to keep the spectrum loss from training the encoder.
+        frequency_weight: The paper's alpha: weight of the focal frequency loss on the images; 0
+            omits the term.
         quantizer: Name or mapping of any registered quantizer.
         reconstruction_loss: ``"l1"`` as in the paper, or ``"l2"``; on the [-1, 1] scale.
 
@@ -78,6 +84,8 @@ class FAVAE(ImageTokenizer):
 
     encoder: VQGANEncoder
     decoder: ComplementedDecoder
+
+    added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
 
     @register_to_config
     def __init__(
@@ -92,6 +100,8 @@ class FAVAE(ImageTokenizer):
         channel_multipliers: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
         num_blocks: Annotated[int, Field(ge=1)] = 2,
         attention_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        z_channels: Annotated[int, Field(ge=1)] | None = None,
+        post_quant_conv: bool = False,
         fcm: FCMKind = "conv",
         spectrum_loss: SpectrumKind = "dsl",
         spectrum_weight: Annotated[float, Field(gt=0)] = 0.01,
@@ -115,7 +125,8 @@ class FAVAE(ImageTokenizer):
             "channels": channels,
             "channel_multipliers": check_multipliers(channel_multipliers, downsample_factor),
             "num_blocks": num_blocks,
-            "attention_sizes": check_attention(attention_sizes, image_size, downsample_factor),
+            "attention_sizes": choose_attention(attention_sizes, image_size, downsample_factor),
+            "z_channels": z_channels,
         }
         self.encoder = VQGANEncoder(in_channels, latent_channels, **shape)
         if latent_channels == codebook_dim:
@@ -125,7 +136,9 @@ class FAVAE(ImageTokenizer):
         self.quantizer = build_quantizer(
             quantizer, dim=codebook_dim, num_tokens=size * size, codebook_size=codebook_size
         )
-        self.decoder = ComplementedDecoder(latent_channels, in_channels, fcm, **shape)
+        self.decoder = ComplementedDecoder(
+            latent_channels, in_channels, fcm, post_quant_conv=post_quant_conv, **shape
+        )
         self.spectrum_loss: SpectrumLoss | None = None
         if spectrum_loss != "none":
             check_spectrum(fcm, spectrum_loss, kernel_size, size)
@@ -139,9 +152,9 @@ class FAVAE(ImageTokenizer):
             )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> TokenizerOutput:
-        """Encode, quantise and decode, and compare spectra on the way.
+        """Encode, quantise and decode, and compare spectra.
 
-        The same pipeline as every tokenizer's, except that what the encoder's stages make is kept
+        The pipeline of every tokenizer, except that the outputs of the encoder's stages are kept
         for the loss.
 
         Args:
@@ -160,21 +173,20 @@ class FAVAE(ImageTokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last convolution; the complements follow it in the list."""
+        """Weight of the decoder's last convolution; complements follow it in ``parameters()``."""
         return list(self.decoder.head.parameters())[-2]
 
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """Return the first and third terms of Eq. 9: error per pixel and per frequency."""
-        per_pixel = losses.l1 if self.config["reconstruction_loss"] == "l1" else losses.l2
-        terms = {"reconstruction": per_pixel(reconstruction, images)}
+        terms = super().reconstruction_losses(images, reconstruction)
         if weight := self.config["frequency_weight"]:
-            terms["frequency"] = weight * losses.focal_frequency(reconstruction, images)
+            terms["frequency"] = weight * focal_frequency(reconstruction, images)
         return terms
 
     def spectrum_losses(
         self, activations: list[Tensor], complements: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Return the second term of Eq. 9, which compares A_i and C_i."""
+        """Return the second term of Eq. 9, which compares C_i with A_i."""
         if self.spectrum_loss is None:
             return {}
         if self.config["detach_activations"]:
@@ -189,7 +201,7 @@ def check_multipliers(
     """Return the multipliers of the levels.
 
     Raises:
-        InputError: If they do not make the downsample factor.
+        InputError: If they do not fit the downsample factor.
     """
     if channel_multipliers is None:
         if downsample_factor not in MULTIPLIERS:
@@ -209,31 +221,26 @@ def check_multipliers(
     return multipliers
 
 
-def check_attention(
+def choose_attention(
     attention_sizes: tuple[int, ...] | None, image_size: int, downsample_factor: int
 ) -> tuple[int, ...]:
     """Return the heights of feature maps with attention; by default those of the released code.
 
     Raises:
-        InputError: If there are no feature maps of that height.
+        InputError: If no feature map has one of these heights.
     """
-    size = image_size // downsample_factor
     if attention_sizes is None:
+        size = image_size // downsample_factor
         return (size,) if downsample_factor >= SMALLEST_WITH_ATTENTION else ()
-    heights = [image_size >> i for i in range(downsample_factor.bit_length())]
-    if not set(attention_sizes) <= set(heights):
-        raise InputError(
-            f"attention_sizes {list(attention_sizes)} are not all heights of feature maps, which "
-            f"are {', '.join(map(str, heights))}; choose some of these, or none"
-        )
+    check_attention(attention_sizes, image_size, downsample_factor.bit_length())
     return tuple(attention_sizes)
 
 
 def check_spectrum(fcm: str, spectrum_loss: str, kernel_size: int, size: int) -> None:
-    """Check that there is something for the spectrum loss to compare, and room for its kernel.
+    """Check that the spectrum loss has complements to compare, and that its kernel fits.
 
     Raises:
-        InputError: If there is not.
+        InputError: If it has none, or if the kernel's size is even or too large.
     """
     if fcm == "none":
         raise InputError(

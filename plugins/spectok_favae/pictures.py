@@ -10,13 +10,13 @@ from torch import Tensor
 from spectok_favae.model import FAVAE
 
 Pictures = dict[str, Tensor]
-"""By name, (B, 3, H, W) in [-1, 1]: what :func:`spectok.images.save_grid` takes."""
+"""Name -> (B, 3, H, W) in [-1, 1], as :func:`spectok.images.save_grid` takes them."""
 
-COLOURS = "RdYlGn"  # as in the paper, from red for weak frequencies to green for strong ones
+COLOURS = "RdYlGn"  # as in the paper: red for weak frequencies, green for strong ones
 
 
 def amplitudes(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-    """Return log10 amplitudes of the spectrum, zero frequency in the centre, mean over channels."""
+    """Return log10 amplitudes, averaged over channels, with frequency zero in the centre."""
     spectrum = torch.fft.fft2(maps.detach().float(), norm="ortho")
     return torch.fft.fftshift(spectrum.abs().clamp_min(1e-6).log10().mean(1), dim=(-2, -1))
 
@@ -34,11 +34,11 @@ def frequency_maps(*batches: Float[Tensor, "b c _ _"]) -> list[Tensor]:
     """Draw the spectra of images or feature maps on one scale, so that batches compare (Fig. 1).
 
     Args:
-        *batches: Batches of one size, such as images and their reconstructions; of each image, all
-            are drawn on the scale of the first.
+        *batches: Batches of one size, such as images and their reconstructions; the scale of each
+            image is that of its spectrum in the first batch.
 
     Returns:
-        For each batch (B, 3, H, W) in [-1, 1].
+        (B, 3, H, W) in [-1, 1] for each batch.
     """
     values = [amplitudes(batch) for batch in batches]
     low, high = (limit(values[0], dim=(1, 2), keepdim=True) for limit in (torch.amin, torch.amax))
@@ -55,7 +55,7 @@ def feature_pictures(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]
 
 @torch.no_grad()
 def inside(model: FAVAE, images: Float[Tensor, "b c h w"]) -> Pictures:
-    """Draw what Fig. 3 shows of a model: activations A_i, complements C_i, and all their spectra.
+    """Draw what Fig. 3 shows of a model: activations A_i, complements C_i, and the spectra of both.
 
     Args:
         model: In eval mode.
@@ -63,8 +63,8 @@ def inside(model: FAVAE, images: Float[Tensor, "b c h w"]) -> Pictures:
 
     Returns:
         ``images``, ``reconstruction``, and for each of the four taps ``activation_i`` and
-        ``complement_i``; with ``_spectrum`` after each name its frequency map. All at the images'
-        size.
+        ``complement_i``; each name with ``_spectrum`` after it is the spectrum of that picture. All
+        have the size of the images.
     """
     model.check_images(images)
     activations = model.encoder.stages(images)

@@ -1,4 +1,4 @@
-"""A grid of tokens whose codes are longer than the latents have channels."""
+"""A grid of tokens whose codes are not as long as the latents have channels."""
 
 from __future__ import annotations
 

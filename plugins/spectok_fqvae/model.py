@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
@@ -141,11 +141,6 @@ class FQVAE(ImageTokenizer):
             num_tokens=num_tokens,
             codebook_size=codebook_size,
         )
-
-    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the mean squared error on the [-1, 1] scale (Eq. 1)."""
-        error = reconstruction.float() - images.float()
-        return {"reconstruction": error.square().mean()}
 
 
 def _grid_factor(image_size: int, num_tokens: int) -> int:

@@ -27,7 +27,7 @@ class HRVQVAE(ImageTokenizer):
         latents (B, codebook_dim, H/f, W/f)
           | token_space   one vector per latent pixel
         z
-          | quantizer     tree: at each level the nearest child to what is left of z
+          | quantizer     tree: at each level the child nearest to the residual of z
         z_q               sum of the codes on the path
           | token_space   back on the grid
         latents
@@ -85,7 +85,7 @@ class HRVQVAE(ImageTokenizer):
     def decode_levels(
         self, indices: Int[Tensor, "b t"], levels: Sequence[int]
     ) -> Float[Tensor, "b c h w"]:
-        """Decode the contribution of some levels alone, the others left out (Fig. 1 and 8).
+        """Decode the contributions of some levels alone (Fig. 1 and 8).
 
         Args:
             indices: int64 tokens, always T per image.
@@ -104,9 +104,3 @@ class HRVQVAE(ImageTokenizer):
         codes = self.quantizer.level_codes(self.quantizer.paths(self._from_sequence(indices)))
         z_q = torch.stack([codes[level] for level in sorted(set(levels))]).sum(0).to(self.dtype)
         return self.decoder(self.token_space.to_latents(z_q))
-
-    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the mean error per pixel, absolute or squared."""
-        error = reconstruction.float() - images.float()
-        mean = error.square() if self.config["reconstruction_loss"] == "l2" else error.abs()
-        return {"reconstruction": mean.mean()}

@@ -1,4 +1,4 @@
-"""What the levels of a tree hold: reconstructions from some of them (Fig. 1 and 8), live nodes."""
+"""What the levels of a tree hold: reconstructions from some of them (Fig. 1 and 8), node use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.errors import InputError
+from spectok import ImageTokenizer, InputError
 from spectok.quantizers import USED_SHARE, perplexity
-from spectok.tokenizer import ImageTokenizer
 from spectok_hrvqvae.codebooks import CodebookTree
 from spectok_hrvqvae.model import HRVQVAE
 from spectok_hrvqvae.tree import nodes_of
@@ -22,7 +21,7 @@ class LevelUse:
 
     Args:
         num_nodes: Nodes of the level.
-        num_live: Those that more vectors reach than a tenth of the uniform share.
+        num_live: Nodes that more vectors reach than a tenth of the uniform share.
         perplexity: How many are in effective use.
     """
 

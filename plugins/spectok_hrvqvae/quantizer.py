@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.distributed import (
+from spectok.quantizers import (
+    FEWEST_MEMBERS,
+    RunningMeans,
     broadcast_from_main,
     clear_moments,
     gather_candidates,
-    sum_over_ranks,
 )
-from spectok.quantizers import FREQUENCY_DECAY
 from spectok_hrvqvae.codebooks import CodebookTree
 from spectok_hrvqvae.revival import dead_children, split_pairs, with_fair_share
 from spectok_hrvqvae.start import hierarchical_kmeans
@@ -25,7 +25,6 @@ from spectok_hrvqvae.tree import descend, members, resolve_branching
 START_VECTORS_PER_LEAF = 32
 CANDIDATES_PER_PARENT = 16
 MAX_CANDIDATES = 16384
-FEWEST_MEMBERS = 1e-8  # running count below which a node has no mean
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -35,32 +34,32 @@ class TreeQuantizer(CodebookTree):
 
     With ξ⁰ = z, level i picks the code eⁱ nearest to ξⁱ⁻¹ among the m children of the node that
     level i-1 picked, and leaves ξⁱ = ξⁱ⁻¹ - sg[eⁱ]. The result is e_C = Σ eⁱ: a vector is compared
-    with m codes per level and not with all the leaves.
+    with m codes per level instead of all the leaves.
 
         losses = codebook_weight   (|sg[ξ⁰] - e_C|² + Σ |sg[ξⁱ⁻¹] - eⁱ|²)
                + commitment_weight (|ξ⁰ - sg[e_C]|² + Σ |ξⁱ⁻¹ - sg[eⁱ]|²)          (Eq. 5 and 6)
 
-    The first training step ends by setting all codes by hierarchical k-means on its vectors. From
-    then on, every ``revive_every`` steps, dead leaves are set to random residuals of their parent,
-    and dead inner nodes become copies of their most used sibling, subtree included.
+    After the first training step, hierarchical k-means on its vectors sets all codes. From then on,
+    every ``revive_every`` steps, dead leaves are set to random residuals of their parent, and dead
+    inner nodes become copies of their most used sibling, subtree included.
 
     Args:
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
-        codebook_size: Leaves of the tree: the distinct vectors that a token can stand for.
+        codebook_size: Leaves of the tree: the distinct vectors that the indices can stand for.
         num_levels: Levels n of the tree; by default the length of ``branching``, or 3.
         branching: Children m under each node, one number for all levels or one per level; they must
-            multiply to ``codebook_size``. By default whole numbers as equal as can be: 512 leaves
-            are 8, 8, 8.
-        tokens: ``"path"``: one index per level, coarse to fine, and the first levels decode alone.
-            ``"leaf"``: one index, the leaf's number, which is what the paper's prior models.
+            multiply to ``codebook_size``. By default the factors with the smallest sum: 8, 8, 8
+            for 512 leaves.
+        tokens: ``"path"``: one index per level, coarse to fine; the first levels decode alone.
+            ``"leaf"``: one index, the leaf's number, as the paper's prior models it.
         update: ``"gradient"``: codes are trained by the codebook terms. ``"ema"``: the codes on a
             path sum to the running mean of the vectors that took it, and those terms are left out.
         codebook_weight: Weight of the terms that move the codes; 1 in the paper.
         commitment_weight: Weight β of the terms that move the encoder, one for all levels; the
             paper gives no value.
         decay: Decay of the running counts and sums of ``update="ema"``.
-        revive_below: Fraction of the fair share of its parent's vectors under which a node is
+        revive_below: Fraction of the fair share of its parent's vectors below which a node is
             revived; 0 never revives.
         revive_every: Optimiser steps between checks for nodes to revive.
 
@@ -94,28 +93,25 @@ class TreeQuantizer(CodebookTree):
             commitment_weight=commitment_weight,
             learned=learned,
         )
-        self.decay, self.revive_below, self.revive_every = decay, revive_below, revive_every
-        self.register_buffer("pending_counts", torch.zeros(codebook_size), persistent=False)
+        self.revive_below, self.revive_every = revive_below, revive_every
         if not learned:
-            self.register_buffer("ema_counts", torch.zeros(codebook_size))
-            self.register_buffer("ema_sums", torch.zeros(codebook_size, dim))
-            self.register_buffer("pending_sums", torch.zeros(codebook_size, dim), persistent=False)
+            leaves = self.codebooks[-1]
+            self.running_means = RunningMeans(self, leaves, decay)
+            self.register_buffer("pending_sums", torch.zeros_like(leaves), persistent=False)
         self._vectors: list[Tensor] = []
 
-    pending_counts: Tensor
-    ema_counts: Tensor
-    ema_sums: Tensor
     pending_sums: Tensor
 
     # -- every step ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def observe(self, z: Float[Tensor, "p d"], leaf: Int[Tensor, "p"]) -> None:
-        """Accumulate statistics of one micro-batch; edits wait for :meth:`after_step`."""
-        self.pending_counts += torch.bincount(leaf, minlength=self.codebook_size)
+        """Gather statistics of one micro-batch; codes are edited later, in :meth:`after_step`."""
+        self.code_counts.count(leaf)
         if not self.is_learned:
             self.pending_sums.index_add_(0, leaf, z)
-        if self.steps == 0 or self.revives_at(self.steps + 1):
+        steps = self.step_counter.steps
+        if steps == 0 or self.revives_at(steps + 1):
             self._vectors.append(z)
 
     @torch.no_grad()
@@ -123,16 +119,16 @@ class TreeQuantizer(CodebookTree):
         """Sum statistics over ranks; start the tree, move codes to means, revive dead ones."""
         if not self.training:
             return
-        optimizers, pending = list(optimizers), self._pending()
-        counts, *sums = sum_over_ranks(*pending)
-        self.count_step()
-        if self.steps == 1 and self._vectors:
+        optimizers = list(optimizers)
+        counts, *sums = self.code_counts.update(*self._pending_sums())
+        self.step_counter.advance()
+        step = self.step_counter.steps
+        if step == 1 and self._vectors:
             self.start(int(counts.sum()), optimizers)
         else:
-            self.frequency.lerp_(counts / counts.sum().clamp_min(1), 1 - FREQUENCY_DECAY)
             if not self.is_learned:
                 self.move_to_means(counts, sums[0])
-            if self.revives_at(self.steps) and self._vectors:
+            if self.revives_at(step) and self._vectors:
                 self.revive(optimizers)
         self.skip_step()
 
@@ -140,8 +136,8 @@ class TreeQuantizer(CodebookTree):
     def skip_step(self) -> None:
         """Forget the micro-batches since the last step."""
         self._vectors = []
-        for statistics in self._pending():
-            statistics.zero_()
+        for pending in (self.code_counts.pending, *self._pending_sums()):
+            pending.zero_()
 
     @torch.no_grad()
     def move_to_means(
@@ -149,15 +145,15 @@ class TreeQuantizer(CodebookTree):
     ) -> None:
         """Move each node to the running mean of the vectors below it; its code is the difference.
 
-        A node that nothing has chosen for long keeps its code.
+        A node that nothing has chosen for a long time keeps its code.
         """
-        self.ema_counts.lerp_(counts, 1 - self.decay)
-        self.ema_sums.lerp_(sums, 1 - self.decay)
-        origin = self.ema_sums.new_zeros(1, self.dim)
+        self.running_means.update(counts, sums)
+        running_counts, running_sums = self.running_means.counts, self.running_means.sums
+        origin = running_sums.new_zeros(1, self.dim)
         for level, (codes, m) in enumerate(zip(self.codebooks, self.branching)):
-            count = self.by_node(self.ema_counts, level).sum(1).unsqueeze(1)
-            mean = self.by_node(self.ema_sums, level).sum(1) / count.clamp_min(FEWEST_MEMBERS)
-            origin = origin.repeat_interleave(m, dim=0)  # where the parent is
+            count = self.by_node(running_counts, level).sum(1).unsqueeze(1)
+            mean = self.by_node(running_sums, level).sum(1) / count.clamp_min(FEWEST_MEMBERS)
+            origin = origin.repeat_interleave(m, dim=0)  # position of the parent
             codes.copy_(torch.where(count > FEWEST_MEMBERS, mean - origin, codes))
             origin = origin + codes
 
@@ -167,22 +163,23 @@ class TreeQuantizer(CodebookTree):
     def start(self, num_vectors: int, optimizers: Optimizers) -> None:
         """Set all codes by hierarchical k-means on the vectors of this step, from all ranks.
 
-        That it has happened is on record in ``num_steps``, which is saved.
+        ``num_steps``, which is saved, records that this has happened.
 
         Args:
             num_vectors: Vectors of this step on all ranks.
-            optimizers: Their moments of the codes are cleared.
+            optimizers: Those whose moments of the codes are cleared.
         """
         size = min(2 * num_vectors, START_VECTORS_PER_LEAF * self.codebook_size)
-        sample = gather_candidates(torch.cat(self._vectors), size, self.step_generator())
+        sample = gather_candidates(torch.cat(self._vectors), size, self.step_counter.generator())
         for codes, fitted in zip(self.codebooks, hierarchical_kmeans(sample, self.branching)):
             codes.copy_(fitted)
             clear_moments(codes, torch.arange(len(codes), device=codes.device), optimizers)
         leaf = descend(sample, self.codebooks, self.branching)[1]
         self.frequency.copy_(torch.bincount(leaf, minlength=self.codebook_size) / size)
         if not self.is_learned:
-            self.ema_counts.copy_(self.frequency * num_vectors)
-            self.ema_sums.zero_().index_add_(0, leaf, sample * (num_vectors / size))
+            self.running_means.counts.copy_(self.frequency * num_vectors)
+            sums = self.running_means.sums.zero_()
+            sums.index_add_(0, leaf, sample * (num_vectors / size))
         self._take_from_main()
 
     # -- revival ---------------------------------------------------------------------------------
@@ -195,7 +192,7 @@ class TreeQuantizer(CodebookTree):
     def revive(self, optimizers: Optimizers) -> None:
         """Revive dead inner nodes from the top down, then dead leaves."""
         size = min(CANDIDATES_PER_PARENT * self.codebook_size // self.branching[-1], MAX_CANDIDATES)
-        drawn = gather_candidates(torch.cat(self._vectors), size, self.step_generator())
+        drawn = gather_candidates(torch.cat(self._vectors), size, self.step_counter.generator())
         for level in range(len(self.branching) - 1):
             self._copy_siblings(level, drawn, optimizers)
         self._replace_leaves(drawn, optimizers)
@@ -206,7 +203,7 @@ class TreeQuantizer(CodebookTree):
     ) -> None:
         """Turn dead nodes of a level, with their subtrees, into copies of used siblings.
 
-        A copy goes half way to a random vector of the sibling, which is then sure to prefer it.
+        A copy moves half way to a random vector of the sibling, which is then nearer to the copy.
         """
         node = descend(drawn, self.codebooks[: level + 1], self.branching[: level + 1])[1]
         origins = self.tables()[level + 1]
@@ -226,11 +223,11 @@ class TreeQuantizer(CodebookTree):
             subtrees[onto] /= 2
             subtrees[moved] = subtrees[onto]
         if not self.is_learned:
-            counts = self.by_node(self.ema_counts, level)[moved].unsqueeze(2)
-            self.by_node(self.ema_sums, level)[moved] += counts * step.unsqueeze(1)
+            counts = self.by_node(self.running_means.counts, level)[moved].unsqueeze(2)
+            self.by_node(self.running_means.sums, level)[moved] += counts * step.unsqueeze(1)
 
     def _replace_leaves(self, drawn: Float[Tensor, "p d"], optimizers: Optimizers) -> None:
-        """Set dead leaves to random residuals of their parent, where it has any vectors."""
+        """Set dead leaves to random residuals of their parent, if it has any vectors."""
         m = self.branching[-1]
         leaf = descend(drawn, self.codebooks, self.branching)[1]
         parents = leaf.div(m, rounding_mode="floor")
@@ -242,25 +239,24 @@ class TreeQuantizer(CodebookTree):
         clear_moments(self.codebooks[-1], leaves, optimizers)
         shares.copy_(with_fair_share(shares, revived))
         if not self.is_learned:
-            counts = with_fair_share(self.ema_counts.view(-1, m), revived).flatten()
-            scale = counts / self.ema_counts.clamp_min(FEWEST_MEMBERS)
-            self.ema_sums *= scale.unsqueeze(1)
-            self.ema_sums[leaves] = drawn[chosen] * counts[leaves].unsqueeze(1)
-            self.ema_counts.copy_(counts)
+            running_counts, running_sums = self.running_means.counts, self.running_means.sums
+            counts = with_fair_share(running_counts.view(-1, m), revived).flatten()
+            scale = counts / running_counts.clamp_min(FEWEST_MEMBERS)
+            running_sums *= scale.unsqueeze(1)
+            running_sums[leaves] = drawn[chosen] * counts[leaves].unsqueeze(1)
+            running_counts.copy_(counts)
 
     # -- state -----------------------------------------------------------------------------------
 
-    def _pending(self) -> list[Tensor]:
-        """Return what micro-batches add to, cleared after each step."""
-        return (
-            [self.pending_counts] if self.is_learned else [self.pending_counts, self.pending_sums]
-        )
+    def _pending_sums(self) -> list[Tensor]:
+        """Return the sums that micro-batches add to, cleared after each step with the counts."""
+        return [] if self.is_learned else [self.pending_sums]
 
     def _running(self) -> list[Tensor]:
         """Return the running statistics of the leaves."""
         if self.is_learned:
             return [self.frequency]
-        return [self.frequency, self.ema_counts, self.ema_sums]
+        return [self.frequency, self.running_means.counts, self.running_means.sums]
 
     def _take_from_main(self) -> None:
         """Take codes and statistics from rank 0: sums on a GPU may round differently per rank."""

@@ -9,19 +9,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from spectok.distributed import broadcast_from_main, clear_moments
-from spectok.quantizers import CodebookQuantizer
+from spectok.quantizers import CodebookQuantizer, broadcast_from_main, clear_moments
 
-RELATIVE_FLOOR = 1e-6  # of a codebook's largest magnitude: below it a cell is not worth splitting
+RELATIVE_FLOOR = 1e-6  # of a codebook's largest magnitude; cells below it are not split
 
 
 class VoronoiQuantizer(CodebookQuantizer):
     """Gradient-trained codebooks whose unused codes move next to overused ones.
 
     The gradient magnitude of each code, summed over ``reset_every`` optimiser steps, is the error
-    of its Voronoi cell. At a reset, in each codebook the i-th code that got no gradient at all is
-    moved to the i-th largest magnitude, displaced by a random direction; training then separates
-    the two. A cell is split at most once per reset.
+    of its Voronoi cell. At a reset, in each codebook, the i-th code that got no gradient at all is
+    moved onto the code of i-th largest magnitude, with a small random displacement; training then
+    separates the two. A cell is split at most once per reset.
 
     The weights are those of the paper's Eq. 6: 1 on the term that moves the encoder, 0.25 on the
     one that moves the codes.
@@ -69,8 +68,8 @@ class VoronoiQuantizer(CodebookQuantizer):
     def before_step(self) -> None:
         """Add this step's gradient magnitude of each code, the mean over its dimensions.
 
-        A gradient that is not finite adds nothing: it would stay the largest, and split its cell,
-        until the next reset.
+        A gradient that is not finite adds nothing: it would remain the largest until the next
+        reset, and its cell would be split.
         """
         if self.codebook.grad is not None:
             size = self.codebook.grad.abs().mean(-1)
@@ -80,7 +79,7 @@ class VoronoiQuantizer(CodebookQuantizer):
         self, counts: Tensor, statistics: list[Tensor], optimizers: list[torch.optim.Optimizer]
     ) -> None:
         """Reset every ``reset_every`` steps, then start the magnitudes afresh."""
-        if self.steps % self.reset_every == 0:
+        if self.step_counter.steps % self.reset_every == 0:
             self.reset(optimizers)
             self.magnitude.zero_()
 
@@ -91,7 +90,8 @@ class VoronoiQuantizer(CodebookQuantizer):
         if not len(moved):
             return
         codes = self.codebook.view(-1, self.dim)
-        noise = torch.rand(len(moved), self.dim, generator=self.step_generator()) * 2 - 1
+        generator = self.step_counter.generator()
+        noise = torch.rand(len(moved), self.dim, generator=generator) * 2 - 1
         placed = codes[onto] + self.displacement * noise.to(codes.device)
         codes[moved] = broadcast_from_main(placed)
         self.frequency.view(-1)[moved] = self.frequency.view(-1)[onto] / 2

@@ -28,7 +28,7 @@ def positional_code(size: int) -> Float[Tensor, "1 c size size"]:
     return torch.cat([across, down]).unsqueeze(0)
 
 
-class Condition(nn.Module):
+class InputProjection(nn.Module):
     """Projects the network's input and the positional code with one bias-free 1x1 convolution.
 
     The code is the same for every image, so its part of the product is computed once per batch.
@@ -59,7 +59,7 @@ class ConditionedBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, input_channels: int):
         super().__init__()
-        self.condition = Condition(input_channels, in_channels)
+        self.condition = InputProjection(input_channels, in_channels)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.body = nn.Sequential(
             nn.GroupNorm(_groups(in_channels), in_channels),

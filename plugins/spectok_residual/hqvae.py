@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
-from torch import Tensor
 
-from spectok import losses
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import VQGANDecoder, VQGANEncoder
@@ -49,6 +48,10 @@ class HQVAE(ImageTokenizer):
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_sizes: Heights of feature maps at which attention follows each residual block. The
             middle of both networks always attends.
+        z_channels: Channels on the network's side of the 1x1 convolutions around the codes; 256 in
+            the released code. None: ``codebook_dim``.
+        post_quant_conv: Whether the decoder begins with a 1x1 convolution, as the released code's
+            does.
         quantizer: Name or mapping of any registered quantizer; it quantises whole blocks.
         token_order: ``"position"``: the whole pyramid of a block, then the next block, as the
             paper's prior reads them. ``"level"``: all top codes first; they then decode alone.
@@ -57,6 +60,8 @@ class HQVAE(ImageTokenizer):
     Raises:
         InputError: If sizes do not fit each other.
     """
+
+    added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
 
     @register_to_config
     def __init__(
@@ -70,6 +75,8 @@ class HQVAE(ImageTokenizer):
         channel_multipliers: tuple[Annotated[int, Field(ge=1)], ...] = (1, 1, 2),
         num_blocks: Annotated[int, Field(ge=1)] = 2,
         attention_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (),
+        z_channels: Annotated[int, Field(ge=1)] | None = None,
+        post_quant_conv: bool = True,
         quantizer: QuantizerOption = "hq",
         token_order: Literal["position", "level"] = "position",
         reconstruction_loss: Literal["l1", "l2"] = "l2",
@@ -88,6 +95,7 @@ class HQVAE(ImageTokenizer):
             "channel_multipliers": channel_multipliers,
             "num_blocks": num_blocks,
             "attention_sizes": attention_sizes,
+            "z_channels": z_channels,
         }
         self.encoder = VQGANEncoder(in_channels, codebook_dim, **shape)
         self.token_space = BlockTokens(size, size, codebook_dim, block_size)
@@ -98,12 +106,9 @@ class HQVAE(ImageTokenizer):
             codebook_size=codebook_size,
         )
         check_parts(self.quantizer, block_size)
-        self.decoder = VQGANDecoder(codebook_dim, in_channels, **shape)
-
-    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the mean error per pixel, squared or absolute."""
-        per_pixel = losses.l1 if self.config["reconstruction_loss"] == "l1" else losses.l2
-        return {"reconstruction": per_pixel(reconstruction, images)}
+        self.decoder = VQGANDecoder(
+            codebook_dim, in_channels, post_quant_conv=post_quant_conv, **shape
+        )
 
 
 def check_parts(quantizer: Quantizer, block_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Residual quantisation: a vector is a sum of codes, each nearest to what is left of it."""
+"""Residual quantisation: a vector as a sum of codes, each nearest to what the others left."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.outputs import QuantizerOutput
-from spectok.quantizers import QuantizerLevel, RunningMeans, nearest_codes, straight_through
+from spectok.quantizers import (
+    QuantizerLevel,
+    QuantizerOutput,
+    RunningMeans,
+    RunningQuantizer,
+    nearest_codes,
+    straight_through,
+)
 
 
-class ResidualQuantizer(RunningMeans):
+class ResidualQuantizer(RunningQuantizer):
     """RQ (Lee, Kim, Kim, Cho, Han, CVPR 2022, section 3.1).
 
     With r_0 = z, depth d picks the code k_d nearest to r_{d-1} and leaves r_d = r_{d-1} - e(k_d).
-    The partial sums ẑ_d = e(k_1) + … + e(k_d) approach z, and the last one is the
-    result. Codes are running means of the residuals that chose them, at all depths where they share
-    one codebook; the encoder is committed to every partial sum:
+    The partial sums ẑ_d = e(k_1) + … + e(k_d) approach z, and the last one is the result. Codes are
+    running means of the residuals that chose them, at every depth that uses their codebook; the
+    encoder is committed to every partial sum:
 
         commitment = commitment_weight mean_d |z - sg[ẑ_d]|²
 
@@ -35,7 +41,7 @@ class ResidualQuantizer(RunningMeans):
         shared_codebook: Whether all depths share one codebook, as in the paper.
         commitment_weight: Weight of the commitment; 0.25 in the released code.
         decay: Decay of the running counts and sums; 0.99 in the released code.
-        revive_below: Fraction of the uniform share 1/K under which a code is set to a random
+        revive_below: Fraction of the uniform share 1/K below which a code is set to a random
             residual; 0 never revives.
         revive_every: Optimiser steps between checks for codes to revive.
     """
@@ -57,15 +63,17 @@ class ResidualQuantizer(RunningMeans):
     ):
         super().__init__(
             dim=dim,
-            num_tokens=num_tokens * num_levels,  # what codebooks see: the residuals of all depths
+            num_tokens=num_tokens,
             codebook_size=codebook_size,
             num_codebooks=1 if shared_codebook else num_levels,
             commitment_weight=commitment_weight,
-            decay=decay,
             revive_below=revive_below,
             revive_every=revive_every,
+            starts_on_data=True,
+            num_vectors=num_tokens * num_levels,  # the residuals of all depths, one after another
         )
-        self.num_tokens, self.num_levels = num_tokens, num_levels
+        self.num_levels = num_levels
+        self.running_means = RunningMeans(self, self.codebook, decay)
 
     @property
     def levels(self) -> tuple[QuantizerLevel, ...]:
@@ -87,9 +95,8 @@ class ResidualQuantizer(RunningMeans):
             metrics[f"residual_level{level}"] = residual.square().mean()
         stacked = torch.stack(indices, dim=-1)
         if self.training:
-            first = torch.tensor([self.owner(i) for i in range(self.num_levels)], device=z.device)
-            rows = stacked + first * self.codebook_size
-            self.observe(torch.cat(seen, dim=1), rows.transpose(1, 2).flatten(1))
+            by_depth = stacked.transpose(1, 2).flatten(1)  # (B, L N)
+            self.observe(torch.cat(seen, dim=1), self.rows(by_depth))
         losses = {"commitment": self.commitment_weight * torch.stack(errors).mean()}
         return QuantizerOutput(straight_through(z, total), stacked, losses, metrics)
 
@@ -103,3 +110,13 @@ class ResidualQuantizer(RunningMeans):
     def owner(self, level: int) -> int:
         """Return which codebook a depth uses."""
         return level if self.num_codebooks > 1 else 0
+
+    def move_codes(self, counts: Float[Tensor, "g k"], sums: Float[Tensor, "g k d"]) -> None:
+        """Move each code that was ever chosen to its running mean."""
+        self.running_means.update(counts, sums)
+        self.running_means.move(self.codebook)
+
+    def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
+        """Set revived codes, and their running means with them."""
+        super().set_codes(group, rows, vectors)
+        self.running_means.restart(group, rows, vectors)

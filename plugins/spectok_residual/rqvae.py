@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
-from torch import Tensor
 
-from spectok import losses
 from spectok.loading import build_quantizer
 from spectok.nn import GridTokens, VQGANDecoder, VQGANEncoder
 from spectok.nn.vqgan import check_attention
@@ -45,6 +44,10 @@ class RQVAE(ImageTokenizer):
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_sizes: Heights of feature maps at which attention follows each residual block; 8
             in the paper. The middle of both networks always attends.
+        z_channels: Channels on the network's side of the 1x1 convolutions around the codes; 256 in
+            the released code. None: ``codebook_dim``.
+        post_quant_conv: Whether the decoder begins with a 1x1 convolution, as the released code's
+            does.
         quantizer: Name or mapping of any registered quantizer.
         token_order: ``"position"``: the whole stack of a place, then the next place, as the paper's
             prior reads them. ``"level"``: the first code of all places, then the second; images
@@ -54,6 +57,8 @@ class RQVAE(ImageTokenizer):
     Raises:
         InputError: If sizes do not fit each other.
     """
+
+    added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
 
     @register_to_config
     def __init__(
@@ -66,6 +71,8 @@ class RQVAE(ImageTokenizer):
         channel_multipliers: tuple[Annotated[int, Field(ge=1)], ...] = (1, 1, 2),
         num_blocks: Annotated[int, Field(ge=1)] = 2,
         attention_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (),
+        z_channels: Annotated[int, Field(ge=1)] | None = None,
+        post_quant_conv: bool = True,
         quantizer: QuantizerOption = "rq",
         token_order: Literal["position", "level"] = "position",
         reconstruction_loss: Literal["l1", "l2"] = "l2",
@@ -84,15 +91,13 @@ class RQVAE(ImageTokenizer):
             "channel_multipliers": channel_multipliers,
             "num_blocks": num_blocks,
             "attention_sizes": attention_sizes,
+            "z_channels": z_channels,
         }
         self.encoder = VQGANEncoder(in_channels, codebook_dim, **shape)
         self.token_space = GridTokens(size, size, codebook_dim)
         self.quantizer = build_quantizer(
             quantizer, dim=codebook_dim, num_tokens=size * size, codebook_size=codebook_size
         )
-        self.decoder = VQGANDecoder(codebook_dim, in_channels, **shape)
-
-    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the mean error per pixel, squared or absolute."""
-        per_pixel = losses.l1 if self.config["reconstruction_loss"] == "l1" else losses.l2
-        return {"reconstruction": per_pixel(reconstruction, images)}
+        self.decoder = VQGANDecoder(
+            codebook_dim, in_channels, post_quant_conv=post_quant_conv, **shape
+        )

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
-from torch import Tensor
 
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder, GridTokens
@@ -73,9 +72,3 @@ class VQVAE(ImageTokenizer):
             quantizer, dim=codebook_dim, num_tokens=size * size, codebook_size=codebook_size
         )
         self.decoder = ConvDecoder(codebook_dim, in_channels, **width)
-
-    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the mean error per pixel, absolute or squared."""
-        error = reconstruction.float() - images.float()
-        mean = error.square() if self.config["reconstruction_loss"] == "l2" else error.abs()
-        return {"reconstruction": mean.mean()}

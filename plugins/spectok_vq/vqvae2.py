@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok import losses
 from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder
@@ -202,11 +201,6 @@ class VQVAE2(ImageTokenizer):
     def decode_latents(self, latents: Float[Tensor, "b lc lh lw"]) -> Float[Tensor, "b c h w"]:
         """Quantise continuous latents and decode them: what latent diffusion calls."""
         return self.decode(self._encode_grids(latents))
-
-    def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the mean error per pixel, absolute or squared."""
-        per_pixel = losses.l2 if self.config["reconstruction_loss"] == "l2" else losses.l1
-        return {"reconstruction": per_pixel(reconstruction, images)}
 
     # -- two grids -------------------------------------------------------------------------------
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.errors import PluginError
-from spectok.outputs import QuantizerOutput
-from spectok.quantizers import CountingQuantizer, QuantizerLevel, straight_through
+from spectok import PluginError
+from spectok.quantizers import (
+    CodeCounts,
+    Quantizer,
+    QuantizerLevel,
+    QuantizerOutput,
+    StepCounter,
+    straight_through,
+)
 
 LIBRARY = "vector_quantize_pytorch"
 
@@ -32,7 +39,7 @@ def library() -> Any:
         ) from error
 
 
-class AdaptedQuantizer(CountingQuantizer):
+class AdaptedQuantizer(Quantizer):
     """L levels of K codes each, whose codes of length d add up and are mapped to length D.
 
         z (B, N, D)
@@ -45,9 +52,9 @@ class AdaptedQuantizer(CountingQuantizer):
           | from_code     the library's map back
         z_q (B, N, D)
 
-    The library returns ``x + (codes - x).detach()``, which rounds, so that training would decode
-    slightly other vectors than ``lookup`` gives. Here both run the same operations on the same
-    codes, and are equal bit for bit.
+    The library returns ``x + (codes - x).detach()``, which rounds, so training would decode
+    slightly different vectors from those of ``lookup``. Here both run the same operations on the
+    same codes, and are equal bit for bit.
 
     Args:
         dim: Length D of each vector.
@@ -59,14 +66,15 @@ class AdaptedQuantizer(CountingQuantizer):
     decodes_first_levels = True
 
     def __init__(self, *, dim: int, num_tokens: int, codebook_size: int, num_levels: int):
-        super().__init__(
-            dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, num_codebooks=num_levels
-        )
+        super().__init__(dim=dim, num_tokens=num_tokens, codebook_size=codebook_size)
+        self.num_levels = num_levels
+        self.step_counter = StepCounter(self)
+        self.code_counts = CodeCounts(self, (num_levels, codebook_size))
 
     @property
     def levels(self) -> tuple[QuantizerLevel, ...]:
         """L equal levels with a codebook each, shared by all positions."""
-        return (QuantizerLevel(self.codebook_size),) * self.num_codebooks
+        return (QuantizerLevel(self.codebook_size),) * self.num_levels
 
     @abstractmethod
     def codes(self, indices: Int[Tensor, "b n l"]) -> Float[Tensor, "b n d"]:
@@ -86,15 +94,26 @@ class AdaptedQuantizer(CountingQuantizer):
         indices: Int[Tensor, "b n l"],
         losses: dict[str, Tensor],
     ) -> QuantizerOutput:
-        """Put together what :meth:`quantize` returns, and count the chosen codes.
+        """Assemble the result of :meth:`quantize`, and count the chosen codes.
 
         Args:
-            soft: What takes the gradient of the codes.
+            soft: What receives the gradient of the codes.
             indices: The chosen codes.
             losses: Weighted terms.
         """
         if self.training:
-            first = torch.arange(self.num_codebooks, device=indices.device) * self.codebook_size
-            self.count(indices + first)
+            first = torch.arange(self.num_levels, device=indices.device) * self.codebook_size
+            self.code_counts.count(indices + first)
         z_q = self.from_code(straight_through(soft, self.codes(indices)))
-        return QuantizerOutput(z_q, indices, losses, self.usage())
+        return QuantizerOutput(z_q, indices, losses, self.code_counts.usage())
+
+    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        """Update the running frequencies; there are no codes to edit."""
+        if self.training:
+            self.code_counts.update()
+            self.step_counter.advance()
+            self.code_counts.forget()
+
+    def skip_step(self) -> None:
+        """Forget the micro-batches since the last step; see :class:`~spectok.Quantizer`."""
+        self.code_counts.forget()

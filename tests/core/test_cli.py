@@ -313,7 +313,8 @@ def test_tokens_and_back(run, trained, pictures, name):
 def test_decoded_images_are_those_of_the_model(run, trained, pictures):
     import torch
 
-    from spectok.images import load_image, to_pil
+    from spectok.data.files import load_image
+    from spectok.images import to_pil
 
     run("encode", trained["qgvae"], pictures / "a.png", "--out", "tokens.npz")
     run("decode", trained["qgvae"], "tokens.npz", "--out", "decoded")

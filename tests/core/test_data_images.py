@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from spectok.data.files import load_image
 from spectok.errors import DataError, InputError
-from spectok.images import load_image, make_grid, save_grid, to_float, to_pil, to_uint8
+from spectok.images import make_grid, save_grid, to_float, to_pil, to_uint8
 
 
 def test_uint8_survives_the_round_trip():

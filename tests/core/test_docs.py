@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -22,13 +22,13 @@ import typer
 from spectok import errors, list_priors, list_quantizers, list_tokenizers, load_tokenizer, plugins
 from spectok.cli import build_app
 from spectok.data.choice import data_override
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.presets import PRESETS
 from spectok.plugins import hookspecs
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import AdversarialConfig, LossConfig, TrainConfig
 from spectok.training.recipe import load_tokenizer_recipe
-from spectok_generation.recipe import load_prior_recipe
+from spectok_generation.prior_recipe import load_prior_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -162,17 +162,13 @@ def spectok_words(words: list[str]) -> list[str] | None:
     if script is None:
         return None
     given = words[words.index(script) + 1 :]
-    same = {"extract_tokens": "extract", "sample": "sample", "text_to_image": "text-to-image"}
-    if Path(script).stem in same:
-        return [same[Path(script).stem], *given]
-    spec = importlib.util.spec_from_file_location(f"script_{Path(script).stem}", ROOT / script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    run: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *given])
-        return module.arguments()
+        patch.setattr("spectok.cli.main", run.append)
+        patch.setattr("spectok.cli.scripts.main", run.append)
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return run[0]
 
 
 SPECTOK = [(page, words) for page in PAGES for words in map(spectok_words, commands(page)) if words]

@@ -136,7 +136,7 @@ def test_create_quantizer_names_what_is_unknown():
 
 def test_build_quantizer_takes_a_name_or_a_mapping():
     sizes = {"dim": 4, "num_tokens": 4, "codebook_size": 8}
-    assert build_quantizer("ema", **sizes).decay == 0.99
-    assert build_quantizer({"name": "ema", "decay": 0.5}, **sizes).decay == 0.5
+    assert build_quantizer("ema", **sizes).running_means.decay == 0.99
+    assert build_quantizer({"name": "ema", "decay": 0.5}, **sizes).running_means.decay == 0.5
     with pytest.raises(ConfigError, match="needs a name"):
         build_quantizer({"decay": 0.5}, **sizes)

@@ -17,9 +17,9 @@ from spectok.loading import load_tokenizer
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import builtin_folder, list_recipes, recipe_folders
 from spectok.training.recipe import load_tokenizer_recipe
-from spectok_generation.priors.loading import create_prior
-from spectok_generation.recipe import load_prior_recipe
-from spectok_generation.text.recipe import load_clip_recipe
+from spectok_generation.prior_recipe import load_prior_recipe
+from spectok_generation.priors.factory import create_prior
+from spectok_generation.text.clip_recipe import load_clip_recipe
 
 RECIPES = list_recipes()
 OURS = sorted(name for name, path in RECIPES.items() if path.is_relative_to(builtin_folder()))
@@ -84,7 +84,7 @@ def test_a_clip_recipe_builds_for_its_images(name):
 
 @pytest.mark.parametrize("name", DEMOS)
 def test_a_demo_names_recipes_that_fit_together(name):
-    from spectok_generation.demo.recipe import load_plan
+    from spectok_generation.demo.demo_recipe import load_plan
 
     plan = load_plan(name)
     assert plan.prior.tokenizer in list_recipes()

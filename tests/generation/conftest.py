@@ -13,7 +13,7 @@ import torch
 from spectok import Level, TokenSpec, load_tokenizer
 from spectok.cli import main
 from spectok_generation.text.clip import model_config, save_clip
-from spectok_generation.text.recipe import ClipConfig
+from spectok_generation.text.clip_recipe import ClipConfig
 
 SPECS = {
     "grid": TokenSpec((Level((2, 2), 3),)),

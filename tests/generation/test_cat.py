@@ -166,7 +166,7 @@ def test_bad_input(prior, spec):
         prior(tokens, torch.tensor([0, 1]))
     with pytest.raises(InputError, match="2 texts are not 3"):
         sample_tokens(prior, 3, some_texts([1, 2]))
-    with pytest.raises(InputError, match="needs a text to be guided towards"):
+    with pytest.raises(InputError, match="needs a text to guide towards"):
         sample_tokens(prior, 2, options=SamplingOptions(guidance=3.0))
     always = create_prior("cat", spec, **TINY, condition_dropout=0.0)
     with pytest.raises(InputError, match=r"condition_dropout=0\): give a text"):

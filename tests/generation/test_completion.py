@@ -6,7 +6,7 @@ import pytest
 from spectok import Level, TokenSpec
 from spectok.errors import ConfigError, DataError
 from spectok.token_files import write_tokens
-from spectok_generation.completion import parse_places, read_known
+from spectok_generation.cli.completion import parse_places, read_known
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from spectok import list_priors, list_tokenizers
 from spectok.data import DataConfig
 from spectok.testing.small import small_tokenizer
 from spectok_generation.diffusion import DiffusionOptions, sample_latents
+from spectok_generation.drawing import draw_batch, draw_images
 from spectok_generation.extraction import Extraction
-from spectok_generation.generate import draw_batch, draw_images, load_encoder, load_pair
+from spectok_generation.pairs import load_encoder, load_pair
+from spectok_generation.prior_recipe import PriorRecipe
 from spectok_generation.priors import AutoregressivePrior
-from spectok_generation.recipe import PriorRecipe
 from spectok_generation.sampling import sample_batch
 from spectok_generation.training import extract_data, train_prior
 

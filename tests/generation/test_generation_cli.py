@@ -1,12 +1,19 @@
 """The commands of the generation layer, from a trained tokenizer to a picture."""
 
+import dataclasses
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
+
+from spectok.cli import build_app
+from spectok.cli.scripts import command_words
+from spectok_generation import DiffusionOptions, SamplingOptions
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["train.steps=2", "train.batch_size=4", "train.sample_every=null", "prior.size=gpt-nano"]
@@ -87,7 +94,7 @@ def test_bad_input_is_one_line(spectok, trained, tmp_path):
         (["--prior", tmp_path / "no"], "give a trained prior"),
         (["--prior", trained, "--tokenizer", "qgvae"], "names an untrained tokenizer"),
         (["--prior", trained, "--temperature", 0], "temperature 0.0 must be above 0"),
-        (["--prior", trained, "--guidance", 2], "class_dropout"),
+        (["--prior", trained, "--guidance", 2], "condition_dropout"),
     ]:
         status, _, err = spectok("sample", *words, *out)
         assert (status, err.count("\n")) == (2, 1), err
@@ -116,6 +123,68 @@ def test_a_prior_with_weights_missing_is_refused(spectok, trained, tmp_path):
     status, _, err = spectok("sample", "--prior", trained, "--out", tmp_path / "x.png")
     assert (status, err.count("\n")) == (2, 1)
     assert "cannot load" in err
+
+
+def command(*words):
+    found = typer.main.get_command(build_app())
+    for word in words:
+        found = found.commands[word]
+    return found
+
+
+def options(*words):
+    """Return the options of a command by name, each as it is declared."""
+    return {
+        param.name: (param.opts, param.help, 0 if param.is_flag else param.nargs)
+        for param in command(*words).params
+        if param.param_type_name == "option" and param.name != "help"
+    }
+
+
+def test_both_commands_that_draw_take_the_same_sampling_options():
+    kinds = (SamplingOptions, DiffusionOptions)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    sample, text_to_image = options("sample"), options("text-to-image")
+    assert fields <= sample.keys() & text_to_image.keys()
+    own = {"prior", "label", "complete", "keep"}, {"model", "text", "pretrained"}
+    shared = sample.keys() - own[0]
+    assert shared == text_to_image.keys() - own[1]
+    assert {name: sample[name] for name in shared} == {name: text_to_image[name] for name in shared}
+
+
+SCRIPTS = {
+    "train_tokenizer": ("train", "tokenizer"),
+    "train_prior": ("train", "prior"),
+    "train_cat": ("train", "prior"),
+    "train_ldm": ("train", "prior"),
+    "extract_tokens": ("extract",),
+    "sample": ("sample",),
+    "text_to_image": ("text-to-image",),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_passes_every_option_on(script, monkeypatch):
+    words = ["train.steps=2"]
+    for names, _, num_values in options(*SCRIPTS[script]).values():
+        words += [names[0], *["1"] * num_values]
+    recipe = ["--config", "r"] if script.startswith("train") else []
+    run = []
+    monkeypatch.setattr("spectok.cli.main", run.append)
+    monkeypatch.setattr("spectok.cli.scripts.main", run.append)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *recipe, *words])
+    runpy.run_path(str(ROOT / "generation" / f"{script}.py"), run_name="__main__")
+    assert run == [[*SCRIPTS[script], *recipe[1:], *words]]
+
+
+def test_the_recipe_of_a_script_stands_anywhere_or_is_its_own(capsys):
+    train = ["train", "prior"]
+    words = command_words(train, arguments=["a=1", "--resume", "--config=r", "--data", "d"])
+    assert words == [*train, "r", "a=1", "--resume", "--data", "d"]
+    assert command_words(train, "ldm", ["--text", "t"]) == [*train, "ldm", "--text", "t"]
+    with pytest.raises(SystemExit):
+        command_words(train, arguments=["--resume"])
+    assert "required: --config" in capsys.readouterr().err
 
 
 def test_scripts_are_the_commands(tmp_path):

@@ -51,6 +51,43 @@ def test_gradient_reaches_every_earlier_place_and_no_later(spec, sharp):
         assert (by_class.norm(dim=1) > 1e-7).tolist() == [False, True, False]
 
 
+def parents_of(spec):
+    """Return, for each place, which one holds the code of the level above; None without one."""
+    places = list(zip(spec.level_of_place, spec.position_of_place))
+    hangs = [spec.levels[level].codebook == "path" for level, _ in places]
+    return [places.index((k - 1, n)) if on else None for on, (k, n) in zip(hangs, places)]
+
+
+@pytest.mark.parametrize("spec", ["tree", "tree, place by place"], indirect=True)
+def test_a_place_reads_the_code_that_its_own_parent_chose(spec, sharp):
+    prior, tokens = sharp(create_prior("gpt", spec, **TINY)), some_sequences(spec, 4)
+    condition, parents = prior.check_condition(None, 4), parents_of(spec)
+    codes, vectors, given = spec.code_ids(tokens), prior.backbone.wte.weight, []
+    prior.backbone.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    prior.logits(tokens, condition)
+    for place, parent in enumerate(parents):
+        expected = vectors[codes[:, place - 1]] if place else prior.start_inputs(condition)
+        if parent is not None:
+            expected = expected + vectors[codes[:, parent]]
+        torch.testing.assert_close(given[0][:, place], expected)
+
+
+@pytest.mark.parametrize("spec", ["tree", "tree, place by place"], indirect=True)
+def test_sampling_looks_up_the_code_of_its_own_parent_and_no_other(spec, sharp):
+    prior, tokens = sharp(create_prior("gpt", spec, **TINY)), some_sequences(spec, 4)
+    codes, looked_up = spec.code_ids(tokens), []
+    prior.backbone.wte.register_forward_hook(lambda _, ids, __: looked_up.append(ids[0]))
+    state = prior.start(prior.check_condition(None, 4))
+    for place, parent in enumerate(parents_of(spec)):
+        looked_up.clear()
+        prior.next_logits(state, tokens[:, :place])
+        assert torch.equal(looked_up[0], codes[:, max(place - 1, 0) : place])
+        if parent is not None:
+            assert torch.equal(looked_up[1], codes[:, [parent]])
+
+
 def test_cached_logits_equal_uncached_ones(spec, sharp):
     prior = sharp(create_prior("gpt", spec, num_classes=3, **TINY))
     tokens, labels = some_sequences(spec, 4), torch.tensor([0, 1, 2, 3])
@@ -110,8 +147,8 @@ def test_bits(spec):
     assert output.metrics["bits_per_dim"].item() == pytest.approx(bits / 60)
 
 
-def test_class_dropout_hides_classes_in_training_only(spec):
-    prior = create_prior("gpt", spec, num_classes=2, class_dropout=0.5, **TINY)
+def test_condition_dropout_hides_classes_in_training_only(spec):
+    prior = create_prior("gpt", spec, num_classes=2, condition_dropout=0.5, **TINY)
     tokens, labels = some_sequences(spec, 64), torch.ones(64, dtype=torch.int64)
     prior(tokens, labels).losses["nll"].backward()
     used = prior.start_vectors.weight.grad.norm(dim=1) > 0

@@ -12,8 +12,9 @@ from spectok_generation import create_prior, load_prior
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.diffusion import DiffusionOptions, sample_latents
 from spectok_generation.diffusion.latents import encode_latents, measure_latents
-from spectok_generation.generate import draw_batch, draw_images, load_encoder, load_pair
-from spectok_generation.recipe import PriorRecipe
+from spectok_generation.drawing import draw_batch, draw_images
+from spectok_generation.pairs import load_encoder, load_pair
+from spectok_generation.prior_recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import SamplingOptions
 from spectok_generation.training import train_prior
@@ -136,6 +137,17 @@ def test_conditions_count_and_guidance_of_one_is_the_condition(kind):
     assert torch.allclose(draw(condition, 1.0 + 1e-7), conditional, atol=1e-4)
     assert torch.allclose(draw(condition, 0.0), without, atol=1e-4)
     assert (draw(condition, 3.0) - conditional).abs().max() > 1e-2
+
+
+def test_guidance_goes_beyond_the_condition_in_proportion_to_the_scale():
+    """One Euler step is linear in the prediction, so the latents show the formula."""
+    prior, labels = build(prediction="flow", num_classes=4, condition_dropout=0.2), torch.arange(4)
+    without, conditional, guided = (
+        sample_latents(prior, range(4), labels, options=DiffusionOptions("flow", 1, guidance))
+        for guidance in (0.0, 1.0, 3.0)
+    )
+    assert (conditional - without).abs().max() > 0.01
+    assert torch.allclose(guided, without + 3 * (conditional - without), atol=1e-4)
 
 
 def test_a_text_without_tokens_is_no_text():
@@ -303,7 +315,7 @@ def test_bad_input():
         sample_latents(prior, [0])
     with pytest.raises(InputError, match="condition_dropout"):
         sample_latents(prior, [0], torch.tensor([1]), options=DiffusionOptions(guidance=2))
-    with pytest.raises(InputError, match="needs labels to be guided towards"):
+    with pytest.raises(InputError, match="needs labels to guide towards"):
         sample_latents(build(), [0], options=DiffusionOptions(guidance=2))
     for options, message in [
         (DiffusionOptions("flow"), "scheduler 'flow' does not fit .* take ddim or ddpm"),
@@ -326,5 +338,5 @@ def test_bad_input():
 def test_bad_recipes(tmp_path, tokenizer_folder):
     with pytest.raises(ConfigError, match="ldm learns the latents of images, not their tokens"):
         train_prior(recipe_for(tokenizer_folder, tokens="somewhere"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="copies: 3 copies are of tokens"):
+    with pytest.raises(ConfigError, match="copies: 3 applies to tokens"):
         train_prior(recipe_for(tokenizer_folder, copies=3), tmp_path / "run")

@@ -22,11 +22,12 @@ from spectok.images import enlarge, save_grid, to_pil
 from spectok.testing.small import small_tokenizer
 from spectok_generation import TokenPipeline, create_prior, draw_images, load_text_encoder
 from spectok_generation.conditions import TextFeatures
-from spectok_generation.generate import load_encoder, load_pair, make_options
+from spectok_generation.drawing import make_options
+from spectok_generation.pairs import load_encoder, load_pair
 from spectok_generation.records import tokenizer_record
 from spectok_generation.text.clip import model_config
+from spectok_generation.text.clip_recipe import ClipConfig
 from spectok_generation.text.encoder import TextEncoder
-from spectok_generation.text.recipe import ClipConfig
 
 CLIP = model_config(
     ClipConfig(
@@ -44,7 +45,11 @@ CLIP = model_config(
 SMALL = {"num_layers": 1, "num_heads": 2, "width": 16}
 LDM = {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 40}
 PRIORS = {  # name and options of a prior, and what an image is drawn with
-    "gpt": ("gpt", SMALL | {"num_classes": 3, "class_dropout": 0.1}, {"top_k": 5, "guidance": 2.0}),
+    "gpt": (
+        "gpt",
+        SMALL | {"num_classes": 3, "condition_dropout": 0.1},
+        {"top_k": 5, "guidance": 2.0},
+    ),
     "pixelcnn": ("pixelcnn", {"num_layers": 2, "width": 8}, {"temperature": 0.9}),
     "cat": ("cat", SMALL | {"condition_dropout": 0.1}, {"top_p": 0.9}),
     "ldm": ("ldm", LDM | {"num_classes": 3, "condition_dropout": 0.1}, {"num_steps": 4}),
@@ -286,7 +291,7 @@ def test_a_class_that_moved_is_found_by_its_name(saved):
     index["tokenizer"] = ["pathlib", "Path"]
     (saved / "model_index.json").write_text(json.dumps(index))
     message = refusal(CheckpointError, TokenPipeline.from_pretrained, saved)
-    assert "the tokenizer pathlib.Path cannot be found (it is no tokenizer)" in message
+    assert "the tokenizer pathlib.Path cannot be found (it is not a tokenizer)" in message
 
 
 # -- text encoders ---------------------------------------------------------------------------------
@@ -354,7 +359,7 @@ def test_a_tokenizer_from_transformers_survives(runs, tmp_path):
 def test_an_encoder_that_cannot_be_built_again_is_not_saved(runs, tmp_path):
     model, tokenizer = open_clip.CLIP(**CLIP), open_clip.SimpleTokenizer(context_length=8)
     unknown = TextEncoder(model, tokenizer, "a test")
-    assert "config is not known" in refusal(CheckpointError, unknown.save_pretrained, tmp_path)
+    assert "config is unknown" in refusal(CheckpointError, unknown.save_pretrained, tmp_path)
     other = TextEncoder(model, lambda prompts, context_length: None, "a test", config=CLIP)
     assert "has a function, which" in refusal(CheckpointError, other.save_pretrained, tmp_path)
     cast = load_text_encoder(str(runs / "clip")).to(torch.bfloat16)
@@ -400,7 +405,7 @@ def test_what_does_not_go_with_saving(saved, tmp_path):
     pipeline = TokenPipeline.from_pretrained(saved)
     for options in ({"safe_serialization": False}, {"push_to_hub": True}, {"variant": "fp16"}):
         message = refusal(ConfigError, pipeline.save_pretrained, tmp_path / "p", **options)
-        assert "does not go with saving a pipeline" in message
+        assert "a pipeline cannot be saved with" in message
     pipeline.to(torch.bfloat16)
     for function, argument in [(pipeline.save_pretrained, tmp_path / "p"), (pipeline, "a ring")]:
         assert "was cast to torch.bfloat16" in refusal(InputError, function, argument)
@@ -500,7 +505,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLIP_CONFIG = "text_encoder/open_clip_config.json"
 DAMAGE = {
     "no folder": (shutil.rmtree, "no directory"),
-    "no index": (lambda f: (f / "model_index.json").unlink(), "is no pipeline (no model_index"),
+    "no index": (lambda f: (f / "model_index.json").unlink(), "is not a pipeline (no model_index"),
     "cut index": (lambda f: cut(f / "model_index.json"), "is not a JSON object"),
     "list": (lambda f: (f / "model_index.json").write_text("[1]"), "is not a JSON object"),
     "no entry": (without("prior"), "names no prior; copy or export"),
@@ -552,7 +557,7 @@ def test_bad_arguments(saved, make_run, tmp_path):
         (text, {"class_labels": 1}, "reads text, not classes; give prompt"),
         (text, {"prompt": "a ring", "class_labels": 1}, "reads text, not classes"),
         (text, {"prompt": ["a", "b"], "num_images": 1}, "num_images 1 must be at least 2"),
-        (text, {"prompt": "a ring", "guidance_scale": 3}, "guidance_scale 3 means nothing to CAT"),
+        (text, {"prompt": "a ring", "guidance_scale": 3}, "CAT does not take guidance_scale=3"),
         (classes, {"prompt": "a ring"}, "reads no text such as the prompt 'a ring'; give class_l"),
         (classes, {"class_labels": 3}, "class 3 is not one of this prior's classes (0..2)"),
         (classes, {"class_labels": [0, -1]}, "class -1 is not one of"),
@@ -561,20 +566,21 @@ def test_bad_arguments(saved, make_run, tmp_path):
         (classes, {"num_images": 0}, "num_images 0 must be at least 1"),
         (classes, {"batch_size": 0}, "batch_size 0 must be at least 1"),
         (classes, {"seed": -1}, "seed -1"),
-        (classes, {"num_steps": 3}, "num_steps 3 means nothing to GPT"),
+        (classes, {"num_steps": 3}, "GPT does not take num_steps=3"),
         (classes, {"top_k": 0}, "top_k 0 must be at least 1"),
         (classes, {"output_type": "np"}, "output_type 'np' is not known"),
         (plain, {"prompt": "a ring"}, "reads no text such as the prompt 'a ring'; leave it out"),
         (plain, {"class_labels": 0}, "(none: it is unconditional)"),
-        (ldm, {"top_k": 3}, "top_k 3 means nothing to LDM"),
+        (ldm, {"top_k": 3}, "LDM does not take top_k=3"),
     ]:
         pipeline.set_progress_bar_config(disable=True)
         assert words in refusal(InputError, pipeline, **options)
     load = TokenPipeline.from_pretrained
-    assert "takes no torch_dtype" in refusal(ConfigError, load, saved, torch_dtype=torch.float16)
+    message = refusal(ConfigError, load, saved, torch_dtype=torch.float16)
+    assert "does not take torch_dtype" in message
     assert "no directory" in refusal(CheckpointError, load, "./no/where")
     message = refusal(CheckpointError, load, make_run("gpt"))
-    assert "is no pipeline (no model_index.json); make one of a run: spectok export" in message
+    assert "is not a pipeline (no model_index.json); make one from a run: spectok export" in message
 
 
 # -- commands --------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_samples_follow_the_distribution_of_the_prior(spec, sharp):
 
 
 def test_an_image_does_not_depend_on_its_batch(grids, sharp):
-    prior = sharp(create_prior("pixelcnn", grids, num_classes=3, class_dropout=0.1, **TINY))
+    prior = sharp(create_prior("pixelcnn", grids, num_classes=3, condition_dropout=0.1, **TINY))
     labels = torch.tensor([0, 1, 2, 0, 1])
     together = sample_tokens(prior, 5, labels, seed=5)
     assert torch.equal(sample_tokens(prior, 5, labels, seed=5, batch_size=2), together)
@@ -144,7 +144,7 @@ def test_saved_prior_gives_the_same_logits_and_samples(grids, sharp, tmp_path):
 
 
 def test_classes_are_hidden_in_training_only():
-    prior = create_prior("pixelcnn", GRIDS["grid"], num_classes=2, class_dropout=0.5, **TINY)
+    prior = create_prior("pixelcnn", GRIDS["grid"], num_classes=2, condition_dropout=0.5, **TINY)
     tokens, labels = some_sequences(prior.token_spec, 64), torch.ones(64, dtype=torch.int64)
     for used in ([False, True, True], [False, True, False]):
         prior.zero_grad()

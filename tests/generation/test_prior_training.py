@@ -12,8 +12,9 @@ from spectok import load_tokenizer
 from spectok.errors import CheckpointError, ConfigError
 from spectok.training.log import read_log
 from spectok_generation import TokenCache, load_prior, sample_tokens
-from spectok_generation.generate import check_pair, choose_labels, decode_tokens, load_pair
-from spectok_generation.recipe import PriorRecipe, load_data, load_prior_recipe
+from spectok_generation.drawing import choose_labels, decode_tokens
+from spectok_generation.pairs import check_pair, load_pair
+from spectok_generation.prior_recipe import PriorRecipe, load_data, load_prior_recipe
 from spectok_generation.training import train_prior
 
 TRAIN = {
@@ -24,7 +25,7 @@ TRAIN = {
     "save_every": 4,
     "sample_every": None,
 }
-GPT = {"name": "gpt", "num_layers": 1, "num_heads": 2, "width": 16, "class_dropout": 0.3}
+GPT = {"name": "gpt", "num_layers": 1, "num_heads": 2, "width": 16, "condition_dropout": 0.3}
 TINY_TOKENIZER = """
 tokenizer: {name: vqvae, image_size: 8, in_channels: 1, downsample_factor: 2, codebook_size: 8,
             codebook_dim: 4, channels: 8, num_blocks: 1, residual_channels: 4}

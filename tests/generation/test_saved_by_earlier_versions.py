@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from spectok import load_tokenizer
 from spectok_generation import TokenCache, TokenPipeline, load_prior
-from spectok_generation.generate import choose_labels, draw_batch, load_pair
+from spectok_generation.drawing import choose_labels, draw_batch
+from spectok_generation.pairs import load_pair
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import sample_batch
 from spectok_generation.text.features import CaptionFeatures

@@ -12,10 +12,10 @@ from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError
 from spectok.training.log import read_log
 from spectok_generation.text.clip import info_nce, model_config, train_clip
+from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe, load_clip_recipe
 from spectok_generation.text.encoder import TextEncoder
+from spectok_generation.text.encoder_loading import load_text_encoder
 from spectok_generation.text.features import Captioned, CaptionFeatures, encode_captions
-from spectok_generation.text.loading import load_text_encoder
-from spectok_generation.text.recipe import ClipConfig, ClipRecipe, load_clip_recipe
 
 SIZES = ClipConfig(
     embed_dim=12,
@@ -249,7 +249,7 @@ def test_bad_recipes(tmp_path):
     assert load_clip_recipe(data="digits").data.channels == 3
     with pytest.raises(ConfigError, match=r"clip.patch_sise: unknown key \(did you mean"):
         load_clip_recipe("clip/shapes", ["clip.patch_sise=4"])
-    with pytest.raises(ConfigError, match="no recipe qgvae/digits of a CLIP; there are generation"):
+    with pytest.raises(ConfigError, match="no recipe qgvae/digits of a CLIP; choose from"):
         load_clip_recipe("qgvae/digits")
     with pytest.raises(ConfigError, match="16 does not fit images of shape"):
         model_config(SIZES, (3, 40, 40))

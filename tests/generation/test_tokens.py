@@ -46,7 +46,7 @@ def test_a_cache_holds_what_the_tokenizer_says(any_tokenizer, tmp_path, checked_
         tokenizer, dataset, tmp_path / "c", Extraction(batch_size=8), on_images=done.append
     )
     assert sum(done) == len(cache) == 21
-    assert TokenCache.open(tmp_path / "c").token_spec == tokenizer.token_spec
+    assert TokenCache(tmp_path / "c").token_spec == tokenizer.token_spec
     images = torch.stack([dataset[i]["images"] for i in range(21)])
     assert torch.equal(
         torch.stack([cache[i]["indices"] for i in range(21)]), tokenizer.encode(images)
@@ -97,7 +97,7 @@ def test_a_finished_cache_is_used_again_and_no_other(tokenizer_folder, tmp_path)
     with pytest.raises(CheckpointError, match="from the same images"):
         extract_tokens(tokenizer, digits(), folder)
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(CheckpointError, match="but something else; choose another"):
+    with pytest.raises(CheckpointError, match="something other than a token cache"):
         extract_tokens(tokenizer, digits(), tmp_path / "notes")
 
 
@@ -140,7 +140,7 @@ def test_damaged_caches_are_refused(tokenizer_folder, tmp_path):
     header.unlink()
     with pytest.raises(CheckpointError, match="holds no token cache"):
         TokenCache(folder)
-    with pytest.raises(CheckpointError, match="holds no token cache"):
+    with pytest.raises(CheckpointError, match="something other than a token cache"):
         extract_tokens(load_tokenizer(tokenizer_folder), digits(), folder)
 
 

@@ -19,7 +19,7 @@ def make(name, **options):
 def far_along(quantizer, steps):
     """Pretend that training has taken so many steps."""
     quantizer.num_steps.fill_(steps)
-    quantizer._steps = None
+    quantizer.load_state_dict(quantizer.state_dict())  # as loading a trained one would
     return quantizer
 
 
@@ -75,6 +75,21 @@ def test_codes_are_drawn_with_their_probabilities(name):
         noise = relaxation.gumbel_noise(range(5000), (1, 4), z.device)
     drawn = torch.bincount((log_q + noise).argmax(-1).flatten(), minlength=4) / 5000
     assert torch.allclose(drawn, log_q.exp(), atol=0.03)
+
+
+def test_training_mixes_codes_as_the_formula_says():
+    """z_q = Σ_k softmax((log q + g) / τ)_k e_k, each position with its own codebook and noise."""
+    quantizer = far_along(make("gumbel", anneal_steps=100, num_codebooks=2), 50)
+    z, seeds = torch.randn(2, 6, 4), [3, 4]
+    mixed, _ = quantizer.relax(z, seeds)
+    noise = relaxation.gumbel_noise(seeds, (6, 8), z.device)
+    assert 0.1 < quantizer.temperature < 0.9
+    for position in range(6):
+        group = position // 3
+        logits = z[:, position] @ quantizer.to_logits[group].T + quantizer.bias[group]
+        log_q = logits.log_softmax(-1)
+        weights = ((log_q + noise[:, position]) / quantizer.temperature).softmax(-1)
+        assert torch.allclose(mixed[:, position], weights @ quantizer.codebook[group], atol=1e-5)
 
 
 # -- SQ-VAE ---
@@ -176,4 +191,4 @@ def test_schedules_run_along_half_a_cosine():
     assert quantizer(z).losses["kl"].item() > 0
     assert far_along(quantizer, 100).temperature == pytest.approx(1 / 16)
     quantizer.after_step()
-    assert quantizer.steps == 101
+    assert quantizer.step_counter.steps == 101

@@ -5,6 +5,7 @@ import torch
 
 import spectok
 from spectok.errors import InputError
+from spectok.testing.small import small_tokenizer
 
 
 def make(name, **options):
@@ -98,6 +99,18 @@ def test_a_revived_code_survives_ten_updates():
     assert (quantizer.encode(data) == 2).any()
 
 
+def test_a_revived_code_is_its_own_running_mean():
+    quantizer = make("ema", num_codebooks=2)
+    quantizer(torch.randn(16, 4, 3))
+    quantizer.after_step()
+    counts, sums = quantizer.ema_counts.clone(), quantizer.ema_sums.clone()
+    quantizer.set_codes(1, torch.tensor([2]), torch.full((1, 3), 7.0))
+    mean = quantizer.ema_sums[1, 2] / quantizer.ema_counts[1, 2]
+    assert torch.allclose(mean, torch.tensor(7.0))
+    assert torch.allclose(quantizer.ema_counts[1, 2], counts[1].mean())
+    assert torch.equal(quantizer.ema_sums[0], sums[0])
+
+
 def test_revival_can_be_turned_off():
     quantizer = make("ema", num_tokens=1, codebook_size=4, revive_below=0.0, revive_every=1)
     quantizer(torch.randn(16, 1, 3))
@@ -131,11 +144,20 @@ def test_vqvae_has_one_token_per_factor_squared_pixels(factor):
     assert model(images).reconstruction.shape == images.shape
 
 
-def test_l1_and_l2_reconstruction():
-    images, other = torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)
+@pytest.mark.parametrize(
+    "key", ["vqvae", "vqvae2", "cvqvae", "vqgan", "rqvae", "hqvae", "hrvqvae", "favae"]
+)
+def test_an_option_chooses_between_absolute_and_squared_errors(key):
+    images, other = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.5)
     for name, value in [("l1", 0.5), ("l2", 0.25)]:
-        model = spectok.load_tokenizer("vqvae", reconstruction_loss=name)
+        model = small_tokenizer(key, reconstruction_loss=name)
         assert model.reconstruction_losses(images, other)["reconstruction"].item() == value
+
+
+def test_a_tokenizer_without_that_option_has_squared_errors():
+    images, other = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.5)
+    terms = small_tokenizer("fqvae").reconstruction_losses(images, other)
+    assert {name: term.item() for name, term in terms.items()} == {"reconstruction": 0.25}
 
 
 @pytest.mark.parametrize("name", ["vq", "ema"])

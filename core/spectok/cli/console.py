@@ -64,7 +64,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 
 def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
-    """Say how many images do not have the size that a tokenizer takes."""
+    """Note how many images do not have the size that a tokenizer takes."""
     from PIL import Image, UnidentifiedImageError
 
     channels, height, width = image_shape
@@ -93,7 +93,7 @@ def batches(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator
     """
     import torch
 
-    from spectok.images import load_image
+    from spectok.data.files import load_image
 
     with progress(what, len(files)) as advance:
         for start in range(0, len(files), BATCH_SIZE):

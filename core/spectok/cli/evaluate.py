@@ -214,7 +214,7 @@ def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: 
 def name_competitors(
     names: list[str], data: str | None, overrides: list[Any]
 ) -> dict[str, Competitor]:
-    """Return what is compared, by label.
+    """Return the competitors, by label.
 
     Raises:
         ConfigError: If there are none, or two of one label.
@@ -260,7 +260,7 @@ def resolve(name: str, data: str | None, overrides: list[Any]) -> TokenizerRecip
 
 
 def label_of(name: str) -> str:
-    """Return what a competitor is called: a key by itself, a file or folder by its name."""
+    """Return the label of a competitor: a key itself, or the name of a file or folder."""
     path = Path(name)
     path = path.parent if path.name in ("model", "recipe.yaml") else path
     if path.suffix in (".yaml", ".yml") or path.is_dir():

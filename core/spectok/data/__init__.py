@@ -18,7 +18,7 @@ from spectok.lazy import lazy_exports
 if TYPE_CHECKING:
     from spectok.data.build import build_dataset
     from spectok.data.choice import data_override
-    from spectok.data.config import DataConfig, config_for_path
+    from spectok.data.data_config import DataConfig, config_for_path
     from spectok.data.dataset import ImageDataset
     from spectok.data.preprocessing import Preprocessing
     from spectok.data.report import DataReport
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spectok.data.sources import DatasetCard, DatasetSource
 
 _HOME = {
-    "DataConfig": "spectok.data.config",
+    "DataConfig": "spectok.data.data_config",
     "DataReport": "spectok.data.report",
     "DatasetCard": "spectok.data.sources",
     "DatasetSource": "spectok.data.sources",
@@ -34,7 +34,7 @@ _HOME = {
     "Preprocessing": "spectok.data.preprocessing",
     "Rows": "spectok.data.rows",
     "build_dataset": "spectok.data.build",
-    "config_for_path": "spectok.data.config",
+    "config_for_path": "spectok.data.data_config",
     "data_override": "spectok.data.choice",
 }
 

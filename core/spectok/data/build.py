@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spectok.data.augment import Augmentation
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.dataset import MEMORY_LIMIT, ImageDataset
 from spectok.data.splits import hold_out
 from spectok.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Look at every image before the first step: what is there, and what cannot be read."""
+"""One pass over every image before the first step: its size and mode, or why it cannot be read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spectok.data.rows import Problem, Rows
 
 @dataclass
 class Checks:
-    """What a look at every image found.
+    """The findings of one pass over every image.
 
     Args:
         how: Whether images were decoded, or only their headers and ends read.
@@ -99,7 +99,7 @@ def make_report(rows: Rows, checks: Checks, name: str, preprocessing: Preprocess
 
 
 def _notes(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> list[str]:
-    """Return what the images and captions show that a person may not expect."""
+    """Return remarks on images and captions that a person may not expect."""
     notes, side = [], preprocessing.image_size
     enlarged = sum(count for size, count in checks.sizes.items() if min(size) < side)
     if enlarged and any(step.startswith(("resize", "stretch")) for step, _ in preprocessing.steps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spectok.data.config import kind_of_path
+from spectok.data.data_config import kind_of_path
 from spectok.errors import UnknownNameError
 from spectok.plugins import registry
 from spectok.recipes.recipe import Override

@@ -26,7 +26,7 @@ MEMORY_LIMIT = 1 << 30
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Images of one shape, with labels and captions where there are any.
+    """Images of one shape, with labels and captions where the data has them.
 
     An item is ``{"images": float32 (C, H, W) in [-1, 1], "index": int}``, with ``"label": int`` and
     ``"caption": str`` where the data has them. What is random about an item (augmentation, and
@@ -131,7 +131,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return np.stack([self._read(index) for index in range(len(self))])
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch it is; what is random is drawn anew for each."""
+        """Set the epoch; everything random is drawn anew in each."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -166,8 +166,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         raise DataError("no image can be read any more; check that the files are still in place")
 
     def _raise_or_warn(self, index: int, error: UnreadableImage) -> None:
-        """Deal with damage that the header did not show; the next image serves in its place."""
-        name = self._rows.name(index)
+        """Raise, or warn and let the next image serve, for damage that the header did not show."""
+        name = self.name_of(index)
         if not self._skip_unreadable:
             raise DataError(
                 f"image {name} cannot be read ({error}); repair or remove it, "

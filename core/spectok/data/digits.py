@@ -10,7 +10,7 @@ from spectok.data.sources import DatasetCard, DatasetSource
 from spectok.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from spectok.data.config import DataConfig
+    from spectok.data.data_config import DataConfig
     from spectok.data.rows import Rows
 
 _TEST_PER_CLASS = 30

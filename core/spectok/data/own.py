@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectok.data.config import kind_of_path
+from spectok.data.data_config import kind_of_path
 from spectok.data.sources import DatasetCard, DatasetSource
 from spectok.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from spectok.data.config import DataConfig
+    from spectok.data.data_config import DataConfig
     from spectok.data.rows import Rows
 
 _SUMMARIES = {

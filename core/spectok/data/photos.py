@@ -12,7 +12,7 @@ from spectok.data.sources import DatasetCard, DatasetSource
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from spectok.data.config import DataConfig
+    from spectok.data.data_config import DataConfig
     from spectok.data.rows import Rows
 
 _COUNTS = {"train": 4096, "test": 512}
@@ -40,7 +40,7 @@ class Photos(DatasetSource):
         )
 
     def load(self, config: DataConfig) -> Rows:
-        """Return one split; image ``i`` is the same however many are asked for."""
+        """Return one split; image ``i`` is the same however many are requested."""
         from spectok.data.rows import Rows
 
         check_builtin(config, self.describe())

@@ -16,7 +16,7 @@ from spectok.data.sources import DatasetCard, DatasetSource
 from spectok.errors import DataError
 
 if TYPE_CHECKING:
-    from spectok.data.config import DataConfig
+    from spectok.data.data_config import DataConfig
     from spectok.data.preprocessing import Preprocessing, Step
     from spectok.data.rows import Rows
 

@@ -113,7 +113,7 @@ def count_labels(
 
 
 def count_captions(captions: Sequence[Captions] | None) -> dict[str, float] | None:
-    """Return how many images have captions, how many there are, and how long they are."""
+    """Return how many images have captions, and the number and lengths of the captions."""
     if captions is None:
         return None
     words = [len(text.split()) for texts in captions for text in texts]

@@ -13,7 +13,7 @@ from spectok.data.digits import check_builtin
 from spectok.data.sources import DatasetCard, DatasetSource
 
 if TYPE_CHECKING:
-    from spectok.data.config import DataConfig
+    from spectok.data.data_config import DataConfig
     from spectok.data.rows import Rows
 
 COLOURS = {
@@ -107,7 +107,7 @@ class Shapes(DatasetSource):
         )
 
     def load(self, config: DataConfig) -> Rows:
-        """Return one split, drawn at the size that is asked for."""
+        """Return one split, drawn at the requested size."""
         from spectok.data.rows import Rows
 
         check_builtin(config, self.describe())

@@ -24,7 +24,7 @@ from spectok.data.columns import (
     class_names_of,
     number_labels,
 )
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.decode import IMAGE_SUFFIXES
 from spectok.data.rows import Problem, Rows
 from spectok.data.splits import KNOWN_SPLITS, choose_split
@@ -98,7 +98,7 @@ def _find_shards(pattern: str) -> list[Path]:
 
 
 def _shards_of_split(shards: list[Path], split: str, where: str) -> tuple[list[Path], bool]:
-    """Return the shards of a split, and whether they are that split in full."""
+    """Return the shards of a split, and whether they are the whole split."""
     by_split: dict[str, list[Path]] = {}
     for shard in shards:
         prefix = shard.stem.replace("_", "-").split("-")[0].lower()

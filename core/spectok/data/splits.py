@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.rows import Rows
 from spectok.errors import DataError, did_you_mean
 
@@ -22,7 +22,7 @@ _MOST_HELD_OUT = 1000
 
 
 def choose_split(available: Iterable[str], split: str, where: str) -> tuple[str, bool]:
-    """Return the real name of a split, and whether it is that split in full.
+    """Return the real name of a split, and whether it is the whole split.
 
     Without a test split of its own, ``train`` and ``test`` both come from the training split, and
     :func:`hold_out` tells them apart.

@@ -15,7 +15,7 @@ from spectok.data.columns import (
     class_names_of,
     number_labels,
 )
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.rows import Rows
 from spectok.data.splits import KNOWN_SPLITS, choose_split
 from spectok.errors import DataError
@@ -82,13 +82,6 @@ def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
         ) from error
     split, owns_split = choose_split(tables, config.split, name)
     return _as_rows(tables, split, owns_split, name, config)
-
-
-def rows_from_table(
-    table: datasets.Dataset, config: DataConfig, where: str = "the data set"
-) -> Rows:
-    """Return a ``datasets.Dataset`` as rows, its columns found as :class:`DataConfig` says."""
-    return _as_rows({config.split: table}, config.split, True, where, config)
 
 
 def _load(*arguments: Any, **options: Any) -> _Tables:

@@ -1,7 +1,7 @@
-"""A small convolutional classifier: what images show, and features to compare sets of them in.
+"""A small convolutional classifier of images, whose features also serve to compare sets of images.
 
-Trained on the images of one domain it is a better judge of small grey digits than Inception,
-which never saw any. Distances in its features carry its name, never FID's.
+Trained on images of one domain, it judges small grey digits better than Inception, which never saw
+any. Distances in its features carry its name, never that of FID.
 """
 
 from __future__ import annotations

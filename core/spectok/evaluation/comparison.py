@@ -1,7 +1,7 @@
 """Several tokenizers on equal terms: trained alike or loaded, and measured by one protocol.
 
 The folder of a comparison holds a run per tokenizer, and beside them ``comparison.json``,
-``comparison.md`` and ``comparison.png``. What is finished there is not trained again.
+``comparison.md`` and ``comparison.png``. Finished runs are not trained again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Competitor:
         return load_tokenizer(self.model or self.source).token_spec.bits_per_image
 
     def terms(self) -> dict[str, Any]:
-        """Return what has to be the same for all; nothing of a model without its recipe."""
+        """Return what must be equal for all; empty for a model without its recipe."""
         if self.recipe is None:
             return {}
         return {
@@ -166,7 +166,7 @@ def compare(
 
 
 def train(competitor: Competitor, folder: Path) -> None:
-    """Train a tokenizer, or go on where an earlier comparison was stopped."""
+    """Train a tokenizer, or resume the run of an earlier comparison."""
     if competitor.recipe is None:
         raise ConfigError(f"{competitor.source} has neither weights nor a recipe to train")
     train_tokenizer(competitor.recipe, folder, resume=True)
@@ -212,7 +212,7 @@ def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
 
 
 def describe_training(competitor: Competitor, folder: Path) -> dict[str, Any]:
-    """Return what is known of how a tokenizer was trained."""
+    """Return what is known about the training of a tokenizer."""
     recipe, run = competitor.recipe, folder.parent if folder.name == MODEL else folder
     found: dict[str, Any] = {"source": competitor.source}
     if recipe is not None:

@@ -22,7 +22,7 @@ from spectok.metrics import ImageMean, SetMetric
 
 @dataclass(frozen=True)
 class Networks:
-    """Where the networks are whose features images are compared in.
+    """Files of the networks in whose features images are compared.
 
     Args:
         lpips: File of the backbone's weights. None: torch's cache.
@@ -81,7 +81,7 @@ class FeatureDistance(SetMetric):
 def feature_metrics(
     networks: Networks, image_shape: tuple[int, int, int], device: torch.device | str
 ) -> FeatureMetrics:
-    """Load the networks that are there.
+    """Load the networks whose weights are on this machine.
 
     Args:
         networks: Where they are.

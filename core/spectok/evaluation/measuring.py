@@ -29,7 +29,7 @@ POSITIONS = "positions"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a tokenizer is evaluated.
+    """Settings of an evaluation.
 
     Args:
         batch_size: Images at once; changes speed and memory alone.
@@ -50,7 +50,7 @@ def evaluate(
     how: Evaluation | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure everything about a tokenizer that can be measured here.
+    """Measure everything about a tokenizer that this machine can measure.
 
     Args:
         tokenizer: A trained tokenizer, on the device to run on; put into eval mode.
@@ -108,7 +108,7 @@ def check_shape(tokenizer: ImageTokenizer, dataset: ImageDataset) -> None:
 def choose_metrics(
     chosen: Iterable[str] | None, size: int
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the registered metrics to compute, and why one that is usual is left out."""
+    """Return the registered metrics to compute, and the reason for each usual one left out."""
     if chosen is not None:
         return tuple(chosen), {}
     names = tuple(list_registered("metric"))

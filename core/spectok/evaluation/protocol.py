@@ -1,4 +1,4 @@
-"""What a number was measured with, in one id; and the refusal to compare numbers of two ids.
+"""One id for everything that decides a number, and the refusal to compare numbers of two ids.
 
 The same weights are published with distances between distributions that differ by a factor of two,
 because reference set, resize filter, rounding, feature network or sample count differed. All of
@@ -41,7 +41,7 @@ def make_protocol(dataset: Any, precision: str, seed: int, extractors: Mapping[s
 
 
 def protocol_id(protocol: Mapping[str, Any]) -> str:
-    """Return a hash of a protocol; an ``id`` it has already does not count."""
+    """Return a hash of a protocol, ignoring an ``id`` that it has already."""
     rest = {key: value for key, value in protocol.items() if key != "id"}
     return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -79,7 +79,7 @@ def write_report(record: Mapping[str, Any], rows: Mapping[str, Tensor], folder: 
 
 
 def format_metric(name: str, value: float) -> str:
-    """Return a metric's value with the digits that mean something."""
+    """Return a metric's value with its significant digits."""
     return format(value, FORMATS.get(name, ".4g"))
 
 

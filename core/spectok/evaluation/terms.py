@@ -1,4 +1,4 @@
-"""Equal terms: what has to agree before the numbers of two tokenizers may stand in one table."""
+"""Equal terms: what must agree before the numbers of two tokenizers may share a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN_RECIPE = "recipe.yaml"
 
 
 def bits_per_image(recipe: TokenizerRecipe) -> float:
-    """Return what the tokens of one image take."""
+    """Return the bits that the tokens of one image take."""
     options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
     with torch.device("meta"):  # the layout alone, without weights
         return load_tokenizer(recipe.tokenizer["name"], **options).token_spec.bits_per_image
@@ -46,7 +46,7 @@ def check_equal(what: str, values: Mapping[str, Any], remedy: str) -> None:
 
 
 def recipe_of_run(model: Path) -> TokenizerRecipe | None:
-    """Return the recipe that a trained model's run wrote down, if it is beside the model.
+    """Return the recipe that a trained model's run wrote down, if it lies beside the model.
 
     Args:
         model: Folder of the run, or of the model in it.

@@ -1,7 +1,8 @@
 """The convolutional encoder and decoder of VQGAN.
 
 P. Esser, R. Rombach, B. Ommer. *Taming Transformers for High-Resolution Image Synthesis.* CVPR
-2021. Each is a chain of four stages, so that a model can look at, or change, what passes between::
+2021. Each network is a chain of four stages; a model may look at what passes between two stages, or
+change it::
 
     images -stem-> -down-> -mid-> -head-> latents
     latents -stem-> -mid-> -up-> -head-> images
@@ -23,14 +24,14 @@ CHANNELS_PER_GROUP = 4
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return VQGAN's norm: 32 groups, fewer where a group would have under four channels."""
+    """Return VQGAN's norm: 32 groups, or fewer where 32 would leave under 4 channels each."""
     limit = min(MAX_GROUPS, max(1, channels // CHANNELS_PER_GROUP))
     groups = max(n for n in range(1, limit + 1) if channels % n == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def residual_branch(in_channels: int, out_channels: int, dropout: float = 0.0) -> nn.Sequential:
-    """Return norm, SiLU and 3x3 convolution, twice: a residual block without its shortcut."""
+    """Return norm, SiLU, 3x3 convolution, twice over: a residual block without its shortcut."""
     return nn.Sequential(
         group_norm(in_channels),
         nn.SiLU(),
@@ -43,7 +44,7 @@ def residual_branch(in_channels: int, out_channels: int, dropout: float = 0.0) -
 
 
 class ResidualBlock(nn.Module):
-    """A residual branch added to its input; a 1x1 convolution where the width changes.
+    """A residual branch added to its input, which a 1x1 convolution brings to another width.
 
     Args:
         in_channels: Channels in.
@@ -62,7 +63,7 @@ class ResidualBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Self-attention of all pixels with one head, added to its input.
+    """Self-attention between all pixels, with one head, added to its input.
 
     Args:
         channels: Channels in and out.
@@ -82,7 +83,7 @@ class PixelAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a strided 3x3 convolution, padded on the right and below.
+    """Halve height and width by a strided 3x3 convolution, padded on the right and at the bottom.
 
     Args:
         channels: Channels in and out.
@@ -104,17 +105,21 @@ class VQGANEncoder(nn.Module):
           | stem   3x3 convolution
           | down   per level residual blocks, attention at some sizes; halved between levels
           | mid    residual block, attention, residual block
-          | head   norm, SiLU, 3x3 and 1x1 convolution
+          | head   norm, SiLU, 3x3 convolution to z_channels, 1x1 to latent_channels
         latents
+
+    The 1x1 convolution is VQGAN's ``quant_conv``.
 
     Args:
         in_channels: Image channels.
-        latent_channels: Latent channels.
+        latent_channels: Latent channels: VQGAN's ``embed_dim``.
         image_size: Height and width of the images.
         channels: Channels of the first level.
-        channel_multipliers: Each level's channels as a multiple of that; L levels halve L-1 times.
+        channel_multipliers: Channels of each level, as multiples of ``channels``; L levels halve
+            L-1 times.
         num_blocks: Residual blocks per level.
         attention_sizes: Heights of feature maps at which attention follows each residual block.
+        z_channels: Channels between the 3x3 and the 1x1 convolution. None: ``latent_channels``.
     """
 
     def __init__(
@@ -127,8 +132,10 @@ class VQGANEncoder(nn.Module):
         channel_multipliers: Sequence[int],
         num_blocks: int,
         attention_sizes: Sequence[int],
+        z_channels: int | None = None,
     ):
         super().__init__()
+        z_channels = z_channels or latent_channels
         widths = [channels * multiplier for multiplier in channel_multipliers]
         levels: list[nn.Module] = []
         for i, (before, width) in enumerate(zip([channels, *widths], widths)):
@@ -141,8 +148,8 @@ class VQGANEncoder(nn.Module):
         self.head = nn.Sequential(
             group_norm(widths[-1]),
             nn.SiLU(),
-            nn.Conv2d(widths[-1], latent_channels, 3, padding=1),
-            nn.Conv2d(latent_channels, latent_channels, 1),
+            nn.Conv2d(widths[-1], z_channels, 3, padding=1),
+            nn.Conv2d(z_channels, latent_channels, 1),
         )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l _ _"]:
@@ -150,33 +157,37 @@ class VQGANEncoder(nn.Module):
         return self.stages(images)[-1]
 
     def stages(self, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
-        """Encode, and return what each of the four stages makes; the latents are the last."""
-        made = [images]
+        """Encode, and return the output of each of the four stages; the last is the latents."""
+        outputs = [images]
         for stage in (self.stem, self.down, self.mid, self.head):
-            made.append(stage(made[-1]))
-        return made[1:]
+            outputs.append(stage(outputs[-1]))
+        return outputs[1:]
 
 
 class VQGANDecoder(nn.Module):
     """Latents to images: the encoder's mirror, with one more residual block per level.
 
         latents
-          | stem   3x3 convolution
+          | stem   1x1 convolution to z_channels, 3x3 convolution
           | mid    residual block, attention, residual block
           | up     per level residual blocks, attention at some sizes; doubled between levels
           | head   norm, SiLU, 3x3 convolution
         images
 
-    VQGAN's 1x1 convolution before the stem is left out: the two are one linear map.
+    The 1x1 convolution is VQGAN's ``post_quant_conv``. Both together are not one 3x3 convolution,
+    for the zeros that pad the input of the second lack the bias of the first.
 
     Args:
-        latent_channels: Latent channels.
+        latent_channels: Latent channels: VQGAN's ``embed_dim``.
         out_channels: Image channels.
         image_size: Height and width of the images.
         channels: Channels of the last level.
-        channel_multipliers: Each level's channels as a multiple of that, in the encoder's order.
+        channel_multipliers: Channels of each level, as multiples of ``channels``, in the encoder's
+            order.
         num_blocks: Residual blocks per level of the encoder.
         attention_sizes: Heights of feature maps at which attention follows each residual block.
+        z_channels: Channels between the 1x1 and the 3x3 convolution. None: ``latent_channels``.
+        post_quant_conv: Whether there is a 1x1 convolution; without it the 3x3 reads the latents.
     """
 
     def __init__(
@@ -189,6 +200,8 @@ class VQGANDecoder(nn.Module):
         channel_multipliers: Sequence[int],
         num_blocks: int,
         attention_sizes: Sequence[int],
+        z_channels: int | None = None,
+        post_quant_conv: bool = True,
     ):
         super().__init__()
         widths = [channels * multiplier for multiplier in channel_multipliers]
@@ -199,7 +212,7 @@ class VQGANDecoder(nn.Module):
             if i:
                 levels += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)]
             before = width
-        self.stem = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
+        self.stem = _decoder_stem(latent_channels, z_channels, widths[-1], post_quant_conv)
         self.mid = _middle(widths[-1])
         self.up = nn.Sequential(*levels)
         self.head = nn.Sequential(
@@ -219,10 +232,10 @@ class VQGANDecoder(nn.Module):
 
 
 def check_attention(attention_sizes: Sequence[int], image_size: int, num_levels: int) -> None:
-    """Check that there are feature maps of these heights.
+    """Check that attention is asked for at heights that feature maps have.
 
     Raises:
-        InputError: Names the heights that there are.
+        InputError: Names the heights of the feature maps.
     """
     heights = [image_size >> level for level in range(num_levels)]
     if not set(attention_sizes) <= set(heights):
@@ -230,6 +243,18 @@ def check_attention(attention_sizes: Sequence[int], image_size: int, num_levels:
             f"attention_sizes {list(attention_sizes)} are not all heights of feature maps, which "
             f"are {', '.join(map(str, heights))}; choose some of these, or none"
         )
+
+
+def _decoder_stem(
+    latent_channels: int, z_channels: int | None, out_channels: int, post_quant_conv: bool
+) -> nn.Module:
+    if not post_quant_conv:
+        return nn.Conv2d(latent_channels, out_channels, 3, padding=1)
+    z_channels = z_channels or latent_channels
+    return nn.Sequential(
+        nn.Conv2d(latent_channels, z_channels, 1),
+        nn.Conv2d(z_channels, out_channels, 3, padding=1),
+    )
 
 
 def _level(in_channels: int, out_channels: int, num_blocks: int, attend: bool) -> list[nn.Module]:

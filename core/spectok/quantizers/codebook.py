@@ -1,4 +1,4 @@
-"""The common part of quantizers that keep explicit codebooks.
+"""The base of quantizers that keep explicit codebooks.
 
 One codebook for all positions, one per position, or one per run of consecutive positions: all
 three are a tensor ``(G, K, D)`` searched by one batched product. A subclass decides only how the
@@ -7,6 +7,8 @@ codes learn.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -14,27 +16,39 @@ from torch import Tensor, nn
 
 from spectok.errors import InputError
 from spectok.outputs import QuantizerOutput
-from spectok.quantizers.contract import QuantizerLevel, codebook_losses, straight_through
-from spectok.quantizers.counting import CountingQuantizer
+from spectok.quantizers.contract import Quantizer, QuantizerLevel
+from spectok.quantizers.losses import codebook_losses, straight_through
 from spectok.quantizers.search import nearest_codes
+from spectok.quantizers.statistics import CodeCounts, StepCounter
 
 
-class CodebookQuantizer(CountingQuantizer):
+class CodebookQuantizer(Quantizer):
     """Nearest-code quantisation with G codebooks of K codes.
 
-    Running code frequencies are kept for every subclass; see
-    :class:`~spectok.quantizers.CountingQuantizer`.
+    A subclass that edits codes outside autograd does so in :meth:`edit_codes`. After each optimiser
+    step, in this order: the statistics of all micro-batches are summed over ranks, the running
+    frequencies updated, the step counted, :meth:`edit_codes` called, and the statistics cleared.
 
     Args:
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
         codebook_size: Codes K per codebook.
-        num_codebooks: Codebooks G; each serves N / G consecutive positions.
+        num_codebooks: Codebooks G, each for an equal run of consecutive vectors of an image.
         codebook_weight: Weight of the term that moves the codes.
         commitment_weight: Weight of the term that moves the encoder.
         learned: Whether the codes are a parameter, trained by gradient, or a buffer.
         init_range: Codes start uniform in ``[-init_range, init_range]``.
+        num_vectors: Vectors per image that the codebooks are searched for, where that is not
+            ``num_tokens``: a residual quantizer searches once per token and level.
+
+    Attributes:
+        step_counter: The optimiser steps taken; see :class:`~spectok.quantizers.StepCounter`.
+        code_counts: How often codes are chosen; see :class:`~spectok.quantizers.CodeCounts`.
     """
+
+    frequency: Tensor
+    pending_counts: Tensor
+    num_steps: Tensor
 
     def __init__(
         self,
@@ -47,16 +61,19 @@ class CodebookQuantizer(CountingQuantizer):
         commitment_weight: float,
         learned: bool,
         init_range: float,
+        num_vectors: int | None = None,
     ):
-        if num_codebooks < 1 or num_tokens % num_codebooks:
+        super().__init__(dim=dim, num_tokens=num_tokens, codebook_size=codebook_size)
+        self.num_vectors = num_tokens if num_vectors is None else num_vectors
+        if num_codebooks < 1 or self.num_vectors % num_codebooks:
             raise InputError(
-                f"num_codebooks {num_codebooks} does not divide the {num_tokens} tokens; choose a "
-                f"divisor, or 1 for one shared codebook"
+                f"num_codebooks {num_codebooks} does not divide the {self.num_vectors} tokens; "
+                f"choose a divisor, or 1 for one shared codebook"
             )
-        super().__init__(
-            dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, num_codebooks=num_codebooks
-        )
+        self.num_codebooks = num_codebooks
         self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
+        self.step_counter = StepCounter(self)
+        self.code_counts = CodeCounts(self, (num_codebooks, codebook_size))
         codes = torch.empty(num_codebooks, codebook_size, dim).uniform_(-init_range, init_range)
         if learned:
             self.codebook = nn.Parameter(codes)
@@ -69,8 +86,10 @@ class CodebookQuantizer(CountingQuantizer):
         kind = "shared" if self.num_codebooks == 1 else "position"
         return (QuantizerLevel(self.codebook_size, kind, self.num_codebooks),)
 
+    # -- quantising ------------------------------------------------------------------------------
+
     def by_codebook(self, z: Float[Tensor, "b n d"]) -> Float[Tensor, "g p d"]:
-        """Gather each codebook's vectors: the batch and the positions it owns."""
+        """Gather each codebook's vectors: those of its run of positions in the whole batch."""
         return rearrange(z, "b (g s) d -> g (b s) d", g=self.num_codebooks)
 
     def search(self, z: Float[Tensor, "b n d"]) -> Int[Tensor, "b n"]:
@@ -83,8 +102,8 @@ class CodebookQuantizer(CountingQuantizer):
         return nn.functional.embedding(self.rows(indices.squeeze(-1)), self.codebook.flatten(0, 1))
 
     def rows(self, indices: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-        """Number each selected code among all G x K."""
-        run = self.num_tokens // self.num_codebooks
+        """Number each selected code among all G x K: code k of codebook g is row g K + k."""
+        run = self.num_vectors // self.num_codebooks
         owner = torch.arange(indices.shape[1], device=indices.device) // run
         return indices + owner * self.codebook_size
 
@@ -101,7 +120,50 @@ class CodebookQuantizer(CountingQuantizer):
             straight_through(z, codes), indices.unsqueeze(-1), losses, self.usage()
         )
 
+    # -- statistics ------------------------------------------------------------------------------
+
+    def usage(self) -> dict[str, Tensor]:
+        """Return the metrics: ``perplexity`` and ``codebook_usage`` of the running frequencies."""
+        return self.code_counts.usage()
+
     @torch.no_grad()
     def observe(self, z: Float[Tensor, "b n d"], rows: Int[Tensor, "b n"]) -> None:
-        """Accumulate statistics of one micro-batch; edits wait for :meth:`after_step`."""
-        self.count(rows)
+        """Gather statistics of one micro-batch; codes are edited later, in :meth:`edit_codes`."""
+        self.code_counts.count(rows)
+
+    def pending(self) -> tuple[Tensor, ...]:
+        """Return further float statistics to sum over ranks; they are cleared after each step."""
+        return ()
+
+    @torch.no_grad()
+    def after_step(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        """Sum statistics over ranks, update the frequencies, and let the subclass edit codes."""
+        if not self.training:
+            return
+        counts, *others = self.code_counts.update(*self.pending())
+        self.step_counter.advance()
+        self.edit_codes(counts, others, list(optimizers))
+        self.forget()
+
+    def edit_codes(
+        self, counts: Tensor, statistics: list[Tensor], optimizers: list[torch.optim.Optimizer]
+    ) -> None:
+        """Edit codes after an optimiser step, from statistics that are equal on all ranks.
+
+        Args:
+            counts: How often each code was chosen in this step, ``(G, K)``.
+            statistics: The sums over ranks of :meth:`pending`.
+            optimizers: Those whose moments of replaced codes are to be cleared, with
+                :func:`~spectok.quantizers.clear_moments`.
+        """
+
+    def skip_step(self) -> None:
+        """Forget the micro-batches since the last step; see :class:`~spectok.Quantizer`."""
+        self.forget()
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Clear what micro-batches added to, at the end of each step."""
+        self.code_counts.forget()
+        for pending in self.pending():
+            pending.zero_()

@@ -35,15 +35,15 @@ class QuantizerLevel:
 
 
 class Quantizer(nn.Module, ABC):
-    """Maps each of N vectors to its nearest code, at one or more levels.
+    """Base class: maps each of N vectors to a code, at one or more levels.
 
     A subclass's constructor takes ``dim``, ``num_tokens`` and ``codebook_size`` by keyword, then
     its own options; that signature is the schema of the recipe section ``quantizer:``. A subclass
     defines :attr:`levels`, :meth:`quantize` and :meth:`lookup`. Distances, updates and losses run
     in float32: :meth:`forward` leaves autocast before it calls :meth:`quantize`.
 
-    Codes that are edited outside autograd are edited in :meth:`after_step`, once per optimiser
-    step, with the functions of :mod:`spectok.distributed`; never in eval mode.
+    Edits of codes outside autograd happen in :meth:`after_step` alone, once per optimiser step and
+    never in eval mode, with the functions that :mod:`spectok.quantizers` has for them.
 
     Args:
         dim: Length D of each vector.
@@ -115,68 +115,19 @@ class Quantizer(nn.Module, ABC):
         """Edit codes: called once after each optimiser step, on every rank."""
 
     def skip_step(self) -> None:
-        """Forget the micro-batches since the last step: called where no optimiser step is taken.
+        """Forget the micro-batches since the last step: called when no optimiser step is taken.
 
-        It takes the place of :meth:`before_step` and :meth:`after_step`, on every rank, where the
-        gradients overflowed in fp16.
+        It replaces :meth:`before_step` and :meth:`after_step`, on every rank, when gradients
+        overflow in fp16.
         """
 
 
 def outermost_quantizers(module: nn.Module) -> list[Quantizer]:
-    """Return the quantizers of a model, leaving out those that are parts of another quantizer.
+    """Return the quantizers of a model, except those that are parts of another quantizer.
 
-    A quantizer made of others passes ``before_step``, ``after_step`` and ``skip_step`` on to them
-    itself.
+    A quantizer made of others passes ``before_step``, ``after_step`` and ``skip_step`` on to its
+    parts itself.
     """
     if isinstance(module, Quantizer):
         return [module]
     return [found for child in module.children() for found in outermost_quantizers(child)]
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward the codes bit for bit; send their gradient to the encoder."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, z_q: Tensor) -> Tensor:
-        return z_q.clone()
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
-    """Return exactly ``z_q``, with the gradient of ``z`` (van den Oord et al. 2017, section 3.2).
-
-    The usual ``z + (z_q - z).detach()`` rounds, so that training would decode slightly other
-    vectors than ``decode(indices)`` does.
-    """
-    return _StraightThrough.apply(z, z_q)  # type: ignore[return-value]
-
-
-def codebook_losses(
-    z: Tensor, z_q: Tensor, *, codebook_weight: float, commitment_weight: float
-) -> dict[str, Tensor]:
-    """Return the weighted codebook and commitment terms (van den Oord et al. 2017, Eq. 3).
-
-    Args:
-        z: Encoder vectors.
-        z_q: Their codes, with gradient to the codebook.
-        codebook_weight: Weight of ``|sg[z] - z_q|^2``, which moves the codes; 0 leaves it out.
-        commitment_weight: Weight of ``|z - sg[z_q]|^2``, which moves the encoder.
-    """
-    losses = {"commitment": commitment_weight * (z - z_q.detach()).square().mean()}
-    if codebook_weight:
-        losses["codebook"] = codebook_weight * (z.detach() - z_q).square().mean()
-    return losses
-
-
-@torch.no_grad()
-def perplexity(counts: Float[Tensor, "*g k"]) -> Float[Tensor, "*g"]:
-    """Return ``exp(entropy)`` of the code frequencies: how many codes are in effective use.
-
-    Args:
-        counts: How often each code was chosen; any leading dimensions are separate codebooks.
-    """
-    p = counts / counts.sum(-1, keepdim=True).clamp_min(1)
-    return torch.exp(-(p * torch.log(p.clamp_min(1e-12))).sum(-1))

@@ -1,4 +1,4 @@
-"""The common part of quantizers whose codes follow the vectors that choose them.
+"""The base of quantizers whose codes follow the vectors that choose them.
 
 Sums per code are gathered over micro-batches and ranks; after each optimiser step the subclass
 moves its codes by them, and codes that nothing chooses are set to vectors of that step.
@@ -7,7 +7,6 @@ moves its codes by them, and codes that nothing chooses are set to vectors of th
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,14 +23,16 @@ class RunningQuantizer(CodebookQuantizer):
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
         codebook_size: Codes per codebook.
-        num_codebooks: Codebooks, each for an equal run of consecutive positions.
+        num_codebooks: Codebooks, each for an equal run of consecutive vectors of an image.
         commitment_weight: Weight of ``|z - sg[e]|^2``.
-        decay: How much of the past stays in each step.
-        revive_below: Fraction of the uniform share 1/K under which a code is revived; 0 never
+        revive_below: Fraction of the uniform share 1/K below which a code is revived; 0 never
             revives.
         revive_every: Optimiser steps between checks for codes to revive.
         starts_on_data: Whether the first step revives every code that nothing chose.
+        num_vectors: As for :class:`CodebookQuantizer`.
     """
+
+    pending_sums: Tensor
 
     def __init__(
         self,
@@ -41,10 +42,10 @@ class RunningQuantizer(CodebookQuantizer):
         codebook_size: int,
         num_codebooks: int,
         commitment_weight: float,
-        decay: float,
         revive_below: float,
         revive_every: int,
         starts_on_data: bool,
+        num_vectors: int | None = None,
     ):
         super().__init__(
             dim=dim,
@@ -55,13 +56,12 @@ class RunningQuantizer(CodebookQuantizer):
             commitment_weight=commitment_weight,
             learned=False,
             init_range=1.0,
+            num_vectors=num_vectors,
         )
-        self.decay, self.revive_below, self.revive_every = decay, revive_below, revive_every
+        self.revive_below, self.revive_every = revive_below, revive_every
         self.starts_on_data = starts_on_data
         self.register_buffer("pending_sums", torch.zeros_like(self.codebook), persistent=False)
         self._followed: list[Tensor] = []
-
-    pending_sums: Tensor
 
     def followed(self, z: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Return what codes follow: the vectors, unless a subclass says otherwise."""
@@ -72,7 +72,7 @@ class RunningQuantizer(CodebookQuantizer):
         """Move codes by the vectors of a step, counted and summed over all ranks."""
 
     def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
-        """Set revived codes, with all running state that would undo it."""
+        """Set revived codes of one codebook, with all running state that would undo it."""
         self.codebook[group, rows] = vectors
         self.frequency[group, rows] = 1 / self.codebook_size
 
@@ -82,7 +82,7 @@ class RunningQuantizer(CodebookQuantizer):
         super().observe(z, rows)
         vectors = self.followed(z)
         self.pending_sums.view(-1, self.dim).index_add_(0, rows.flatten(), vectors.flatten(0, 1))
-        if self.revives_at(self.steps + 1):
+        if self.revives_at(self.step_counter.steps + 1):
             self._followed.append(self.by_codebook(vectors))
 
     def pending(self) -> tuple[Tensor, ...]:
@@ -94,13 +94,14 @@ class RunningQuantizer(CodebookQuantizer):
     ) -> None:
         """Move the codes, then revive those that nothing chooses."""
         self.move_codes(counts, statistics[0])
-        if self.revives_at(self.steps) and self._followed:
+        step = self.step_counter.steps
+        if self.revives_at(step) and self._followed:
             rare = self.frequency * self.codebook_size < self.revive_below
-            dead = counts == 0 if self.steps == 1 else rare
+            dead = counts == 0 if step == 1 else rare
             self.revive(dead, torch.cat(self._followed, dim=1))
 
     def forget(self) -> None:
-        """Clear the pending sums, and let go of the vectors of the step."""
+        """Clear the pending sums, and let go of the step's vectors."""
         super().forget()
         self._followed = []
 
@@ -117,43 +118,8 @@ class RunningQuantizer(CodebookQuantizer):
             dead: Codes to set, equal on all ranks.
             vectors: Each codebook's vectors of the whole step.
         """
-        generator = self.step_generator()
+        generator = self.step_counter.generator()
         for group, (mask, candidates) in enumerate(zip(dead, vectors)):
             rows = mask.nonzero().squeeze(-1)
             if len(rows):
                 self.set_codes(group, rows, gather_candidates(candidates, len(rows), generator))
-
-
-class RunningMeans(RunningQuantizer):
-    """Codes that are running means of the vectors that chose them (van den Oord et al., appendix).
-
-    On the first step every code that nothing chose is set to a random vector of the batch, which
-    starts the codebook on the data. A revived code gets a running count and sum as well, so that
-    the next update does not undo the revival.
-
-    Args:
-        **options: Those of :class:`RunningQuantizer` but ``starts_on_data``.
-    """
-
-    def __init__(self, **options: Any):
-        super().__init__(**options, starts_on_data=True)
-        self.register_buffer("ema_counts", torch.zeros_like(self.frequency))
-        self.register_buffer("ema_sums", torch.zeros_like(self.codebook))
-
-    ema_counts: Tensor
-    ema_sums: Tensor
-
-    def move_codes(self, counts: Float[Tensor, "g k"], sums: Float[Tensor, "g k d"]) -> None:
-        """Move each code that was ever chosen to its running mean."""
-        self.ema_counts.lerp_(counts, 1 - self.decay)
-        self.ema_sums.lerp_(sums, 1 - self.decay)
-        known = (self.ema_counts > 1e-8).unsqueeze(-1)
-        means = self.ema_sums / self.ema_counts.clamp_min(1e-8).unsqueeze(-1)
-        self.codebook.copy_(torch.where(known, means, self.codebook))
-
-    def set_codes(self, group: int, rows: Int[Tensor, "r"], vectors: Float[Tensor, "r d"]) -> None:
-        """Set revived codes, with the running count and sum of an average code."""
-        super().set_codes(group, rows, vectors)
-        count = self.ema_counts[group].sum() / self.codebook_size
-        self.ema_counts[group, rows] = count
-        self.ema_sums[group, rows] = vectors * count

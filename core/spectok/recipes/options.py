@@ -83,6 +83,31 @@ def validate_registered(
     return dumped
 
 
+def keep_earlier_options(
+    kind: str, options: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a model's options, changed to go on with a run that an earlier version began.
+
+    An option that the earlier version lacked, and that is at its default now, gets the value with
+    which the class builds what that version built.
+
+    Args:
+        kind: ``"tokenizer"`` or ``"prior"``.
+        options: ``name`` and every option, as :func:`validate_named` returns them.
+        recorded: The same section in the recipe that the run recorded; may be empty.
+    """
+    target = registry.get_registered(kind, options["name"])
+    added = getattr(target, "added_options", {})
+    fields = section_model(target, SUPPLIED.get(kind, ())).model_fields
+    return dict(options) | {
+        key: value
+        for key, value in added.items()
+        if recorded.get("name") == options["name"]
+        and key not in recorded
+        and options.get(key, fields[key].default) == fields[key].default
+    }
+
+
 def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
     """Take options without a name, such as ``quantizer: {decay: 0.9}``, for the default's."""
     named = dict(options)
@@ -93,3 +118,17 @@ def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> d
             if isinstance(given, Mapping) and isinstance(default, Mapping) and "name" in default:
                 named[name] = {"name": default["name"]} | dict(given)
     return named
+
+
+def upgrade_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resolved recipe of an earlier version, its models in the options of this one.
+
+    See ``renamed_options`` and ``added_options`` of :class:`spectok.modeling.SpectokModel`.
+    """
+    sections = dict(recipe)
+    for kind in ("tokenizer", "prior"):
+        section = sections.get(kind)
+        if isinstance(section, Mapping):
+            cls = registry.list_registered(kind).get(section.get("name", ""))
+            sections[kind] = getattr(cls, "upgraded", dict)(section)
+    return sections

@@ -1,4 +1,4 @@
-"""The conformance kit: every check that spectok runs on its own plugins, for anyone's.
+"""The conformance kit: every check that spectok runs on its own plugins, ready for yours.
 
 Subclass one class, give one fixture, and run pytest (which spectok itself does not install)::
 

@@ -183,7 +183,7 @@ class Conformance(ABC, Generic[LearnerT]):
         return states[:-1], states[1:]
 
     def without_random_draws(self, model: Any) -> None:
-        """Switch off what a model draws per batch; by default there is nothing to switch off."""
+        """Switch off what a model draws per batch; by default, nothing."""
 
     def expect_equal(self, found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
         """Expect two states to be equal bit for bit."""

@@ -1,4 +1,4 @@
-"""A quantizer or tokenizer with what it needs to take training steps, by the trainer's protocol."""
+"""A quantizer or tokenizer with all it needs to take training steps as the trainer does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ModelT = TypeVar("ModelT", Quantizer, ImageTokenizer)
 
 
 class Learner(nn.Module, ABC, Generic[ModelT]):
-    """Gives quantizers and tokenizers one face, so that one check serves both.
+    """One interface to quantizers and tokenizers, so that one check serves both.
 
     Args:
         model: The quantizer or tokenizer under test.

@@ -25,7 +25,7 @@ from spectok.token_spec import TokenSpec
 
 
 class QuantizerConformance(Conformance[VectorLearner]):
-    """Every check a quantizer must pass; subclass it and give the fixture ``build``.
+    """Every check that a quantizer must pass; subclass it and define the fixture ``build``.
 
     Attributes:
         revival_steps: Steps in which codes that the data has left are watched.

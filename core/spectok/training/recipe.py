@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.data.own import OwnData
 from spectok.errors import ConfigError
 from spectok.plugins import registry

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training.checkpoint import (
     PARTIAL,
@@ -73,12 +74,18 @@ def begin(
     recorded = read_manifest(found[-1]) if found else None
     if recorded is not None:  # before anything is written: a refusal leaves no trace
         _check_same_data(recorded, manifest)
-        check_same_run(recorded["recipe"], manifest["recipe"])
+        check_same_run(upgrade_recipe(recorded["recipe"]), manifest["recipe"])
     on_main(accelerator, lambda: _tidy(run, folder))
     if recorded is None:
         return 0, 0.0
     load_checkpoint(found[-1], parts)
     return recorded["step"], recorded["seconds"]
+
+
+def recorded_recipe(output: Path) -> dict[str, Any]:
+    """Return the recipe in the newest checkpoint of a run; empty if there is none."""
+    found = list_checkpoints(output / CHECKPOINTS)
+    return dict(read_manifest(found[-1])["recipe"]) if found else {}
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:

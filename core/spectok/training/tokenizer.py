@@ -15,15 +15,15 @@ from spectok.errors import CheckpointError, ConfigError
 from spectok.images import save_grid
 from spectok.loading import load_tokenizer, load_trained
 from spectok.messages import console
+from spectok.recipes.options import keep_earlier_options
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.batches import derive_seed
-from spectok.training.checkpoint import list_checkpoints
 from spectok.training.contracts import Callbacks, FitResult, Run
 from spectok.training.loop import fit
 from spectok.training.objective import Objective
 from spectok.training.recipe import TokenizerRecipe
-from spectok.training.resume import CHECKPOINTS
+from spectok.training.resume import recorded_recipe
 
 NUM_SAMPLES = 8
 
@@ -50,9 +50,11 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: bool = Fal
         CheckpointError: If weights cannot be read or state cannot be written.
         TrainingError: If training cannot go on.
     """
+    recorded = recorded_recipe(output) if resume else {}
+    earlier = keep_earlier_options("tokenizer", recipe.tokenizer, recorded.get("tokenizer", {}))
+    recipe = recipe.model_copy(update={"tokenizer": earlier})
     model = build(recipe.tokenizer, recipe.seed)
-    continues = resume and bool(list_checkpoints(output / CHECKPOINTS))
-    if recipe.init_from is not None and not continues:
+    if recipe.init_from is not None and not recorded:
         copy_weights(model, recipe.init_from)
     adversary = make_adversary(recipe, model)
     objective = Objective(model, recipe.losses, adversary)

@@ -1,4 +1,4 @@
-"""spectok's conformance kits, and what is particular to product quantisation and to strips."""
+"""spectok's conformance kits, and tests of product quantisation and of strips."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from spectok import create_quantizer, load_tokenizer
-from spectok.errors import InputError
+from spectok import InputError, create_quantizer, load_tokenizer
 from spectok.testing import QuantizerConformance, TokenizerConformance
 
 SIZES = {"dim": 8, "num_tokens": 16, "codebook_size": 64}
@@ -74,7 +73,7 @@ def test_bits_grow_with_the_parts(num_parts):
 
 @pytest.mark.parametrize(("quantizer", "per_strip"), [("ema", 1), ("product", 2), ("rq", 4)])
 def test_a_prefix_is_the_top_of_the_image(quantizer, per_strip):
-    """The mechanism: each strip has its own tokens, and nothing else decides how it looks."""
+    """The mechanism: a strip's own tokens alone decide how it looks."""
     tokenizer = small_strips(quantizer=quantizer).eval()
     prefixes = tokenizer.token_spec.decodable_prefixes
     assert prefixes == tuple(per_strip * strips for strips in range(5))

@@ -1,10 +1,9 @@
-"""``spectok demo``: real images in, new images out, and a page that shows both.
+"""``spectok demo``: real images in, new images out, and a report that shows both.
 
-recipe      which tokenizers, prior and samples; and that the comparison is a fair one
-pipeline    trains, samples, measures, and writes everything into one folder
-stages      tells how far it is
-classifier  a small network that recognises the classes
-judge       how good the samples are, and how far from the training images
-results     what was found, on its way to the page
-report      the page, made of the parts in page and pictures
+demo_recipe  tokenizers, prior and samples, and the check that the comparison is fair
+pipeline     trains, samples, measures, and writes everything into one folder
+stages       progress of the whole
+judge        quality of the samples, and their distance to the training images
+results      what was measured, for the report
+report       the page, made of the parts in page and pictures
 """

@@ -1,8 +1,8 @@
-"""How good samples are: recognised as what they should be, and copies of nothing.
+"""Judge samples: are they recognised as their class, and are they copies of training images?
 
-Whether a sample is a copy is judged against real images. An image that the training set does not
-hold lies at some distance from its nearest training image; a training image that went through the
-tokenizer and back lies much closer. Samples should lie where the first kind lies.
+Copies are judged by the distance to the nearest training image, relative to two kinds of real
+image: held-out images lie at some distance, and reconstructed training images much closer. Samples
+should lie about as far as held-out images.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def find_nearest(
     Args:
         images: In [-1, 1].
         training: In [-1, 1].
-        max_shift: Compare with the training images moved by up to so many pixels each way, edges
-            repeated, as augmentation moves them.
+        max_shift: Also compare with training images shifted by up to this many pixels each way,
+            edges repeated, as augmentation does.
     """
     vectors = _unit_range(images)
     padded = torch.nn.functional.pad(training, [max_shift] * 4, mode="replicate")
@@ -55,12 +55,12 @@ def find_nearest(
 
 @dataclass(frozen=True)
 class Closeness:
-    """How close samples are to training images, and what to compare that with.
+    """How close samples are to training images, and two references for that.
 
     Args:
-        samples: The nearest training images of the samples.
-        held_out: Of real images that are not in the training set.
-        reconstructed: Of training images that went through the tokenizer and back: where copies
+        samples: Nearest training images of the samples.
+        held_out: Those of real images outside the training set.
+        reconstructed: Those of training images that the tokenizer reconstructed, where copies
             would lie.
     """
 
@@ -69,7 +69,7 @@ class Closeness:
     reconstructed: Nearest
 
     def summarize(self) -> dict[str, float]:
-        """Return the mean distances, and the share of samples that are suspiciously close."""
+        """Return the mean distances, and the fraction of samples that are suspiciously close."""
         closest = self.held_out.distance.min()
         return {
             "nearest_train_distance": float(self.samples.distance.mean()),
@@ -80,18 +80,18 @@ class Closeness:
 
 
 def share_of_copies(rows: Int[Tensor, "n t"], others: Int[Tensor, "m t"]) -> float:
-    """Return the share of rows that occur among others: token for token a training image."""
+    """Return the fraction of rows that occur among others, token for token."""
     known = set(map(tuple, others.tolist()))
     return sum(tuple(row) in known for row in rows.tolist()) / len(rows)
 
 
 def accuracy(found: Int[Tensor, "n"], wanted: Int[Tensor, "n"]) -> float:
-    """Return the share of equal entries."""
+    """Return the fraction of equal entries."""
     return float((found == wanted).float().mean())
 
 
 def accuracy_by_class(found: Int[Tensor, "n"], wanted: Int[Tensor, "n"]) -> list[float]:
-    """Return the share of equal entries for each class in turn."""
+    """Return the fraction of equal entries for each class."""
     classes = range(int(wanted.max()) + 1)
     return [accuracy(found[wanted == k], wanted[wanted == k]) for k in classes]
 

@@ -1,4 +1,4 @@
-"""The parts of a self-contained HTML page: no script, no request, readable on a phone."""
+"""Parts of a self-contained HTML page: no scripts, no requests, readable on a phone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-    """Return a whole document; sections are HTML."""
+    """Return a whole document; sections are given as HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -21,12 +21,12 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """Return a section; the body is HTML."""
+    """Return a section; the body is given as HTML."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>\n"
 
 
 def figure(uri: str, text: str, kind: str = "") -> str:
-    """Return a picture over its caption.
+    """Return a picture with its caption below.
 
     Args:
         uri: A data URI.
@@ -40,7 +40,7 @@ def figure(uri: str, text: str, kind: str = "") -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table that scrolls sideways where it does not fit."""
+    """Return a table that scrolls sideways if it does not fit."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
@@ -52,6 +52,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a person would say them."""
+    """Return a duration in minutes and seconds, as a person would write it."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

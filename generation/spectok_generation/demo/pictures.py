@@ -1,4 +1,4 @@
-"""Grids and plots that a page carries inside itself: PNG as data URIs, plots as inline SVG."""
+"""Grids and plots embedded in a page: PNGs as data URIs, plots as inline SVG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spectok.images import make_grid, to_pil
 
-COLORS = ("#3f7de8", "#e8743b", "#19a979", "#b35cc9", "#945ecf")  # seen on white and on black
+COLORS = ("#3f7de8", "#e8743b", "#19a979", "#b35cc9", "#945ecf")  # legible on white and on black
 INK = "#0a0b0c"  # stands for the page's own text colour
 Line = tuple[Sequence[float], Sequence[float]]
 
@@ -43,7 +43,7 @@ def plot_lines(
     """Return an SVG of labelled curves.
 
     Args:
-        lines: Label -> (x, y); a label that begins with ``_`` is drawn dashed and not explained.
+        lines: Label -> (x, y); one with a label ``_…`` is dotted and not in the legend.
         x_label: Name of the horizontal axis.
         y_label: Name of the vertical axis.
         log_y: Logarithmic vertical axis.
@@ -64,11 +64,11 @@ def plot_lines(
 
 
 def plot_histograms(values: Mapping[str, Tensor], x_label: str) -> str:
-    """Return an SVG of the distributions of several sets of numbers, each of area one.
+    """Return an SVG of the distributions of several sets of numbers, each summing to one.
 
     Args:
         values: Label -> numbers.
-        x_label: What the numbers are.
+        x_label: Name of the horizontal axis.
     """
     everything = torch.cat(list(values.values()))
     edges = torch.linspace(0, float(everything.max()), 41)
@@ -84,7 +84,7 @@ def plot_histograms(values: Mapping[str, Tensor], x_label: str) -> str:
 
 
 def _svg(draw: Callable[[Any], None], x_label: str, y_label: str) -> str:
-    """Draw on empty axes; return an SVG element whose ink is the page's text colour."""
+    """Draw on empty axes; return an SVG element whose ink has the text colour of the page."""
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "spectok", "font.size": 9}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")

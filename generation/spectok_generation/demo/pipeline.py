@@ -1,9 +1,9 @@
-"""The demo itself: train tokenizers alike, train a prior, sample, measure, write it all down.
+"""The demo: train tokenizers on equal terms, train a prior, sample, measure, write the results.
 
 images ── train_tokenizer ──> models/<each tokenizer>/
 images ── train_prior on the first one's tokens ──> models/prior/
 prior  ── sample_tokens, decode_tokens ──> new images
-images ── train_classifier ──> what judges the new images
+images ── train_classifier ──> judge of the new images
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ from torch import Tensor
 from spectok import ImageTokenizer, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError
-from spectok.evaluation.reconstruction import evaluate_reconstruction
+from spectok.evaluation import (
+    ClassifierRecipe,
+    ImageClassifier,
+    evaluate_reconstruction,
+    load_classifier,
+    train_classifier,
+)
+from spectok.evaluation.classifier_training import TRAIN_DEFAULTS
 from spectok.images import save_grid, to_pil
 from spectok.machine import describe_machine, peak_memory_bytes
 from spectok.messages import progress
 from spectok.metrics import psnr
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import FitResult, train_tokenizer
-from spectok_generation.demo.classifier import Classifier, train_classifier
+from spectok_generation.demo.demo_recipe import Plan, images_per_step
 from spectok_generation.demo.judge import (
     Closeness,
     accuracy,
@@ -38,11 +45,11 @@ from spectok_generation.demo.judge import (
     find_nearest,
     share_of_copies,
 )
-from spectok_generation.demo.recipe import Plan, images_per_step
 from spectok_generation.demo.report import write_report
 from spectok_generation.demo.results import Competitor, Drawn, Results, Split, prefix_lengths
 from spectok_generation.demo.stages import Stages
-from spectok_generation.generate import decode_tokens, load_pair
+from spectok_generation.drawing import decode_tokens
+from spectok_generation.pairs import load_pair
 from spectok_generation.sampling import sample_tokens
 from spectok_generation.tokens import TokenCache
 from spectok_generation.training import OWN_TOKENS, train_prior
@@ -56,17 +63,17 @@ BATCH_SIZE = 250
 def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
     """Run the demo.
 
-    The folder gets ``report.html``, ``metrics.json``, ``samples.png``, some held-out images in
-    ``images/``, and in ``models/`` a run per tokenizer and one of the prior, which every command of
-    ``spectok`` takes.
+    Writes ``report.html``, ``metrics.json``, ``samples.png``, some held-out images in ``images/``,
+    and in ``models/`` the runs of tokenizers, prior and classifier, which every ``spectok`` command
+    accepts.
 
     Args:
-        plan: What to do.
-        out: Folder of the demo; an earlier demo there is replaced.
-        stages: Tells how far it is and how long it has run.
+        plan: What to train and draw.
+        out: Folder of the demo; an earlier demo in it is replaced.
+        stages: Reports progress and measures time.
 
     Raises:
-        ConfigError: If the folder holds anything but a demo.
+        ConfigError: If the folder holds something other than a demo.
         DataError: If the images have no classes.
     """
     prepare_folder(plan, out)
@@ -99,11 +106,11 @@ class Demo:
     """The stages of one demo.
 
     Args:
-        plan: What to do.
+        plan: What to train and draw.
         out: Folder of the demo.
-        stages: Tells how far it is.
-        training: What everything learns from.
-        held_out: What nothing learns from.
+        stages: Reports progress and measures time.
+        training: The training images.
+        held_out: The held-out images.
     """
 
     plan: Plan
@@ -114,11 +121,11 @@ class Demo:
 
     @property
     def prior_folder(self) -> Path:
-        """Folder of the prior's run."""
+        """Folder of the run of the prior."""
         return self.out / "models" / "prior"
 
     def train_tokenizer(self, label: str) -> Competitor:
-        """Train one tokenizer, load it again, and measure it on held-out images."""
+        """Train a tokenizer, load it again, and measure it on held-out images."""
         recipe, folder = self.plan.tokenizers[label], self.out / "models" / label
         with self.stages.stage(label, f"train {label}: {recipe.train.steps:,} steps"):
             fit = train_tokenizer(recipe, folder)
@@ -140,21 +147,27 @@ class Demo:
         with self.stages.stage("prior", f"train {what}: {recipe.train.steps:,} steps"):
             return train_prior(recipe, self.prior_folder)
 
-    def train_classifier(self) -> Classifier:
-        """Train the classifier on real images, moved by a pixel at random."""
-        epochs, seed = self.plan.recipe.classifier.epochs, self.plan.recipe.seed
-        data = self.plan.tokenizers[self.plan.main].data.model_copy(update={"max_shift": 1})
-        doing = f"train a classifier on real images: {epochs} epochs"
-        with self.stages.stage("classifier", doing), progress("training", epochs) as advance:
-            return train_classifier(build_dataset(data, seed=seed), epochs, seed, advance)
+    def train_classifier(self) -> ImageClassifier:
+        """Train the classifier on real images, shifted randomly by up to a pixel."""
+        options = self.plan.recipe.classifier.model_dump() | {"warmup_steps": 20}
+        main = self.plan.tokenizers[self.plan.main]
+        data = main.data.model_copy(update={"max_shift": 1})
+        recipe = ClassifierRecipe.model_validate(
+            {"data": data, "train": TRAIN_DEFAULTS | options, "seed": self.plan.recipe.seed}
+        )
+        folder = self.out / "models" / "classifier"
+        doing = f"train a classifier on real images: {recipe.train.steps:,} steps"
+        with self.stages.stage("classifier", doing):
+            train_classifier(recipe, folder)
+            return load_classifier(folder)
 
-    def draw(self, classifier: Classifier, main: Competitor) -> Drawn:
-        """Draw images of all classes from the saved prior, and find out how good they are."""
+    def draw(self, classifier: ImageClassifier, main: Competitor) -> Drawn:
+        """Draw images of all classes from the saved prior, and judge them."""
         prior, tokenizer = load_pair(self.prior_folder)
         options = self.plan.recipe.samples
         count = options.per_class * prior.num_classes
         labels = torch.arange(prior.num_classes).repeat(options.per_class)
-        with self.stages.stage("samples", f"draw {count:,} new images and look at them"):
+        with self.stages.stage("samples", f"draw and judge {count:,} new images"):
             with progress("sampling", count) as advance:
                 indices = sample_tokens(
                     prior,
@@ -183,14 +196,14 @@ class Demo:
         return Drawn(images, labels, found, nearest, metrics)
 
     def find_nearest(self, samples: Tensor, reconstructed: Tensor) -> Closeness:
-        """Find the nearest training images of samples, and of what to compare them with."""
+        """Find the nearest training images of samples and of both references."""
         recipes = (self.plan.prior, self.plan.tokenizers[self.plan.main])
         shift = max(recipe.data.max_shift for recipe in recipes)
         kinds = (samples, self.held_out.images, reconstructed)
         return Closeness(*(find_nearest(x, self.training.images, shift) for x in kinds))
 
     def describe_prior(self, fit: FitResult) -> dict[str, Any]:
-        """Return what ``metrics.json`` says of the prior."""
+        """Return the part of ``metrics.json`` about the prior."""
         prior, tokenizer = load_pair(self.prior_folder)
         indices = tokenizer.encode(self.held_out.images)
         nats = -prior.log_prob(indices, self.held_out.labels).mean()
@@ -208,7 +221,7 @@ def load_split(data: DataConfig, split: str) -> Split:
     """Read all images of a split, without augmentation.
 
     Raises:
-        DataError: If they have no classes.
+        DataError: If the images have no classes.
     """
     dataset = build_dataset(data.model_copy(update={"split": split}), train=False)
     if not dataset.num_classes:
@@ -218,7 +231,7 @@ def load_split(data: DataConfig, split: str) -> Split:
 
 @torch.no_grad()
 def psnr_by_num_tokens(tokenizer: ImageTokenizer, held_out: Split) -> dict[int, float]:
-    """Return the mean PSNR from the first 0, 1, 2, 4, … tokens, as far as prefixes decode."""
+    """Return the mean PSNR of the first 0, 1, 2, 4, … tokens, for prefixes that decode."""
     indices = tokenizer.encode(held_out.images)
     return {
         k: float(psnr(held_out.images, tokenizer.decode(indices, num_tokens=k)).mean())
@@ -230,14 +243,14 @@ def psnr_by_num_tokens(tokenizer: ImageTokenizer, held_out: Split) -> dict[int, 
 
 
 def prepare_folder(plan: Plan, out: Path) -> None:
-    """Clear away an earlier demo, and mark the folder as one.
+    """Remove an earlier demo, and mark the folder as a demo.
 
     Raises:
-        ConfigError: If the folder holds anything else.
+        ConfigError: If the folder holds something else.
         CheckpointError: If it cannot be written to.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file()):
-        raise ConfigError(f"--out {out} exists and is no demo; give a folder that is new or empty")
+        raise ConfigError(f"--out {out} exists and is not a demo; give a new or empty folder")
     try:
         for path in (out / name for name in OURS):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -251,7 +264,7 @@ def prepare_folder(plan: Plan, out: Path) -> None:
 
 
 def write_results(results: Results) -> None:
-    """Write everything that is not a model."""
+    """Write everything but the models."""
     out, held_out = results.out, results.held_out
     (out / "images").mkdir()
     for number in held_out.one_per_class(NUM_EXAMPLES):
@@ -266,10 +279,10 @@ def write_results(results: Results) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread, and leave it as it was found.
+    """Let torch use a single thread inside the context.
 
-    The networks are so small that a second thread gains little, and on a busy machine the two wait
-    for each other: training then took seventeen times as long.
+    The networks are so small that a second thread gains little, and on a busy machine the threads
+    wait for each other: training then took 17 times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

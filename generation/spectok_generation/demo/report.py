@@ -1,4 +1,4 @@
-"""The page of the demo: one HTML file that needs nothing but itself."""
+"""The report of the demo: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from spectok import TokenSpec
 from spectok.metrics import count_codes, split_by_codebook
 from spectok.training.contracts import Record
+from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.page import duration, figure, page, section, table
 from spectok_generation.demo.pictures import plot_histograms, plot_lines, png_uri
-from spectok_generation.demo.recipe import Plan
 from spectok_generation.demo.results import Results, prefix_lengths
-from spectok_generation.generate import decode_tokens
+from spectok_generation.drawing import decode_tokens
 
 STRIP = 10
 
 
 def write_report(results: Results, path: Path) -> None:
-    """Write the page."""
+    """Write the report of a demo as an HTML page."""
     sections = [
         _summary(results),
         _reconstructions(results),
@@ -47,7 +47,7 @@ def _summary(results: Results) -> str:
     metrics, samples = results.metrics, results.metrics["samples"]
     tiles = [(f"{m['psnr']:.2f} dB", f"PSNR of {label}, held-out") for label, m in _each(results)]
     tiles.append((f"{100 * samples['class_accuracy']:.1f} %", "of samples recognised"))
-    tiles.append((duration(metrics["seconds"]), "from nothing to this page"))
+    tiles.append((duration(metrics["seconds"]), "for everything on this page"))
     shown = "".join(f"<div class=tile><b>{v}</b><span>{escape(t)}</span></div>" for v, t in tiles)
     spec, main = results.main.tokenizer.token_spec, results.plan.main
     _, height, width = results.main.tokenizer.image_shape
@@ -55,22 +55,22 @@ def _summary(results: Results) -> str:
         "<h1>Images in, tokens, new images out</h1>\n"
         f"<p>{len(results.competitors)} tokenizers learned {len(results.training.images):,} real "
         f"images of {width}×{height} pixels at {spec.bits_per_image:g} bits per image. Then "
-        f"{escape(results.metrics['prior']['name'])} learned the {spec.num_tokens} tokens that "
-        f"{escape(main)} makes of an image, and drew new ones. Every number is measured on this "
-        f"machine, in this run.</p>\n<div class=tiles>{shown}</div>\n"
+        f"{escape(results.metrics['prior']['name'])} learned the {spec.num_tokens} tokens per "
+        f"image of {escape(main)}, and drew new images. Every number was measured in this run, on "
+        f"this machine.</p>\n<div class=tiles>{shown}</div>\n"
     )
 
 
 def _reconstructions(results: Results) -> str:
     numbers = results.held_out.one_per_class(STRIP)
     originals = results.held_out.images[numbers]
-    rows = [figure(png_uri(originals, STRIP), "held-out images, which nothing learned from")]
+    rows = [figure(png_uri(originals, STRIP), "held-out images, never used in training")]
     for label, competitor in results.competitors.items():
         decoded = decode_tokens(competitor.tokenizer, competitor.tokenizer.encode(originals))
         tokens = _list_levels(competitor.tokenizer.token_spec, "{shape} tokens of {codes} codes")
         text = f"{label}: from {tokens}"
         rows.append(figure(png_uri(decoded, STRIP), text))
-    return section("Through the tokens and back", "".join(rows))
+    return section("Into tokens and back", "".join(rows))
 
 
 def _prefixes(results: Results) -> str:
@@ -89,7 +89,7 @@ def _prefixes(results: Results) -> str:
     rows.append(figure(png_uri(originals, STRIP), "originals"))
     intro = (
         f"{escape(results.plan.main)} orders its tokens by importance, so the first few decode "
-        f"on their own; none at all give the mean of the data."
+        f"on their own; without any, the decoder gives the mean of the data."
     )
     return section("Token by token", f"<p>{intro}</p>\n{''.join(rows)}")
 
@@ -117,7 +117,7 @@ def _comparison(results: Results) -> str:
     count = results.main.metrics["num_images"]
     intro = (
         f"Same images, steps, images per step and bits. {_verdict(results)} Means over {count:,} "
-        f"held-out images, rounded to 8 bits; SSIM with a uniform 7×7 window."
+        f"held-out images, rounded to 8 bits; SSIM uses a uniform 7×7 window."
     )
     numbers = table(["", *results.competitors], rows)
     return section("Side by side", f"<p>{escape(intro)}</p>\n{numbers}")
@@ -126,18 +126,18 @@ def _comparison(results: Results) -> str:
 def _samples(results: Results) -> str:
     drawn, metrics = results.drawn, results.metrics["samples"]
     rows = drawn.first_of_each_class(10)
-    grid = figure(png_uri(rows.flatten(0, 1), rows.shape[1]), "a row per class", "square")
+    grid = figure(png_uri(rows.flatten(0, 1), rows.shape[1]), "one row per class", "square")
     options = results.plan.recipe.samples.model_dump(exclude_none=True, exclude={"per_class"})
     how = ", ".join(f"{name} {value:g}" for name, value in options.items())
     names = results.training.dataset.class_names or range(len(metrics["class_accuracy_by_class"]))
     by_class = [f"{100 * share:.0f}" for share in metrics["class_accuracy_by_class"]]
     shares = table(["class", *map(str, names)], [["recognised, %", *by_class]])
     intro = (
-        f"The first {rows.shape[1]} of {metrics['count'] // len(by_class):,} images per class, as "
-        f"they were drawn ({how}). A classifier that is right on "
+        f"The first {rows.shape[1]} of {metrics['count'] // len(by_class):,} images per class, "
+        f"not selected ({how}). A classifier that is right on "
         f"{100 * metrics['classifier_accuracy']:.1f} % of real held-out images recognises "
-        f"{100 * metrics['class_accuracy']:.1f} % of all {metrics['count']:,} as the class asked "
-        f"for."
+        f"{100 * metrics['class_accuracy']:.1f} % of all {metrics['count']:,} samples as the class "
+        f"they were drawn for."
     )
     return section("New images", f"<p>{intro}</p>\n{grid}{shares}")
 
@@ -155,17 +155,16 @@ def _closeness(results: Results) -> str:
         "distance to the nearest training image",
     )
     intro = (
-        f"If samples were copies, they would lie as close to training images as reconstructed "
-        f"training images do: {metrics['copies_nearest_train_distance']:.3f} on average (root mean "
-        f"squared difference of pixels in [0, 1]). They lie at "
-        f"{metrics['nearest_train_distance']:.3f}; real images that nothing learned from lie at "
-        f"{metrics['held_out_nearest_train_distance']:.3f}. "
+        f"Copies would lie as close to training images as reconstructed training images do: at "
+        f"{metrics['copies_nearest_train_distance']:.3f} on average (root mean squared difference "
+        f"of pixels in [0, 1]). Samples lie at {metrics['nearest_train_distance']:.3f}, and real "
+        f"held-out images at {metrics['held_out_nearest_train_distance']:.3f}. "
         f"{100 * metrics['closer_than_any_held_out']:.1f} % of the samples are closer than any "
-        f"held-out image, {100 * metrics['token_copies']:.1f} % have the very tokens of a training "
-        f"image, and {100 * metrics['distinct']:.1f} % are distinct."
+        f"held-out image, {100 * metrics['token_copies']:.1f} % have exactly the tokens of a "
+        f"training image, and {100 * metrics['distinct']:.1f} % are distinct."
     )
     pairs = figure(png_uri(drawn.images[first], len(first)), "samples") + figure(
-        png_uri(nearest, len(first)), "the training image nearest to each"
+        png_uri(nearest, len(first)), "the nearest training image of each"
     )
     return section("Are they copies?", f"<p>{intro}</p>\n{pairs}<div class=plots>{plot}</div>")
 
@@ -182,9 +181,9 @@ def _codebooks(results: Results) -> str:
             lines["_uniform"] = ([1, len(mean)], [100 / len(mean)] * 2)
     plot = plot_lines(lines, "code, most frequent first", "share of its codebook's tokens, %")
     intro = (
-        "How often the codes are chosen for training images, sorted within each codebook and "
-        "averaged over codebooks. The dotted line is what equal use would look like; codes that "
-        "nothing chooses are bits that nothing uses."
+        "How often each code is chosen for training images, sorted within each codebook and "
+        "averaged over codebooks. The dotted line is uniform use; codes that are never chosen "
+        "waste bits."
     )
     return section("Codebooks", f"<p>{intro}</p>\n<div class=plots>{plot}</div>")
 
@@ -196,7 +195,7 @@ def _curves(results: Results) -> str:
         f"<figure>{_plot_history(history)}<figcaption>{escape(label)}</figcaption></figure>"
         for label, history in histories.items()
     ]
-    intro = "Each tokenizer has losses of its own, on scales of their own. The prior's is in nats."
+    intro = "Losses of different tokenizers are not on the same scale. The prior's is in nats."
     return section("Training", f"<p>{intro}</p>\n<div class=plots>{''.join(plots)}</div>")
 
 
@@ -222,14 +221,14 @@ def _next_steps(results: Results) -> str:
         for remark, command in next_commands(results.plan, results.out)
         for line in (f"# {remark}", shlex.join(command), "")
     ]
-    return section("Go on", f"<pre>{escape(chr(10).join(lines).strip())}</pre>\n")
+    return section("Next steps", f"<pre>{escape(chr(10).join(lines).strip())}</pre>\n")
 
 
 def next_commands(plan: Plan, out: Path) -> list[tuple[str, list[str]]]:
-    """Return commands to go on with, each with what it does.
+    """Return suggested commands, each with what it does.
 
     Args:
-        plan: What was done.
+        plan: The plan that was carried out.
         out: Folder of the demo.
     """
     folders = (f"models/{plan.main}", "models/prior", "images")
@@ -240,10 +239,13 @@ def next_commands(plan: Plan, out: Path) -> list[tuple[str, list[str]]]:
         ("draw more, with another seed", [*sample, "--seed", "1", "--out", "more.png"]),
         ("draw one class", [*sample, "--class", "3", "--num-images", "25", "--out", "threes.png"]),
         (
-            "put images through the tokenizer",
+            "reconstruct images with the tokenizer",
             ["spectok", "reconstruct", tokenizer, images, "--out", "grid.png"],
         ),
-        ("images to tokens", ["spectok", "encode", tokenizer, images, "--out", "tokens.npz"]),
+        (
+            "turn images into tokens",
+            ["spectok", "encode", tokenizer, images, "--out", "tokens.npz"],
+        ),
         ("train on your own images", ["spectok", "train", key, "--data", "path/to/images"]),
     ]
 
@@ -264,7 +266,7 @@ def _verdict(results: Results) -> str:
 
 
 def _list_levels(spec: TokenSpec, form: str) -> str:
-    """Fill in what is known of each level: its shape, its codes, and how many codebooks it has."""
+    """Fill in the shape, vocabulary size and number of codebooks of each level."""
     nothing = torch.zeros(spec.num_codes)
     return " + ".join(
         form.format(
@@ -276,7 +278,7 @@ def _list_levels(spec: TokenSpec, form: str) -> str:
 
 def _plot_history(history: list[Record]) -> str:
     terms = [name for name in history[0] if name.startswith("loss/")]
-    names = ["loss", *(terms if len(terms) > 1 else [])]  # a single term is the loss itself
+    names = ["loss", *(terms if len(terms) > 1 else [])]  # a single term equals the loss
     steps = [record["step"] for record in history]
     lines = {name: (steps, [record[name] for record in history]) for name in names}
     positive = all(min(y) > 0 for _, y in lines.values())

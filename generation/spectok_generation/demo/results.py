@@ -1,4 +1,4 @@
-"""What the demo finds, on its way from the pipeline to the page."""
+"""What the demo measures, passed from the pipeline to the report."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from spectok import ImageTokenizer, TokenSpec
 from spectok.data import ImageDataset
 from spectok.images import to_float
 from spectok.training.contracts import Record
+from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.judge import Closeness
-from spectok_generation.demo.recipe import Plan
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images, as they are.
+    """Labelled images without augmentation.
 
     Args:
         dataset: Where they come from.
-        images: All of them, in [-1, 1].
+        images: All images, in [-1, 1].
         labels: Their classes.
     """
 
@@ -39,7 +39,7 @@ class Split:
         return cls(dataset, images, torch.tensor(dataset.labels))
 
     def one_per_class(self, count: int) -> list[int]:
-        """Return the numbers of ``count`` images, the classes in turn."""
+        """Return the indices of ``count`` images, cycling through the classes."""
         by_class = [(self.labels == k).nonzero().flatten().tolist() for k in self.labels.unique()]
         turns = [i for rank in range(max(map(len, by_class))) for i in _ranked(by_class, rank)]
         return turns[:count]
@@ -47,12 +47,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Competitor:
-    """A tokenizer that was trained and measured.
+    """A trained and measured tokenizer.
 
     Args:
-        tokenizer: As loaded from its folder, in eval mode on the CPU.
-        history: The log of its training.
-        metrics: What ``metrics.json`` says of it.
+        tokenizer: Loaded from its folder, in eval mode on the CPU.
+        history: Log of its training.
+        metrics: Its part of ``metrics.json``.
         indices: Tokens of the training images.
     """
 
@@ -64,14 +64,14 @@ class Competitor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images drawn from the prior, and what was found about them.
+    """Images drawn from the prior, with their measurements.
 
     Args:
         images: About [-1, 1].
-        labels: The class each was asked for.
-        found: The class the classifier sees.
+        labels: Class that each was conditioned on.
+        found: Class that the classifier predicts.
         closeness: How close they are to training images.
-        metrics: What ``metrics.json`` says of them.
+        metrics: Their part of ``metrics.json``.
     """
 
     images: Float[Tensor, "n c h w"]
@@ -81,24 +81,24 @@ class Drawn:
     metrics: dict[str, Any]
 
     def first_of_each_class(self, count: int) -> Float[Tensor, "k m c h w"]:
-        """Return the first ``count`` images of each class, or fewer if there are fewer."""
+        """Return the first ``count`` images of each class, or all if there are fewer."""
         classes = self.labels.unique().tolist()
         return torch.stack([self.images[self.labels == k][:count] for k in classes])
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the page shows.
+    """Everything that the report shows.
 
     Args:
-        plan: What was done.
-        out: Folder of the demo, as it was given.
-        training: What everything learned from.
-        held_out: What nothing learned from.
+        plan: The plan that was carried out.
+        out: Folder of the demo, as given.
+        training: The training images.
+        held_out: The held-out images.
         competitors: The tokenizers; the prior learned the tokens of the first.
-        prior_history: The log of the prior's training.
+        prior_history: Log of the training of the prior.
         drawn: The samples.
-        metrics: All of ``metrics.json``.
+        metrics: Contents of ``metrics.json``.
     """
 
     plan: Plan
@@ -117,7 +117,7 @@ class Results:
 
 
 def prefix_lengths(spec: TokenSpec) -> list[int]:
-    """Return the lengths 0, 1, 2, 4, … and T, as far as such a prefix decodes."""
+    """Return those of the lengths 0, 1, 2, 4, … and T whose prefix decodes."""
     doubling = {0, spec.num_tokens, *(1 << i for i in range(spec.num_tokens.bit_length()))}
     return sorted(doubling & set(spec.decodable_prefixes))
 

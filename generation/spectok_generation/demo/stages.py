@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: which stage, and how long the whole still takes."""
+"""Progress of the demo: the current stage, and the time left in all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spectok.messages import console
 
 
 class Stages:
-    """Announces and times the stages of a run that began when this was made.
+    """Announce and time the stages of a run, which begins when this object is created.
 
     Attributes:
         timings: Seconds of each finished stage.
@@ -28,17 +28,17 @@ class Stages:
         return time.perf_counter() - self._start
 
     def plan(self, names: list[str], expected: dict[str, float]) -> None:
-        """Say which stages there will be, and about how many seconds each takes.
+        """Declare the stages, and roughly how many seconds each takes.
 
         Args:
             names: All stages, in order.
-            expected: Seconds on some machine; once a stage is done, the pace of this one counts.
+            expected: Seconds on a reference machine; finished stages correct for this one's pace.
         """
         self._names, self._expected = names, expected
 
     @contextlib.contextmanager
     def stage(self, name: str, doing: str) -> Iterator[None]:
-        """Announce a stage and take its time."""
+        """Announce a stage and time it."""
         number = f"[{self._names.index(name) + 1}/{len(self._names)}]"
         console(highlight=False).print(f"\n{number} {doing}{self._left()}", markup=False)
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A diffusers UNet for latents of any size, with or without a class or a text."""
+"""A diffusers UNet for latents of any size, conditioned on nothing, a class or a text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HEAD_WIDTH = 8
 
 @dataclass(frozen=True)
 class UNetShape:
-    """How wide and how deep a UNet is.
+    """Width and depth of a UNet.
 
     Args:
         channels: Channels of each level; every level but the last halves height and width.
-        layers: Residual blocks of a level on the way down; one more on the way up.
-        attention_levels: Levels with attention, counted from 0. The middle always has it.
-        dropout: Inside the residual blocks.
+        layers: Residual blocks per level on the way down; one more on the way up.
+        attention_levels: Levels with attention, counted from 0; the middle always has it.
+        dropout: Dropout inside the residual blocks.
     """
 
     channels: Sequence[int]
@@ -50,12 +50,12 @@ class UNetShape:
 
     @property
     def levels(self) -> range:
-        """Numbers of the levels."""
+        """Indices of the levels."""
         return range(len(self.channels))
 
 
 class Denoiser(nn.Module):
-    """A UNet that takes latents of any size, and a class or a text.
+    """A UNet for latents of any size, with a class or a text.
 
         noisy (B,c,h,w)     times (B,)     class (B,)  or  text (B,L,D)
           | pad               |              |               | layer norm; a learned vector first
@@ -63,17 +63,16 @@ class Denoiser(nn.Module):
                               | crop
                             prediction (B,c,h,w)
 
-    Height and width are padded with zeros to the next multiple that all levels can halve, and the
-    border is cut off again: it is part of the network, and nothing outside sees it.
+    Height and width are zero-padded to the next multiple that all levels can halve, and the
+    prediction is cropped again: padding is internal to the network.
 
-    A text is read by cross-attention. The learned vector is what there is to attend to where a text
-    has no tokens, so "no text" does not depend on the features that are hidden. The layer norm
-    makes the scale of the text encoder of no account.
+    A text is read by cross-attention. "No text" attends to the learned vector alone, so it does not
+    depend on the hidden features. The layer norm removes the scale of the text encoder.
 
     Args:
         num_channels: Channels c of the latents.
         shape: Width and depth.
-        num_classes: Number of classes; the class of that number stands for "no class".
+        num_classes: Number of classes; the class of this index means "no class".
         text_width: Length D of text features; 0 without text.
     """
 
@@ -95,7 +94,7 @@ class Denoiser(nn.Module):
 
         Args:
             noisy: Noisy latents.
-            times: How noisy each is, on the scale of the noise schedule.
+            times: Noise level of each image, on the scale of the noise schedule.
             condition: A checked condition; see :meth:`spectok_generation.Prior.check_condition`.
         """
         height, width = noisy.shape[2:]
@@ -142,7 +141,7 @@ def _text_unet(num_channels: int, shape: UNetShape, text_width: int) -> UNet2DCo
         block_out_channels=tuple(shape.channels),
         layers_per_block=shape.layers,
         dropout=shape.dropout,
-        # what this class calls the width of a head is their number, one for each level
+        # despite its name, this class takes the number of heads here, one per level
         attention_head_dim=tuple(width // HEAD_WIDTH for width in shape.channels),  # type: ignore[arg-type]
         norm_num_groups=_norm_groups(shape),
         cross_attention_dim=text_width,

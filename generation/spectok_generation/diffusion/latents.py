@@ -1,7 +1,7 @@
-"""Latents to train on: computed afresh from the images of each batch, measured once.
+"""Latents to train on: computed from the images of each batch, standardised by one measurement.
 
-Nothing is cached. The encoder costs a fraction of the network that learns, latents may take more
-room than their images, and images can be augmented differently in each epoch.
+Nothing is cached: the encoder costs a fraction of the trained network, latents may be larger than
+their images, and images can be augmented differently in each epoch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from spectok.distributed import sum_over_ranks, world
 from spectok.errors import DataError
 
 NUM_MEASURED = 4096
-"""Images that statistics are measured on, spread evenly over the data."""
+"""Most images that statistics are measured on, spread evenly over the data."""
 
 
 @torch.no_grad()
 def encode_latents(
     tokenizer: ImageTokenizer, images: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b lc lh lw"]:
-    """Encode images in float32, whatever the autocast of the training around it."""
+    """Encode images in float32, even under autocast."""
     with torch.autocast(images.device.type, enabled=False):
         return tokenizer.encode_latents(images.to(tokenizer.dtype)).float()
 
@@ -33,12 +33,12 @@ def encode_latents(
 def measure_latents(
     tokenizer: ImageTokenizer, dataset: Any, batch_size: int = 64
 ) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
-    """Return mean and standard deviation of each latent channel, over images and places.
+    """Return the mean and standard deviation of each latent channel, over images and places.
 
     Measured on at most :data:`NUM_MEASURED` images; each process does its share.
 
     Args:
-        tokenizer: A trained tokenizer, on the device to run on; it is put into eval mode.
+        tokenizer: A trained tokenizer on the device to run on; it is put into eval mode.
         dataset: A :class:`spectok.data.ImageDataset`.
         batch_size: Images encoded at once.
 
@@ -52,7 +52,7 @@ def measure_latents(
     rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), NUM_MEASURED)).long().tolist()
     channels = tokenizer.latent_shape[0]
     sums = torch.zeros(3, channels, dtype=torch.float64, device=tokenizer.device)
-    # A generator of its own: an iterator that drew from the global one would shift training.
+    # Its own generator: drawing from the global one would change the training that follows.
     share = Subset(dataset, rows[rank::size])
     for batch in DataLoader(share, batch_size, generator=torch.Generator()):
         latents = encode_latents(tokenizer, batch["images"].to(tokenizer.device)).double()

@@ -1,4 +1,4 @@
-"""Latent diffusion on the continuous latents of any tokenizer."""
+"""Latent diffusion over the continuous latents of any tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 class LDM(Prior):
     """Latent diffusion (Rombach et al. 2022) with a diffusers UNet, on any tokenizer.
 
-        latents (B,c,h,w)   tokenizer.encode_latents(images): not yet quantised
+        latents (B,c,h,w)   tokenizer.encode_latents(images): before quantisation
           | standardise       by the mean and standard deviation of each channel
         standard (B,c,h,w)
           | add noise
@@ -34,25 +34,25 @@ class LDM(Prior):
           | denoiser ─────────┘
         prediction (B,c,h,w)
 
-    Samples are brought back to the latents' scale and decoded by ``tokenizer.decode_latents``,
-    which quantises them: what is drawn is an image of tokens, as that of any other prior.
+    Samples are rescaled to the latents and decoded by ``tokenizer.decode_latents``, which quantises
+    them: as with any other prior, every image drawn is the image of some tokens.
 
     Call :meth:`set_statistics` before training; the statistics are saved with the weights.
 
     Args:
         token_spec: Layout of the tokens, as a dict.
-        num_classes: Number of classes; 0 for a prior that takes no class.
+        num_classes: Number of classes; 0 for a prior without classes.
         tokenizer: Record of the tokenizer; its ``latent_shape`` is that of the latents.
-        text: Record of the text encoder, for a prior that reads text; see :class:`Prior`.
+        text: Record of the text encoder, for a prior conditioned on text; see :class:`Prior`.
         channels: Channels of each level of the UNet; every level but the last halves the size.
-        layers: Residual blocks of each level.
+        layers: Residual blocks per level.
         attention_levels: Levels with attention, counted from 0; the middle always has it.
-        dropout: Inside the residual blocks.
-        condition_dropout: Share of training images whose class or text is hidden.
+        dropout: Dropout inside the residual blocks.
+        condition_dropout: Fraction of training images whose class or text is hidden.
         prediction: What the network predicts; see
             :class:`~spectok_generation.diffusion.noising.NoiseSchedule`.
-        num_timesteps: Steps of the diffusion.
-        beta_schedule: How the noise grows with the steps.
+        num_timesteps: Number of diffusion steps.
+        beta_schedule: How beta rises from step to step.
         beta_range: First and last beta of the linear schedules.
     """
 
@@ -89,12 +89,12 @@ class LDM(Prior):
         self.register_buffer("latent_std", torch.ones(num_channels))
 
     def set_statistics(self, mean: Float[Tensor, "c"], std: Float[Tensor, "c"]) -> None:
-        """Say by what latents are standardised.
+        """Set the statistics that latents are standardised by.
 
         Args:
             mean: Mean of each channel.
-            std: Standard deviation of each channel. A channel that does not change, up to rounding,
-                keeps its scale.
+            std: Standard deviation of each channel. A channel that is constant up to rounding keeps
+                its scale.
         """
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(torch.where(std > 1e-6 * mean.abs(), std, 1.0))
@@ -117,7 +117,7 @@ class LDM(Prior):
             condition: Class or text of each image, for a prior that takes one.
 
         Raises:
-            InputError: If the latents are not of this prior's shape.
+            InputError: If the latents do not have the shape of this prior.
         """
         self._check_latents(latents)
         condition = self.drop_condition(self.check_condition(condition, len(latents)))
@@ -131,8 +131,8 @@ class LDM(Prior):
         if tuple(latents.shape[1:]) != self.latent_shape:
             raise InputError(
                 f"latents of shape {tuple(latents.shape)} are not (B, "
-                f"{', '.join(map(str, self.latent_shape))}); encode images with the tokenizer that "
-                f"this prior is for"
+                f"{', '.join(map(str, self.latent_shape))}); encode images with the "
+                f"tokenizer of this prior"
             )
 
 
@@ -140,7 +140,7 @@ def latent_shape(record: dict[str, Any] | None) -> tuple[int, int, int]:
     """Return the shape ``(c, h, w)`` of a tokenizer's latents, from its record.
 
     Raises:
-        ConfigError: If the record does not say.
+        ConfigError: If the record does not contain it.
     """
     shape = (record or {}).get("latent_shape")
     if shape is None:
@@ -153,7 +153,7 @@ def latent_shape(record: dict[str, Any] | None) -> tuple[int, int, int]:
 
 
 def _draw_noise(shape: tuple[int, int, int], batch_size: int) -> Float[Tensor, "b c h w"]:
-    """Draw normal noise on the CPU, the same for an image however the batch is split over ranks."""
+    """Draw normal noise on the CPU; how the batch is split over ranks does not affect an image."""
     high, low = draw_per_sample(batch_size), draw_per_sample(batch_size)
     seeds = (high.double() * 2**48 + low.double() * 2**24).long().tolist()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

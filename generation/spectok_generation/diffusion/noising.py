@@ -1,4 +1,4 @@
-"""How latents become noise in training, and what takes the steps back when sampling."""
+"""How latents become noise in training, and the schedulers that reverse it in sampling."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ DEFAULT_STEPS = 50
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch of noisy latents and what the network should make of it.
+    """A batch of noisy latents, and the target of the network.
 
     Args:
         noisy: The network's input.
-        times: How noisy each image is, in steps of the schedule.
-        target: What it should predict.
+        times: Noise level of each image, in steps of the schedule.
+        target: What the network should predict.
     """
 
     noisy: Float[Tensor, "b c h w"]
@@ -41,8 +41,8 @@ class Noised:
 class NoiseSchedule:
     """Two ways from latents to noise: diffusion in steps, or a straight line.
 
-    Diffusion (Ho et al. 2020, Eq. 4): ``noisy = sqrt(a) latents + sqrt(1 - a) noise`` with ``a``
-    falling over the steps as the betas say; the network predicts the noise (``epsilon``), the
+    Diffusion (Ho et al. 2020, Eq. 4): ``noisy = sqrt(a) latents + sqrt(1 - a) noise``, where ``a``
+    falls over the steps as given by the betas; the network predicts the noise (``epsilon``), the
     latents (``sample``) or ``sqrt(a) noise - sqrt(1 - a) latents`` (``v_prediction``; Salimans and
     Ho 2022). Sampled by ``ddpm`` or ``ddim`` (Song et al. 2021).
 
@@ -51,12 +51,12 @@ class NoiseSchedule:
 
     Args:
         prediction: What the network predicts.
-        num_timesteps: Steps of diffusion; for flow, the scale of the times.
+        num_timesteps: Number of diffusion steps; for flow, the scale of the times.
         beta_schedule: How beta rises from step to step; diffusion only.
         beta_range: First and last beta of the linear schedules.
 
     Raises:
-        ConfigError: If the betas are not two rising numbers in (0, 1).
+        ConfigError: If the betas do not satisfy 0 < first <= last < 1.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class NoiseSchedule:
         Args:
             latents: Standardised latents.
             noise: Normal noise.
-            uniforms: A number in [0, 1) for each image, which decides how noisy it gets.
+            uniforms: A number in [0, 1) for each image, which sets its noise level.
         """
         if self.prediction == "flow":
             share = uniforms.view(-1, 1, 1, 1)
@@ -109,16 +109,16 @@ class NoiseSchedule:
         return Noised(noisy, times, target)
 
     def make_sampler(self, name: Sampler | None, num_steps: int | None, device: Any) -> Any:
-        """Return a fresh diffusers scheduler with its steps set.
+        """Return a new diffusers scheduler with its steps set.
 
         Args:
             name: ``ddpm`` and ``ddim`` for diffusion, ``flow`` for flow. None: ``ddim`` or
                 ``flow``.
             num_steps: Number of steps. None: all for ``ddpm``, about 50 for the others.
-            device: Where the times should be.
+            device: Device of the times.
 
         Raises:
-            InputError: If name or number do not fit.
+            InputError: If the name or the number of steps does not fit.
         """
         fitting = ("flow",) if self.prediction == "flow" else ("ddim", "ddpm")
         name = name or fitting[0]
@@ -148,7 +148,7 @@ class NoiseSchedule:
             raise InputError(f"num_steps {num_steps} is outside 1..{self.num_timesteps}")
         if (
             name == "ddim" and self.num_timesteps % num_steps
-        ):  # which DDIMScheduler takes for granted
+        ):  # DDIMScheduler assumes that it divides
             fit = max(self._divisors(num_steps))
             raise InputError(
                 f"num_steps {num_steps} of ddim does not divide the {self.num_timesteps} steps of "

@@ -1,8 +1,8 @@
-"""Drawing latents: noise in, one denoising step after the other.
+"""Draw latents: start from noise, and denoise step by step.
 
-All noise of image ``i`` comes from a stream of its own on the CPU, seeded by ``(seed, i)``. The
-image does not depend on the batch it is drawn in, on the number of processes or on the kind of
-device, up to the rounding of batched products.
+All noise of image ``i`` comes from its own stream on the CPU, seeded by ``(seed, i)``. An image
+therefore does not depend on its batch, the number of processes or the kind of device, up to the
+rounding of batched matrix products.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DiffusionOptions:
     Args:
         scheduler: ``ddpm`` or ``ddim`` for diffusion, ``flow`` for flow. None: ``ddim`` or
             ``flow``.
-        num_steps: Denoising steps. None: all steps of training for ``ddpm``, about 50 for others.
+        num_steps: Denoising steps. None: as many as in training for ``ddpm``, about 50 otherwise.
         guidance: Scale of classifier-free guidance (Ho and Salimans 2022); 1 is the conditional
             model itself.
     """
@@ -59,17 +59,17 @@ def sample_latents(
     """Draw the latents of one batch of images.
 
     Args:
-        prior: A trained prior; it is put into eval mode meanwhile.
-        numbers: The number of each image, which with ``seed`` decides its randomness.
+        prior: A trained prior; in eval mode while it draws.
+        numbers: The number of each image, which seeds it together with ``seed``.
         condition: Class or text of each image.
-        seed: With the image's number, the only source of randomness.
+        seed: The only source of randomness, together with the number of the image.
         options: Scheduler, steps and guidance.
 
     Returns:
         float32 latents, for ``tokenizer.decode_latents``.
 
     Raises:
-        InputError: If condition or options do not fit the prior.
+        InputError: If the condition or the options do not fit the prior.
     """
     options = options or DiffusionOptions()
     scheduler = prior.noise_schedule.make_sampler(
@@ -87,10 +87,10 @@ def sample_latents(
 
 
 def image_generator(seed: int, number: int) -> torch.Generator:
-    """Return the generator, on the CPU, of all noise that belongs to one image.
+    """Return the CPU generator of all noise of one image.
 
     Raises:
-        InputError: If seed or number is negative.
+        InputError: If the seed or the number is negative.
     """
     if seed < 0 or number < 0:
         raise InputError(f"seed {seed} and image number {number} must be at least 0")
@@ -100,7 +100,7 @@ def image_generator(seed: int, number: int) -> torch.Generator:
 def _predictor(
     prior: LDM, condition: Condition | None, batch: int, guidance: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return ``(latents, times) -> prediction``, guided where that is asked for."""
+    """Return ``(latents, times) -> prediction``, with guidance unless its scale is 1."""
     prior.check_can_omit(condition)
     checked = prior.check_condition(condition, batch)
     if guidance == 1.0:

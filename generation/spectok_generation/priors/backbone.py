@@ -1,4 +1,4 @@
-"""GPT-2 over the places of a ``TokenSpec``: what ``gpt`` and ``cat`` have in common."""
+"""GPT-2 over the places of a ``TokenSpec``: the common part of ``gpt`` and ``cat``."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class DecodingState:
     """A batch of sequences being sampled.
 
     Args:
-        cache: Keys and values, allocated once for all T places and for all of the context.
+        cache: Keys and values, allocated once for all T places and for the whole context.
         start: First input of each sequence, which predicts place 0.
-        num_fed: How many inputs the cache holds; input i predicts place i.
+        num_fed: Number of inputs in the cache; input i predicts place i.
     """
 
     cache: DecodingCache
@@ -73,21 +73,21 @@ class GPT2Prior(AutoregressivePrior):
         start (B,1,D)        codes (B,T-1,D)
           └── concatenate ─────┘
         inputs (B,T,D)       input i predicts place i: + place embedding
-          |                                           + code chosen at the level above, if the
-          |                                             codebook of place i hangs on it
-        backbone             causal; each block looks at the context too, if there is one
+          |                                           + code at the level above, if it selects
+          |                                             the codebook of place i
+        backbone             causal; each block also attends to the context, if there is one
           |
         head                 each codebook has its own weights; K logits per place
         logits (B,T,K)
 
-    A subclass says what a condition is turned into: :meth:`start_inputs` and :meth:`context`.
+    A subclass defines what a condition becomes: :meth:`start_inputs` and :meth:`context`.
 
     Args:
         token_spec: See :class:`Prior`.
         shape: Size of the transformer.
         dropout: On embeddings, attention and residual branches.
         cross_attention: Whether there is a context.
-        **conditions: What :class:`Prior` takes.
+        **conditions: Further arguments of :class:`Prior`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class GPT2Prior(AutoregressivePrior):
         """Return the first input of each sequence."""
 
     def context(self, condition: Condition) -> TextFeatures | None:
-        """Return what the blocks look at beside the sequence, in vectors of length D."""
+        """Return what the blocks attend to beside the sequence, as vectors of length D."""
         return None
 
     def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
@@ -148,7 +148,7 @@ class GPT2Prior(AutoregressivePrior):
         inputs = self._inputs(indices, state.start, first)
         places = torch.arange(first, end, device=inputs.device)
         mask = None
-        if len(places) > 1:  # several at once: each sees those up to itself
+        if len(places) > 1:  # several at once: each sees the places up to itself
             mask = torch.arange(end, device=inputs.device) <= places[:, None]
         hidden = self._decode(self.backbone, state.cache, inputs, places, end, mask)
         state.num_fed = end
@@ -160,7 +160,7 @@ class GPT2Prior(AutoregressivePrior):
         state.cache.keep_rows(count)
 
     def compile_step(self) -> None:
-        """See :meth:`Prior.compile_step`; each batch size is compiled anew."""
+        """See :meth:`Prior.compile_step`; each batch size is compiled separately."""
         self._decode = compiled_decode(self.token_spec.num_tokens)
 
     def _inputs(
@@ -184,7 +184,7 @@ class GPT2Prior(AutoregressivePrior):
 
 
 def _as_arguments(context: TextFeatures | None) -> dict[str, Tensor]:
-    """Return what GPT-2 calls a context."""
+    """Return the context under the argument names of GPT-2."""
     if context is None:
         return {}
     return {

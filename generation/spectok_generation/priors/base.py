@@ -1,4 +1,4 @@
-"""The prior contract: a model of ``p(indices | condition)`` built from a ``TokenSpec`` alone."""
+"""The contract of priors: models of ``p(indices | condition)`` built from a ``TokenSpec`` alone."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from spectok_generation.conditions import (
 
 @dataclass
 class PriorOutput:
-    """What a prior makes of a batch of tokens.
+    """Losses and metrics of a batch.
 
     Args:
         losses: Weighted scalar terms; the training objective is their sum.
-        metrics: Scalar tensors worth logging, without gradient.
+        metrics: Scalar tensors to log, without gradient.
     """
 
     losses: dict[str, Tensor]
@@ -39,23 +39,23 @@ class PriorOutput:
 
 
 class Prior(SpectokModel, ABC):
-    """A model of one tokenizer's tokens that never asks which tokenizer it is.
+    """A model of the tokens of a tokenizer, independent of which tokenizer that is.
 
-    It is conditioned on nothing, on a class or on a text; see :mod:`spectok_generation.conditions`.
+    It is conditioned on nothing, a class or a text; see :mod:`spectok_generation.conditions`.
 
-    A subclass's constructor, decorated with ``register_to_config``, takes ``token_spec``,
-    ``num_classes`` and ``tokenizer`` by keyword, and ``text`` if it reads text, then its own
-    options; that signature is the schema of the recipe section ``prior:``.
+    The constructor of a subclass, decorated with ``register_to_config``, takes ``token_spec``,
+    ``num_classes``, ``tokenizer``, ``text`` (if it reads text) and its own options, all by keyword.
+    Its signature is the schema of the recipe section ``prior:``.
 
     Args:
         token_spec: Layout of the tokens, as :meth:`spectok.TokenSpec.to_dict` writes it.
         num_classes: Number of classes of a class-conditional prior; 0 for any other.
-        condition_dropout: Share of training images whose class or text is hidden, which
-            classifier-free guidance and likelihoods without a condition need.
+        condition_dropout: Fraction of training images whose class or text is hidden; required for
+            classifier-free guidance and for likelihoods without a condition.
         text_width: Length of the text features of a text-conditional prior; 0 for any other.
 
     Attributes:
-        needs_text: Whether there is no such prior without a text encoder.
+        needs_text: Whether such a prior always reads text, and so needs a text encoder.
     """
 
     needs_text: bool = False
@@ -74,17 +74,17 @@ class Prior(SpectokModel, ABC):
 
     @property
     def token_spec(self) -> TokenSpec:
-        """Layout of the tokens that this prior models."""
+        """Layout of the tokens."""
         return self._spec
 
     @property
     def tokenizer_record(self) -> dict[str, Any]:
-        """What is known of the tokenizer: its fingerprint, path, image shape and class names."""
+        """Record of the tokenizer: fingerprint, path, image shape and class names."""
         return dict(self.config["tokenizer"] or {})
 
     @property
     def condition_name(self) -> str | None:
-        """What it is conditioned on: ``"class"``, ``"text"`` or None."""
+        """Kind of condition: ``"class"``, ``"text"`` or None."""
         return "text" if self.text_width else "class" if self.num_classes else None
 
     @abstractmethod
@@ -92,8 +92,8 @@ class Prior(SpectokModel, ABC):
         """Return the losses of a batch.
 
         Args:
-            inputs: int64 tokens laid out as :attr:`token_spec` says; or, for a prior that models
-                them before they are quantised, the tokenizer's latents.
+            inputs: int64 tokens in the layout of :attr:`token_spec`; for a prior of latents, the
+                latents of the tokenizer.
             condition: Class or text of each image, for a prior that takes one.
         """
 
@@ -101,7 +101,7 @@ class Prior(SpectokModel, ABC):
         """Return one condition per image, on this prior's device; None becomes "no condition".
 
         Raises:
-            InputError: If it is not of the kind, number or range that this prior takes.
+            InputError: If its kind, number or range is not what this prior takes.
         """
         if condition is None:
             return self.null_condition(batch_size)
@@ -116,41 +116,40 @@ class Prior(SpectokModel, ABC):
         return torch.full((batch_size,), self.num_classes, device=self.device)
 
     def drop_condition(self, condition: Condition) -> Condition:
-        """Hide the condition of some images, in training, as ``condition_dropout`` says."""
+        """Hide the condition of a random fraction ``condition_dropout`` of images, in training."""
         if not self.training or self.condition_dropout == 0 or self.condition_name is None:
             return condition
         hidden = draw_per_sample(len(condition)) < self.condition_dropout
         return hide(condition, hidden, self.num_classes)
 
     def check_can_omit(self, condition: Condition | None) -> None:
-        """Refuse to leave the condition out where the prior was never trained without one.
+        """Check that a missing condition is something this prior was trained for.
 
         Raises:
-            InputError: With the remedy.
+            InputError: If it was never trained without its condition.
         """
         if condition is not None or self.condition_name is None or self.condition_dropout:
             return
         kind = self.condition_name
-        option = "class_dropout" if "class_dropout" in self.config else "condition_dropout"
         one = f"one of its {self.num_classes} classes" if kind == "class" else "a text"
         raise InputError(
-            f"this prior was trained with the {kind} always given ({option}=0): give {one}, and "
-            f"train with {option} for guidance"
+            f"this prior was trained with the {kind} always given (condition_dropout=0): give "
+            f"{one}, and train with condition_dropout for guidance"
         )
 
     def compile_step(self) -> None:
-        """Run the steps of sampling through ``torch.compile`` from now on.
+        """Run the sampling steps through ``torch.compile`` from now on.
 
         Raises:
-            InputError: If this prior's steps are not made for that.
+            InputError: If this prior does not support it.
         """
         raise InputError(
-            f"the steps of a {type(self).__name__} are not made for torch.compile; sample without"
+            f"the steps of {type(self).__name__} do not support torch.compile; leave it out"
         )
 
 
 class AutoregressivePrior(Prior):
-    """A prior that factors ``p(indices)`` place by place, in the order of the ``TokenSpec``.
+    """A prior that factorises ``p(indices)`` place by place, in the order of the ``TokenSpec``.
 
     A subclass defines :meth:`logits` for all places at once, and :meth:`start`,
     :meth:`next_logits` and :meth:`keep_rows` for the sampler. The likelihood is exact.
@@ -158,9 +157,9 @@ class AutoregressivePrior(Prior):
 
     @abstractmethod
     def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
-        """Return logits of each place given the places before it.
+        """Return the logits of each place given the places before it.
 
-        K is the largest vocabulary; entries beyond a place's own vocabulary are -inf.
+        K is the size of the largest vocabulary; entries beyond the vocabulary of a place are -inf.
 
         Args:
             indices: Valid tokens.
@@ -169,7 +168,7 @@ class AutoregressivePrior(Prior):
 
     @abstractmethod
     def start(self, condition: Condition) -> Any:
-        """Return the state of a new batch of sequences, its cache allocated for all T places.
+        """Return the state of a new batch of sequences, with a cache allocated for all T places.
 
         Args:
             condition: A checked condition; see :meth:`Prior.check_condition`.
@@ -177,17 +176,17 @@ class AutoregressivePrior(Prior):
 
     @abstractmethod
     def next_logits(self, state: Any, indices: Int[Tensor, "b k"]) -> Float[Tensor, "b v"]:
-        """Return float32 logits of place k, exactly as wide as that place's vocabulary.
+        """Return the float32 logits of place k, exactly as wide as its vocabulary.
 
         Args:
-            state: What :meth:`start` returned; updated in place. Only tokens it has not yet seen
-                are computed, so calls must extend the sequence.
+            state: What :meth:`start` returned; updated in place. Only tokens that it has not seen
+                are computed, so each call must extend the sequence of the call before.
             indices: The first k tokens, 0 <= k < T.
         """
 
     @abstractmethod
     def keep_rows(self, state: Any, count: int) -> None:
-        """Drop all but the first sequences of a batch that :meth:`start` began.
+        """Drop all but the first sequences of a batch.
 
         Args:
             state: What :meth:`start` returned; updated in place.

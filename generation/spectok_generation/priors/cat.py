@@ -1,4 +1,4 @@
-"""CAT: text to the tokens of any tokenizer."""
+"""CAT: from text to the tokens of any tokenizer."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ Size = Literal["cat-micro", "cat-small", "cat-large"]
 class CAT(GPT2Prior):
     """Cross-attention autoregressive transformer (FA-VAE, Lin et al. 2023, section 3.4).
 
-    Every block looks at *all* token embeddings of the text, where most models of its time took the
-    one pooled vector. See :class:`GPT2Prior` for the rest.
+    Every block attends to *all* token embeddings of the text, where most models of its time used
+    only the pooled vector. See :class:`GPT2Prior` for the rest.
 
         text: features (B,L,E), mask (B,L)
           | read_text          layer norm, linear
         vectors (B,L,D)
-          | null_text          prepended; always there, and all there is of "no text"
+          | null_text          prepended; always present, and the whole context of "no text"
         context (B,1+L,D)      keys and values of the cross-attention in every block
 
-    The authors' code differs from their text, which names GPT-2: there, keys and values are one
-    shared projection of multi-query attention, positions are relative in two dimensions, and output
-    weights are tied to the embeddings. This is the standard block of GPT-2; the learned null entry
-    is as in their code. The layer norm makes the scale of the text encoder of no account.
+    The paper names GPT-2, but the authors' code uses multi-query attention with one shared
+    projection for keys and values, two-dimensional relative positions, and output weights tied to
+    the embeddings. This class uses the standard GPT-2 block; the learned null entry is as in their
+    code. The layer norm removes the scale of the text encoder.
 
     Args:
         token_spec: Layout of the tokens, as a dict.
-        num_classes: Always 0: it reads texts.
+        num_classes: Always 0: it is conditioned on text.
         tokenizer: Record of the tokenizer whose tokens these are.
         text: Record of the text encoder; see :attr:`spectok_generation.text.TextEncoder.record`.
         size: A preset, which the next three arguments override. ``cat-large`` is the paper's.
@@ -49,7 +49,8 @@ class CAT(GPT2Prior):
         num_heads: Attention heads; must divide the width.
         width: Length D of the hidden vectors.
         dropout: On embeddings, attention and residual branches.
-        condition_dropout: Share of training images whose text is hidden; 0.25 in the authors' code.
+        condition_dropout: Fraction of training images whose text is hidden; 0.25 in the authors'
+            code.
     """
 
     needs_text = True
@@ -70,7 +71,7 @@ class CAT(GPT2Prior):
         condition_dropout: Rate = 0.25,
     ):
         if text is None or num_classes:
-            raise ConfigError("a CAT reads texts, not classes; give the record of a text encoder")
+            raise ConfigError("CAT reads text, not classes; give the record of a text encoder")
         layers, heads, wide = SIZES[size]
         shape = Shape(num_layers or layers, num_heads or heads, width or wide)
         super().__init__(
@@ -94,8 +95,8 @@ class CAT(GPT2Prior):
         return self.start_vector.expand(len(condition), -1)
 
     def context(self, condition: Condition) -> TextFeatures:
-        """Return the texts as the blocks read them, the null entry first."""
-        assert isinstance(condition, TextFeatures), "a checked condition of a prior of texts"
+        """Return the texts as the blocks see them, with the null entry first."""
+        assert isinstance(condition, TextFeatures), "CAT is conditioned on text"
         null = self.null_text.expand(len(condition), 1, -1)
         vectors = self.read_text(condition.features)
         return TextFeatures(

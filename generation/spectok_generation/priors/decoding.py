@@ -1,8 +1,8 @@
-"""GPT-2 one step at a time, with keys and values kept in memory that is allocated once.
+"""GPT-2 one step at a time, with a cache of keys and values that is allocated once.
 
-The blocks are those of transformers, with their weights; only attention is written out, so that a
-step touches no more of the cache than is filled. transformers' ``StaticCache`` attends to all of
-it under a mask, and its ``DynamicCache`` copies everything at every step.
+Blocks and weights are those of transformers; only attention is written out, so that a step reads
+no more of the cache than is filled. The ``StaticCache`` of transformers attends to the whole cache
+under a mask, and its ``DynamicCache`` copies the cache at every step.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class DecodingCache:
     """Keys and values of every block.
 
     Args:
-        past: Of the sequence, each ``(B, heads, T, D / heads)``, allocated for all T places.
-        context: Of what the blocks look at beside it, computed once; empty if there is nothing.
-        context_mask: Which places of the context hold anything.
+        past: Those of the sequence, each ``(B, heads, T, D / heads)``, allocated for all T places.
+        context: Those of the context, computed once; empty without a context.
+        context_mask: Which places of the context are used.
     """
 
     past: list[KeysAndValues]
@@ -51,13 +51,13 @@ class DecodingCache:
 def new_cache(
     backbone: GPT2Model, batch_size: int, length: int, context: TextFeatures | None
 ) -> DecodingCache:
-    """Return the cache of sequences of which nothing is known yet.
+    """Return the cache of new sequences.
 
     Args:
         backbone: The model.
         batch_size: Number of sequences B.
         length: Places T of each.
-        context: What the blocks look at beside the sequences, in vectors of the model's width.
+        context: What the blocks attend to beside the sequences, as vectors of the model's width.
     """
     heads, weight = backbone.config.n_head, backbone.wpe.weight
     shape = (batch_size, heads, length, weight.shape[1] // heads)
@@ -79,15 +79,15 @@ def decode(
     end: int,
     mask: Bool[Tensor, "n end"] | None,
 ) -> Float[Tensor, "b d"]:
-    """Take in the inputs of some places; return the hidden vector of the last one.
+    """Feed the inputs of consecutive places; return the hidden vector of the last one.
 
     Args:
         backbone: The model, in eval mode.
         cache: Updated in place.
-        inputs: Vectors at the places.
-        places: Consecutive numbers of the places; all before them are in the cache.
-        end: Places of the cache to attend to, at least those that are filled.
-        mask: Which of them each place may attend to. None: all.
+        inputs: One vector per place.
+        places: Numbers of the places, consecutive; all earlier ones are in the cache.
+        end: Number of places of the cache to attend to, at least those that are filled.
+        mask: Which of these each place may attend to. None: all.
     """
     x = inputs + backbone.wpe(places)
     blocks: Any = backbone.h
@@ -108,9 +108,9 @@ def decode(
 
 
 def compiled_decode(length: int) -> Decode:
-    """Return :func:`decode` whose single steps run through ``torch.compile``, first when called.
+    """Return a variant of :func:`decode` whose single steps run through ``torch.compile``.
 
-    A compiled step attends to the whole cache under a mask, so that all steps have one shape.
+    A compiled step attends to the whole cache under a mask, so that all steps have the same shape.
 
     Args:
         length: Places T of the cache.

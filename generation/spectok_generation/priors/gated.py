@@ -1,6 +1,6 @@
 """The two stacks of a gated PixelCNN, over whole grids and place by place.
 
-Kernels hold only the weights of what they may see, so there is no mask that could be forgotten.
+Kernels only have weights for the places they may see, so no mask is needed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 GATED_STD = 0.34
-"""Standard deviation of :func:`gate` where that of its input is 1."""
+"""Standard deviation of the output of :func:`gate` for an input of standard deviation 1."""
 
 Maps = list[Tensor]
-"""What a grid is conditioned on: maps that broadcast to ``(B, D, H, W)`` and are summed."""
+"""Conditions of a grid: maps that broadcast to ``(B, D, H, W)`` and are summed."""
 
 
 def gate(x: Tensor) -> Tensor:
@@ -38,13 +38,13 @@ class GatedLayer(nn.Module):
         v                                  | gate, dropout, out, + h unless first
                                          h
 
-    At a place, v knows the rows above it; h knows those, and the places to its left.
+    At a place, v sees the rows above; h also sees the places to the left.
 
     Args:
         width: Channels D.
         kernel: Odd side of the neighbourhood whose first half a place sees.
-        is_first: Whether the input is the tokens themselves. Then the row of a place, for v, and
-            the place itself, for h, are left out, and h is not added.
+        is_first: Whether the input is the tokens themselves. Then v excludes the row of the place,
+            h excludes the place itself, and h has no residual connection.
         dropout: On the gated features of the horizontal stack.
     """
 
@@ -53,13 +53,13 @@ class GatedLayer(nn.Module):
         self.is_first, self.reach = is_first, kernel // 2
         seen = self.reach if is_first else self.reach + 1
         self.vertical = nn.Conv2d(width, 2 * width, (seen, kernel))
-        self.horizontal = nn.Conv2d(width, 2 * width, (1, seen), bias=False)  # down has one
+        self.horizontal = nn.Conv2d(width, 2 * width, (1, seen), bias=False)  # self.down has one
         self.down = nn.Conv2d(2 * width, 2 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
         self.condition = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
-        # v has no residual: with the usual weights it would shrink to a third in each layer, and
-        # rows further up than four or so would never be learned from.
+        # v has no residual: with the default initialisation it would shrink to a third in each
+        # layer, and nothing would be learned from rows more than about four above.
         fan_in = width * seen * kernel
         nn.init.normal_(self.vertical.weight, std=1 / (GATED_STD * math.sqrt(fan_in)))
 
@@ -67,7 +67,7 @@ class GatedLayer(nn.Module):
         self, v: Float[Tensor, "b d h w"], h: Float[Tensor, "b d h w"], maps: Maps
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
         """Return the next v and h."""
-        end = -1 if self.is_first else 0  # drops the last row, or column, so that others move down
+        end = -1 if self.is_first else 0  # drops the last row or column, which shifts the others
         v = F.pad(v, (self.reach, self.reach, self.reach, end))
         v, to_h = self.step_down(v, maps)
         pre_h = self.horizontal(F.pad(h, (self.reach, end))) + to_h
@@ -77,13 +77,13 @@ class GatedLayer(nn.Module):
     def step_down(
         self, padded: Float[Tensor, "b d h_in w_in"], maps: Maps
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d2 h w"]]:
-        """Return the next v, and what it and the maps add to the horizontal stack.
+        """Return the next v, and what v and the maps add to the horizontal stack.
 
         Args:
-            padded: v with the borders that the kernel needs.
-            maps: What the rows are conditioned on.
+            padded: v, padded as the kernel needs it.
+            maps: Conditions of the rows.
         """
-        # One by one: a map that is the same at all places, or for all images, costs little.
+        # One by one: a map that is constant over places or images is cheap.
         condition = self.condition(maps[0])
         for more in maps[1:]:
             condition = condition + self.condition(more)
@@ -93,11 +93,11 @@ class GatedLayer(nn.Module):
 
 
 class GatedStack(nn.Module):
-    """Layers of a gated PixelCNN: features of each place of a grid from the places before it.
+    """The layers of a gated PixelCNN: features of each place from the places before it.
 
     Args:
         width: Channels D.
-        kernels: Odd kernel of each layer.
+        kernels: Odd kernel size of each layer.
         dropout: See :class:`GatedLayer`.
     """
 
@@ -113,7 +113,7 @@ class GatedStack(nn.Module):
 
         Args:
             grid: Vectors of the tokens.
-            maps: What the grid is conditioned on.
+            maps: Conditions of the grid.
         """
         v = h = grid
         for layer in self.layers:
@@ -122,14 +122,14 @@ class GatedStack(nn.Module):
 
 
 class StackCache:
-    """What a :class:`GatedStack` remembers of grids that are filled place by place.
+    """State of a :class:`GatedStack` on grids that are filled place by place.
 
-    A row begins with the vertical stack, for all its places at once; each place then takes two
-    small products per layer. Only rows within reach of a kernel are kept.
+    At the start of a row the vertical stack runs for all its places at once; each place then takes
+    two small matrix products per layer. Only rows within reach of a kernel are kept.
 
     Args:
         stack: The stack.
-        maps: What the grids are conditioned on.
+        maps: Conditions of the grids.
         batch_size: Number of grids B.
         columns: Columns W of a grid.
     """
@@ -152,7 +152,7 @@ class StackCache:
         ]
 
     def features(self, place: int) -> Float[Tensor, "b d"]:
-        """Return the features of a place, after those of all places before it."""
+        """Return the features of a place; those of all earlier places must come first."""
         row, column = divmod(place, self.columns)
         if column == 0:
             self._begin_row(row)
@@ -167,7 +167,7 @@ class StackCache:
         return h
 
     def put(self, place: int, vectors: Float[Tensor, "b d"]) -> None:
-        """Take in the token of a place."""
+        """Store the token of a place."""
         self.left[0][:, self.layers[0].reach + place % self.columns] = vectors
 
     def keep_rows(self, count: int) -> None:
@@ -179,7 +179,7 @@ class StackCache:
         maps = [m[:, :, row : row + 1] if m.shape[2] > 1 else m for m in self.maps]
         new = rearrange(self.left[0][:, self.layers[0].reach :], "b w d -> b d w")
         for layer, above, to_h in zip(self.layers, self.above, self.to_h):
-            if row > 0 or not layer.is_first:  # the first layer sees no token of this row
+            if row > 0 or not layer.is_first:  # the first layer must not see tokens of this row
                 above[:, :, :-1] = above[:, :, 1:].clone()
                 above[:, :, -1, layer.reach : -layer.reach] = new
             v, given = layer.step_down(above, maps)

@@ -1,8 +1,9 @@
-"""minGPT on the tokens of any tokenizer."""
+"""minGPT over the tokens of any tokenizer."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
@@ -47,8 +48,10 @@ class GPT(GPT2Prior):
         num_heads: Attention heads; must divide the width.
         width: Length D of the hidden vectors.
         dropout: On embeddings, attention and residual branches.
-        class_dropout: Share of training images whose class is hidden.
+        condition_dropout: Fraction of training images whose class is hidden.
     """
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"class_dropout": "condition_dropout"}
 
     @register_to_config
     def __init__(
@@ -62,17 +65,17 @@ class GPT(GPT2Prior):
         num_heads: Count | None = None,
         width: Count | None = None,
         dropout: Rate = 0.1,
-        class_dropout: Rate = 0.0,
+        condition_dropout: Rate = 0.0,
     ):
         layers, heads, wide = SIZES[size]
         shape = Shape(num_layers or layers, num_heads or heads, width or wide)
         super().__init__(
-            token_spec, shape, dropout, num_classes=num_classes, condition_dropout=class_dropout
+            token_spec, shape, dropout, num_classes=num_classes, condition_dropout=condition_dropout
         )
         self.start_vectors = nn.Embedding(num_classes + 1, shape.width)  # the last one: no class
         nn.init.normal_(self.start_vectors.weight, std=self.backbone.config.initializer_range)
 
     def start_inputs(self, condition: Condition) -> Float[Tensor, "b d"]:
         """Return the vector of each class."""
-        assert isinstance(condition, Tensor), "a checked condition of a prior without text"
+        assert isinstance(condition, Tensor), "GPT is conditioned on classes"
         return self.start_vectors(condition)

@@ -1,9 +1,10 @@
-"""The gated PixelCNN on the tokens of any tokenizer."""
+"""The gated PixelCNN over the tokens of any tokenizer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +31,12 @@ class PixelCNNState:
     """A batch of sequences being sampled.
 
     Args:
-        class_vectors: Of the class of each sequence.
-        vectors: Embedded tokens of each level, zero where there are none yet.
-        cache: Of the pass under way.
-        features: Of the position under way.
-        summaries: Of the finished passes.
-        num_fed: How many tokens all of these know.
+        class_vectors: Class embedding of each sequence.
+        vectors: Embedded tokens of each level; zero where not drawn yet.
+        cache: Cache of the current pass.
+        features: Features of the current position.
+        summaries: Summaries of the finished passes.
+        num_fed: Number of tokens that the state includes.
     """
 
     class_vectors: Tensor
@@ -56,21 +57,21 @@ class PixelCNN(AutoregressivePrior):
         grid (B,D,h,w)            maps: class + position + summaries of earlier passes
           | stack <─────────────────┘
         features (B,N,D)          of each position, from the positions before it
-          | to_head, + vectors that earlier levels chose at the same position
+          | to_head             + vectors of earlier levels at the same position
         hidden (B,N,head_width) of each level
           | head                  each codebook has its own weights; K logits per place
         logits (B,T,K)
 
-    A pass runs a stack over a grid. With ``order="level"`` there is one pass per level, and each
-    knows all of the earlier levels. With ``order="position"`` there is a single one, whose
-    positions hold a token of every level.
+    A pass runs a stack over a grid. With ``order="level"`` there is one pass per level, each
+    conditioned on all earlier levels. With ``order="position"`` there is a single pass, whose
+    positions hold one token of every level.
 
-    The tokens that levels of one shape have at one position are predicted in turn, each from the
-    earlier ones: p(k1) p(k2|k1) p(k3|k1,k2). Where codebooks hang on a path, that is a softmax over
-    the leaves of the tree, exact, and as small as its branches.
+    Levels of the same shape have a token each at a position; these are predicted in turn, each from
+    the ones before: p(k1) p(k2|k1) p(k3|k1,k2). If codebooks are chosen by path, this is an exact
+    softmax over the leaves of the tree, computed branch by branch.
 
-    A list ``(T,)`` is folded, in its order, into the squarest grid that holds it: laid out as one
-    row, a token would see only as many tokens to the left as there are layers.
+    A list ``(T,)`` is folded, in order, into a grid as square as possible: in a single row, the
+    number of layers would limit how far to the left a token sees.
 
     Args:
         token_spec: Layout of the tokens, as a dict.
@@ -79,14 +80,16 @@ class PixelCNN(AutoregressivePrior):
         num_layers: Layers of each pass.
         width: Channels D.
         first_kernel: Side of the first layer's neighbourhood; odd.
-        kernel: Side of the other layers' neighbourhood; odd.
+        kernel: Side of the neighbourhood of the other layers; odd.
         head_width: Channels before the output layer.
         dropout: On the gated features of the horizontal stack.
-        class_dropout: Share of training images whose class is hidden.
+        condition_dropout: Fraction of training images whose class is hidden.
 
     Raises:
         ConfigError: If a kernel is even.
     """
+
+    renamed_options: ClassVar[Mapping[str, str]] = {"class_dropout": "condition_dropout"}
 
     @register_to_config
     def __init__(
@@ -101,9 +104,9 @@ class PixelCNN(AutoregressivePrior):
         kernel: Kernel = 3,
         head_width: Count = 512,
         dropout: Rate = 0.0,
-        class_dropout: Rate = 0.0,
+        condition_dropout: Rate = 0.0,
     ):
-        super().__init__(token_spec, num_classes, condition_dropout=class_dropout)
+        super().__init__(token_spec, num_classes, condition_dropout=condition_dropout)
         for name, side in (("first_kernel", first_kernel), ("kernel", kernel)):
             if side % 2 == 0:
                 raise ConfigError(f"prior.{name} {side} is even and has no middle; use {side + 1}")
@@ -173,7 +176,7 @@ class PixelCNN(AutoregressivePrior):
         state.cache.keep_rows(count)
 
     def _feed(self, state: PixelCNNState, vectors: Float[Tensor, "b d"]) -> None:
-        """Take in the token of the place under way; compute what the next one needs."""
+        """Add the token of the current place; compute what the next place needs."""
         spec, place = self.token_spec, state.num_fed
         level, position = spec.level_of_place[place], spec.position_of_place[place]
         state.vectors[level][:, position] = vectors
@@ -181,7 +184,7 @@ class PixelCNN(AutoregressivePrior):
         number = len(state.summaries)
         levels = self.passes[number]
         if level != levels[-1]:
-            return  # the next token is of the same position
+            return  # the next token has the same position
         if position + 1 < spec.levels[level].num_tokens:
             whole = torch.stack([state.vectors[i][:, position] for i in levels])
             state.cache.put(position, whole.sum(0))
@@ -197,14 +200,14 @@ class PixelCNN(AutoregressivePrior):
         return StackCache(stack, maps, len(classes), self.sizes[number][1])
 
     def _grid(self, number: int, vectors: list[Tensor]) -> Float[Tensor, "b d h w"]:
-        """Lay out the tokens of a pass; what a folded list leaves of its grid is zero."""
+        """Lay out the tokens of a pass; cells that a folded list does not fill are zero."""
         whole = torch.stack([vectors[level] for level in self.passes[number]]).sum(0)
         height, width = self.sizes[number]
         whole = F.pad(whole, (0, 0, 0, height * width - whole.shape[1]))
         return rearrange(whole, "b (h w) d -> b d h w", h=height)
 
     def _maps(self, number: int, classes: Tensor, summaries: list[Tensor]) -> Maps:
-        """Return what a pass is conditioned on: class, position, earlier passes."""
+        """Return the conditions of a pass: class, position and earlier passes."""
         maps = [classes[:, :, None, None], self.positions[number]]
         levels = self.token_spec.levels
         for i, summary in enumerate(summaries[:number]):
@@ -214,7 +217,7 @@ class PixelCNN(AutoregressivePrior):
 
 
 class Summary(nn.Module):
-    """What later passes are told of a finished one: at each position, its surroundings and all.
+    """Summary of a finished pass for later ones: at each position, local and global context.
 
     Args:
         width: Channels D.
@@ -234,12 +237,12 @@ class Summary(nn.Module):
 
 
 class PositionHead(nn.Module):
-    """From features of positions to the hidden vectors of one level's tokens.
+    """Features of positions -> hidden vectors of the tokens of one level.
 
     Args:
         spec: Layout of the tokens.
         level: The level.
-        width: Channels D of features and of code vectors.
+        width: Channels D of the features and the code vectors.
         head_width: Length of the hidden vectors.
     """
 
@@ -253,11 +256,11 @@ class PositionHead(nn.Module):
     def forward(
         self, features: Float[Tensor, "b n d"], vectors: list[Tensor]
     ) -> Float[Tensor, "b n f"]:
-        """Add what earlier levels chose at the same positions.
+        """Combine features with the codes of earlier levels at the same positions.
 
         Args:
-            features: Of n positions.
-            vectors: Of each earlier level's tokens, ``(B, n, D)`` where it has these positions.
+            features: Features of n positions.
+            vectors: Code vectors of each earlier level, ``(B, n, D)`` if it has these positions.
         """
         hidden = self.from_features(features)
         if self.from_codes is not None:

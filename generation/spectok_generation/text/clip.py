@@ -1,4 +1,4 @@
-"""Fit a small CLIP on captioned images, for those who have no weights at hand."""
+"""Train a small CLIP on captioned images, where no pretrained weights are at hand."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from spectok.messages import say
 from spectok.modeling import saving
 from spectok.training import Callbacks, FitResult, Run, StepOutput, fit
 from spectok.training.launch import accelerated
-from spectok_generation.text.loading import CONFIG, WEIGHTS
-from spectok_generation.text.recipe import ClipConfig, ClipRecipe
+from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe
+from spectok_generation.text.encoder_loading import CONFIG, WEIGHTS
 
-VOCABULARY = 49408  # of the BPE tokenizer that open_clip brings along
+VOCABULARY = 49408  # of the BPE tokenizer that comes with open_clip
 LARGEST_SCALE = math.log(100)
 
 
 class Pairs(Dataset[dict[str, Any]]):
-    """Captioned images with the tokens of their captions.
+    """Captioned images, with their captions tokenized.
 
     Args:
         dataset: A :class:`spectok.data.ImageDataset` with captions.
-        context_length: Most tokens of a caption.
+        context_length: Maximum number of tokens of a caption.
     """
 
     def __init__(self, dataset: Any, context_length: int):
@@ -44,7 +44,7 @@ class Pairs(Dataset[dict[str, Any]]):
         self._tokenize = functools.lru_cache(1 << 16)(lambda caption: tokenizer(caption)[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch it is."""
+        """Set the epoch, which seeds the augmentation."""
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -56,18 +56,18 @@ class Pairs(Dataset[dict[str, Any]]):
 
 
 def train_clip(recipe: ClipRecipe, output: Path, *, resume: bool = False) -> FitResult:
-    """Fit a CLIP as a recipe says; works alike in one process and in many.
+    """Train a CLIP from a recipe, in one process or in many.
 
-    The folder gets ``model/``, which open_clip reads as ``local-dir:…``, and ``recipe.yaml``,
-    ``log.jsonl`` and ``checkpoints/``.
+    Writes ``model/``, which open_clip reads as ``local-dir:…``, ``recipe.yaml``, ``log.jsonl`` and
+    ``checkpoints/``.
 
     Args:
         recipe: A validated recipe.
         output: Folder of the run.
-        resume: Go on from the newest checkpoint, if there is one.
+        resume: Continue from the newest checkpoint, if there is one.
 
     Raises:
-        ConfigError: If the folder holds a finished run, or sizes do not fit one another.
+        ConfigError: If the folder holds a finished run, or the sizes are inconsistent.
         DataError: If the images have no captions.
     """
     if (output / "model" / CONFIG).is_file() and not resume:
@@ -92,10 +92,10 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: bool = False) -> Fit
 
 
 def model_config(sizes: ClipConfig, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return what open_clip builds a CLIP from.
+    """Return the config that open_clip builds a CLIP from.
 
     Raises:
-        ConfigError: If patches do not fit the images, or heads the widths.
+        ConfigError: If patches do not divide the images, or heads the widths.
     """
     channels, height, width = image_shape
     if channels != 3 or height != width or height % sizes.patch_size:
@@ -129,8 +129,8 @@ def model_config(sizes: ClipConfig, image_shape: tuple[int, int, int]) -> dict[s
 def contrastive_losses(model: nn.Module, batch: dict[str, Any]) -> StepOutput:
     """Return the symmetric contrastive loss of CLIP (Radford et al. 2021) over all processes.
 
-    Images whose captions are the same word for word count as matches of one another; with
-    different captions throughout it is the usual InfoNCE.
+    Images with identical captions count as matches of each other; if all captions differ, this is
+    the usual InfoNCE.
     """
     output = model(batch["images"], batch["tokens"])
     images, texts = gather(output["image_features"]), gather(output["text_features"])
@@ -144,7 +144,7 @@ def info_nce(
     tokens: Int[Tensor, "n l"],
     scale: Float[Tensor, ""],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the loss, and the share of images whose nearest text is their own."""
+    """Return the loss, and the fraction of images whose nearest text is their own."""
     logits = scale * images.float() @ texts.float().T  # (n, n)
     same = (tokens[:, None] == tokens[None]).all(-1)
     targets = same / same.sum(1, keepdim=True)
@@ -154,9 +154,9 @@ def info_nce(
 
 
 def gather(mine: Tensor) -> Tensor:
-    """Return the rows of all processes; gradients reach this process's own.
+    """Return the rows of all processes; gradients flow to the rows of this process.
 
-    They are scaled by the number of processes, over which data parallelism takes the mean.
+    Gradients are scaled by the number of processes, because data parallelism averages over them.
     """
     rank, size = world()
     if size == 1:
@@ -176,7 +176,7 @@ def limit_scale(model: Any) -> None:
 
 
 def save_clip(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
-    """Save a CLIP as open_clip lays out a folder.
+    """Save a CLIP in the folder layout of open_clip.
 
     Raises:
         CheckpointError: If writing fails.

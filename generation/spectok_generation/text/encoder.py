@@ -1,4 +1,4 @@
-"""The text half of an open_clip model: prompts to a vector for each of their tokens."""
+"""The text half of an open_clip model: a prompt becomes one vector per token."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from spectok_generation.conditions import TextFeatures
 BATCH_SIZE = 64
 CONFIG, TEXT_WEIGHTS = "open_clip_config.json", "open_clip_text.safetensors"
 TEXT_HALF = "text_half"
-"""Key of the config that names open_clip's class, where only the text half was saved."""
+"""Config key with the name of open_clip's class, if only the text half was saved."""
 
 
 class TextEncoder(nn.Module):
-    """Encodes prompts as CAT reads them: every token, not only the end-of-text token.
+    """Encode prompts as CAT reads them: every token, not only the end-of-text token.
 
         prompts              strings
-          | tokenizer        of the model; longer prompts are cut off, with a warning
+          | tokenizer        of the model; prompts too long are cut off, with a warning
         tokens (B,L)
           | text tower       without its pooling
           | ln_final
@@ -39,13 +39,13 @@ class TextEncoder(nn.Module):
 
     Args:
         model: An open_clip model; its image half is dropped.
-        tokenizer: What goes with it.
-        name: Its folder, or its name in open_clip.
-        pretrained: With a name: the tag or file of its weights.
-        config: What open_clip builds the model from, which :meth:`save_pretrained` needs.
+        tokenizer: The tokenizer of the model.
+        name: Folder of the model, or its name in open_clip.
+        pretrained: With a name: tag or file of the weights.
+        config: The config that open_clip built the model from; :meth:`save_pretrained` needs it.
 
     Attributes:
-        context_length: Most tokens of a prompt, begin and end of text included.
+        context_length: Maximum number of tokens of a prompt, including begin and end of text.
         width: Length D of the vectors.
     """
 
@@ -77,17 +77,17 @@ class TextEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Data type of the weights."""
         return next(self.model.parameters()).dtype
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a prior and a cache remember of this encoder."""
+        """What priors and caches store about this encoder."""
         return {
             "fingerprint": self.fingerprint,
             "class": "text encoder",
@@ -98,7 +98,7 @@ class TextEncoder(nn.Module):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of every weight and of the tokenizer."""
+        """Hash of every weight and of the tokenizer."""
         digest = hashlib.sha256(f"{type(self.tokenizer).__name__} {self.context_length}".encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -110,7 +110,7 @@ class TextEncoder(nn.Module):
         """Encode prompts.
 
         Returns:
-            float32 features on the encoder's device, as long as the longest prompt.
+            float32 features on the device of the encoder, as long as the longest prompt.
 
         Raises:
             InputError: If a prompt is empty.
@@ -120,10 +120,10 @@ class TextEncoder(nn.Module):
         return TextFeatures(torch.cat(parts), mask.to(self.device)).trim()
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        """Return the tokens of prompts, and where there are any.
+        """Return the tokens of prompts, and a mask of the places that hold tokens.
 
         Raises:
-            InputError: If a prompt is empty, or there is none.
+            InputError: If a prompt is empty, or no prompt is given.
         """
         if not prompts or any(not prompt.strip() for prompt in prompts):
             raise InputError("the prompt is empty; say in a few words what the image shows")
@@ -134,8 +134,8 @@ class TextEncoder(nn.Module):
             for prompt, length in zip(full, lengths):
                 if length > self.context_length:
                     warnings.warn(
-                        f"a prompt of {length} tokens is cut off after {self.context_length}, all "
-                        f"that {self.name} reads: {prompt[:60]}…",
+                        f"a prompt of {length} tokens is cut off after {self.context_length}, the "
+                        f"most that {self.name} reads: {prompt[:60]}…",
                         stacklevel=2,
                     )
         return tokens, mask
@@ -144,7 +144,7 @@ class TextEncoder(nn.Module):
         """Save config, weights and tokenizer for ``load_text_encoder``: all of it, or nothing.
 
         Raises:
-            CheckpointError: If it could not be built again, or writing fails.
+            CheckpointError: If it could not be rebuilt from files, or writing fails.
         """
         self._check_can_save()
         content = {"model_cfg": self.model_config, TEXT_HALF: type(self.model).__name__}
@@ -152,7 +152,9 @@ class TextEncoder(nn.Module):
         with saving(Path(save_directory)) as temporary:
             save_file(state, temporary / TEXT_WEIGHTS)
             (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            if hasattr(self.tokenizer, "save_pretrained"):  # one from transformers has files
+            if hasattr(
+                self.tokenizer, "save_pretrained"
+            ):  # a tokenizer from transformers is saved as files
                 self.tokenizer.save_pretrained(temporary)
 
     def _check_can_save(self) -> None:
@@ -160,25 +162,25 @@ class TextEncoder(nn.Module):
 
         if self.model_config is None:
             raise CheckpointError(
-                f"the text encoder {self.name} was made from a model whose config is not known, so "
-                f"it could not be built again; make it with load_text_encoder"
+                f"the text encoder {self.name} was built from a model whose config is unknown, so "
+                f"it could not be rebuilt; load it with load_text_encoder"
             )
         if not isinstance(self.tokenizer, SimpleTokenizer | HFTokenizer):
             raise CheckpointError(
                 f"the text encoder {self.name} has a {type(self.tokenizer).__name__}, which cannot "
-                f"be built again from files; choose a model with another tokenizer"
+                f"be rebuilt from files; choose a model with another tokenizer"
             )
         if self.dtype != torch.float32:
             raise CheckpointError(
-                f"the text encoder {self.name} was cast to {self.dtype}, and a prior knows it by "
-                f"its float32 weights; load it again and save that"
+                f"the text encoder {self.name} was cast to {self.dtype}, but priors identify it "
+                f"by its float32 weights; load it again and save that"
             )
 
     def _tokenize(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
         tokens = self.tokenizer(prompts, context_length=length)  # (b, l)
         places = torch.arange(length)
         end = getattr(self.tokenizer, "eot_token_id", None)
-        if end is None:  # a tokenizer from transformers: padded with a token of its own
+        if end is None:  # a tokenizer from transformers, which pads with a special token
             return tokens, tokens != self.tokenizer.tokenizer.pad_token_id
         return tokens, places <= (tokens == end).int().argmax(1, keepdim=True)
 

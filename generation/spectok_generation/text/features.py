@@ -1,12 +1,12 @@
-"""The text features of a data set's captions, computed once for each different caption.
+"""The text features of the captions of a data set, computed once per distinct caption.
 
-They are kept in a directory::
+They are stored in a directory::
 
     header.json       fingerprints of encoder and captions, and the sizes
-    features.bin      float16 vectors of all tokens of all different captions, one after the other
-    texts.npz         where each caption's tokens begin, and which caption each row has
+    features.bin      float16 vectors of all tokens of all distinct captions, concatenated
+    texts.npz         where the tokens of each caption end, and the caption of each row
 
-Half precision is finer than the encoder's own rounding matters to a prior; padding takes no room.
+Half precision is enough for a prior, and padding is not stored.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from spectok_generation.text.encoder import TextEncoder
 NO_CAPTIONS = "the data has no captions to learn from; see docs/data.md for their forms"
 HEADER, FEATURES, TEXTS = "header.json", "features.bin", "texts.npz"
 CHUNK = 256
-"""Captions encoded between two reports of progress."""
+"""Captions encoded at a time, between updates of the progress bar."""
 
 
 class CaptionFeatures:
-    """Features of a data set's captions, read from disk by memory map.
+    """Features of the captions of a data set, memory-mapped from disk.
 
     Args:
-        directory: Where :func:`encode_captions` put them.
+        directory: Directory that :func:`encode_captions` wrote.
 
     Raises:
         CheckpointError: If it holds no features, or they are damaged.
@@ -60,7 +60,7 @@ class CaptionFeatures:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The encoder that made them; see :attr:`TextEncoder.record`."""
+        """Record of the encoder that computed them; see :attr:`TextEncoder.record`."""
         return self.header["encoder"]
 
     def rows(self, rows: Sequence[int]) -> TextFeatures:
@@ -79,18 +79,18 @@ class CaptionFeatures:
 
 
 class Captioned(Dataset[dict[str, Any]]):
-    """A data set whose batches carry the text features of their rows as ``"text"``.
+    """A data set whose batches hold the text features of their rows as ``"text"``.
 
     Args:
-        dataset: Items with ``"index"``, the row.
-        features: Of its captions.
+        dataset: Data set whose items hold their row as ``"index"``.
+        features: Features of its captions.
     """
 
     def __init__(self, dataset: Any, features: CaptionFeatures):
         self.dataset, self.features = dataset, features
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch it is."""
+        """Set the epoch of the data set, if it has epochs."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -101,7 +101,7 @@ class Captioned(Dataset[dict[str, Any]]):
         return self.dataset[index]
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch, its texts as long as the longest of them."""
+        """Return a batch, its texts padded to the longest of them."""
         return default_collate(items) | {"text": self.features.rows([i["index"] for i in items])}
 
 
@@ -111,19 +111,19 @@ def encode_captions(
     directory: str | os.PathLike[str],
     on_captions: Callable[[int], None] | None = None,
 ) -> CaptionFeatures:
-    """Encode a data set's captions into a directory, each different one once.
+    """Encode the captions of a data set into a directory, each distinct one once.
 
-    Features of the same encoder and captions are opened as they are. The main process encodes;
-    the others wait.
+    If the directory already holds features of the same encoder and captions, they are reused. The
+    main process encodes; the others wait.
 
     Args:
-        encoder: On the device to run on.
-        captions: One for each row.
-        directory: Where the features go.
-        on_captions: Called with the number of different captions done since the last call.
+        encoder: Text encoder on the device to run on.
+        captions: One per row.
+        directory: Directory of the features.
+        on_captions: Called with the number of distinct captions encoded since the last call.
 
     Raises:
-        DataError: If there are no captions, or one is empty.
+        DataError: If captions are missing, or one is empty.
         CheckpointError: If the directory holds other features, or writing fails.
     """
     if not captions:
@@ -151,10 +151,10 @@ def encode_captions(
 
 
 def read_header(directory: Path) -> dict[str, Any]:
-    """Read what a directory of features says of itself.
+    """Read the header of a directory of features.
 
     Raises:
-        CheckpointError: If it holds none.
+        CheckpointError: If the directory holds no features.
     """
     try:
         return json.loads((directory / HEADER).read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def read_header(directory: Path) -> dict[str, Any]:
 
 
 def hash_captions(captions: Sequence[str]) -> str:
-    """Return a hash of all captions in their order."""
+    """Return a hash of all captions, in order."""
     return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
 
 
@@ -174,7 +174,7 @@ def _write(
     header: dict[str, Any],
     on_captions: Callable[[int], None] | None,
 ) -> None:
-    """Write beside the target and rename, so that features are there in full or not at all."""
+    """Write beside the target and rename, so that features are complete or absent."""
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What this package registers; heavy imports wait inside the hooks, for the sake of `--help`."""
+"""What this package registers; heavy imports stay inside the hooks, to keep `--help` fast."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok.errors import InputError
-from spectok.outputs import QuantizerOutput
+from spectok import InputError
 from spectok.quantizers import (
     Quantizer,
     QuantizerLevel,
+    QuantizerOutput,
     codebook_losses,
     nearest_codes,
     straight_through,
@@ -25,8 +25,8 @@ class ProductQuantizer(Quantizer):
     """Splits each vector into parts and quantises each part with a codebook of its own.
 
     P parts with K codes each stand for K^P different vectors, at the memory and search time of P K:
-    the nearest of all K^P is found by searching each part alone, for the squared distance is the
-    sum over parts. Each part is one level of the ``TokenSpec``, so an image of N vectors has N P
+    since the squared distance is a sum over parts, searching each part alone finds the nearest of
+    all K^P. Each part is one level of the ``TokenSpec``, so an image of N vectors has N P
     tokens. Codes are trained by gradient (van den Oord et al. 2017, Eq. 3).
 
     Args:

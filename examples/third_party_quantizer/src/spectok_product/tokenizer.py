@@ -11,10 +11,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok.errors import InputError
-from spectok.loading import build_quantizer
-from spectok.recipes.schema import QuantizerOption
-from spectok.tokenizer import ImageTokenizer, TokenSpace
+from spectok import ImageTokenizer, InputError, QuantizerOption, TokenSpace, build_quantizer
 
 
 class StripTokens(TokenSpace):
@@ -27,7 +24,7 @@ class StripTokens(TokenSpace):
     def to_latents(
         self, z_q: Float[Tensor, "b n d"], keep: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b d n 1"]:
-        """Put the strips below each other again; vectors from number ``keep`` on count as zero."""
+        """Stack the strips again, with zeros in place of all but the first ``keep`` vectors."""
         if keep is not None:
             place = torch.arange(self.num_tokens, device=z_q.device)
             z_q = z_q * (place < keep[:, None]).unsqueeze(-1)  # (B, N, D)
@@ -42,16 +39,16 @@ class StripVAE(ImageTokenizer):
         latents (B, codebook_dim, N, 1)
           | token_space   one vector per strip
         z
-          | quantizer     several codes per strip, each for what the one before it left
+          | quantizer     several codes per strip, each for what those before it left
         z_q
-          | token_space   below each other again
+          | token_space   strips stacked again
         latents
           | decoder       codebook_dim -> width -> strip_height x W pixels, without biases
         images
 
     A strip is decoded from its own tokens alone, so the start of a sequence decodes to exactly the
-    top of the image, which is what ``prefix = "tokens"`` promises; without biases, what is missing
-    below is mid-grey. A prior that is given the first tokens completes the image downwards.
+    top of the image, as ``prefix = "tokens"`` promises; without biases, missing strips are
+    mid-grey. A prior given the first tokens completes the image downwards.
 
     Args:
         image_size: Height and width, in pixels; divisible by ``strip_height``.

@@ -1,4 +1,4 @@
-"""The recipe of a prior: which tokenizer, which images, which model, how trained."""
+"""The recipe of a prior: tokenizer, images, model and training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from spectok.data.choice import data_override
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
 from spectok.recipes.files import list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, validate_section
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 from spectok.training.train_config import TrainConfig
-from spectok_generation.text.recipe import TextConfig
+from spectok_generation.text.clip_recipe import TextConfig
 
 RUN_RECIPE = "recipe.yaml"
 
@@ -26,17 +26,17 @@ class PriorRecipe(Recipe):
 
     Args:
         prior: ``name`` and constructor options of a registered prior.
-        tokenizer: A trained tokenizer's folder or hub id; or a recipe, and then that tokenizer is
-            trained first, inside the run. None: ``tokens`` says it all.
-        tokens: Folder of tokens that ``spectok extract`` wrote. None: extracted from ``data``
-            first, inside the run.
-        data: Images to learn the tokens of; not read where ``tokens`` is given. Size and channels
+        tokenizer: Folder or hub id of a trained tokenizer; or a recipe, whose tokenizer is then
+            trained first, inside the run. None: ``tokens`` is given and suffices.
+        tokens: Folder of tokens written by ``spectok extract``. None: they are extracted from
+            ``data`` first, inside the run.
+        data: Images whose tokens are learned; ignored if ``tokens`` is given. Size and channels
             follow the tokenizer.
-        text: Condition on the captions of the images, through this text encoder.
-        copies: Passes over the images when tokens are extracted, each with augmentation of its
-            own. With 1, images are taken as they are.
-        class_conditional: Condition on the class, where the data has classes and no text is asked
-            for.
+        text: Condition on the captions of the images, read by this text encoder.
+        copies: Passes over the images for the extraction of tokens, each with its own
+            augmentation. With 1, images are not augmented.
+        class_conditional: Condition on the class, if the data has classes and ``text`` is not
+            given.
         train: How to train.
     """
 
@@ -54,10 +54,10 @@ class PriorRecipe(Recipe):
 
     @classmethod
     def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Check that there is something to learn from.
+        """Check that a tokenizer or tokens are given.
 
         Raises:
-            ConfigError: If neither tokenizer nor tokens are given.
+            ConfigError: If neither is given.
         """
         if raw.get("tokenizer") is None and raw.get("tokens") is None:
             raise ConfigError(
@@ -70,9 +70,9 @@ class PriorRecipe(Recipe):
 def load_prior_recipe(
     name: str, overrides: Iterable[Override] = (), data: str | None = None
 ) -> PriorRecipe:
-    """Read, override and validate a prior's recipe.
+    """Read, override and validate the recipe of a prior.
 
-    Where nothing says which images to use, they are those that the tokenizer was trained on.
+    The default data set is the one that the tokenizer was trained on.
 
     Args:
         name: A YAML file, the name of a recipe, or a registered prior.
@@ -81,7 +81,7 @@ def load_prior_recipe(
 
     Raises:
         ConfigError: One line per problem, each with its dotted path.
-        UnknownNameError: If nothing has that name.
+        UnknownNameError: If there is no such recipe or prior.
     """
     own_data = [data_override(data)] if data is not None else []
     overrides = [*own_data, *overrides]
@@ -93,7 +93,7 @@ def load_prior_recipe(
 
 
 def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
-    """Return the recipe that a ``tokenizer:`` entry names; None if it is not a recipe's name."""
+    """Return the recipe that a ``tokenizer:`` entry names; None if it names no recipe."""
     names = list_recipes()
     known = {*names, *(name.removeprefix(f"{TokenizerRecipe.folder}/") for name in names)}
     if Path(tokenizer).is_dir():
@@ -104,10 +104,10 @@ def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
 
 
 def tokenizer_data(tokenizer: str) -> dict[str, Any]:
-    """Return the ``data:`` section that a tokenizer was, or is to be, trained with.
+    """Return the ``data:`` section that a tokenizer was, or will be, trained with.
 
     Raises:
-        ConfigError: If nothing beside the tokenizer says so.
+        ConfigError: If no recipe lies beside the tokenizer.
     """
     recipe = tokenizer_recipe(tokenizer)
     for folder in (Path(tokenizer), Path(tokenizer).parent):
@@ -122,12 +122,13 @@ def tokenizer_data(tokenizer: str) -> dict[str, Any]:
 
 
 def load_data(tokenizer: str, data: str | None, overrides: Iterable[str]) -> DataConfig:
-    """Return the ``data:`` section of an extraction: given, or the tokenizer's own; then changed.
+    """Return the ``data:`` section of an extraction, with overrides applied.
 
     Args:
         tokenizer: A trained tokenizer's folder.
-        data: Directory, file, hub id or name of a data set. None: the tokenizer's own.
-        overrides: Such as ``"limit=500"``.
+        data: Directory, file, hub id or name of a data set. None: the training data
+            of the tokenizer.
+        overrides: Settings of the data, such as ``"limit=500"``.
     """
     raw = {"data": tokenizer_data(tokenizer)} if data is None else {}
     own_data = [data_override(data)] if data is not None else []
@@ -136,7 +137,7 @@ def load_data(tokenizer: str, data: str | None, overrides: Iterable[str]) -> Dat
 
 
 def default_output(name: str, recipe: PriorRecipe) -> Path:
-    """Return ``runs/<recipe or prior>-<tokenizer's run>``.
+    """Return ``runs/<recipe or prior>-<run of the tokenizer>``.
 
     Args:
         name: What was given on the command line.
@@ -144,7 +145,7 @@ def default_output(name: str, recipe: PriorRecipe) -> Path:
     """
     path = Path(name)
     if path.name == RUN_RECIPE:
-        return path.parent  # the recipe that a run wrote stands for that run
+        return path.parent  # a recipe written by a run stands for that run
     words = [path.stem] if path.suffix in (".yaml", ".yml") else list(path.parts)
     source = Path(recipe.tokenizer or recipe.tokens or "")
     if not tokenizer_recipe(str(source)):

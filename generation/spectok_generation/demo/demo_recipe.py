@@ -1,4 +1,4 @@
-"""What the demo trains and draws, and the check that its comparison is a fair one."""
+"""What the demo trains and draws, and the check that its comparison is fair."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from spectok.errors import ConfigError
 from spectok.recipes.recipe import read_recipe
 from spectok.recipes.schema import Section, validate_section
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
-from spectok_generation.recipe import PriorRecipe, load_prior_recipe
+from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.sampling import SamplingOptions
 
 DEFAULT = "demo/demo"
-RESERVED = ("seconds", "peak_memory_bytes", "prior", "samples", "stages", "machine")
+RESERVED = ("seconds", "peak_memory_bytes", "prior", "classifier", "samples", "stages", "machine")
 
 
 class Samples(Section):
-    """Which images are drawn from the prior.
+    """The images drawn from the prior.
 
     Args:
         per_class: Images of each class.
-        temperature: See :class:`~spectok_generation.SamplingOptions`; so for the next two.
-        top_k: Keep only the k most likely codes.
-        top_p: Keep the fewest most likely codes whose probabilities reach p.
+        temperature: See :class:`~spectok_generation.SamplingOptions`.
+        top_k: See :class:`~spectok_generation.SamplingOptions`.
+        top_p: See :class:`~spectok_generation.SamplingOptions`.
     """
 
     per_class: int = Field(100, ge=1)
@@ -39,30 +39,32 @@ class Samples(Section):
 
     @property
     def options(self) -> SamplingOptions:
-        """What the sampler takes."""
+        """These settings as options of the sampler."""
         return SamplingOptions(self.temperature, self.top_k, self.top_p)
 
 
 class ClassifierConfig(Section):
-    """How the classifier that judges the samples is trained.
+    """Training of the classifier that judges the samples.
 
     Args:
-        epochs: Passes over the training images.
+        steps: Optimiser steps of 64 images.
+        learning_rate: Peak learning rate.
     """
 
-    epochs: int = Field(15, ge=1)
+    steps: int = Field(400, ge=1)
+    learning_rate: float = Field(1e-2, gt=0)
 
 
 class DemoRecipe(Section):
-    """The demo as it is written in YAML.
+    """The YAML recipe of a demo.
 
     Args:
         tokenizers: Name in the report -> recipe or file. The prior learns the tokens of the first.
         prior: Recipe or file; its ``tokenizer`` is filled in.
-        samples: What to draw.
-        classifier: What judges it.
-        expected_seconds: Stage -> rough time, from which the time left is reckoned.
-        seed: Seed of everything that is drawn.
+        samples: The images to draw.
+        classifier: The classifier that judges them.
+        expected_seconds: Stage -> rough time, to estimate the time left.
+        seed: Seed of all training and sampling.
     """
 
     tokenizers: dict[str, str] = Field(min_length=1)
@@ -75,12 +77,12 @@ class DemoRecipe(Section):
 
 @dataclass(frozen=True)
 class Plan:
-    """A demo whose every part is validated.
+    """A demo with every part validated.
 
     Args:
-        recipe: The demo.
-        tokenizers: Recipe of each tokenizer; the first is the one whose tokens the prior learns.
-        prior: Recipe of the prior, with the first tokenizer's recipe in place of a folder.
+        recipe: Recipe of the demo.
+        tokenizers: Recipe of each tokenizer; the prior learns the tokens of the first.
+        prior: Recipe of the prior; its ``tokenizer`` is the recipe of the first tokenizer.
     """
 
     recipe: DemoRecipe
@@ -94,11 +96,11 @@ class Plan:
 
 
 def load_plan(name_or_path: str | os.PathLike[str] = DEFAULT) -> Plan:
-    """Read a demo's recipe and everything that it names.
+    """Read the recipe of a demo and every recipe it names.
 
     Raises:
-        ConfigError: If a recipe is wrong, or the tokenizers would not be compared on equal terms.
-        UnknownNameError: If something has no such name.
+        ConfigError: If a recipe is invalid, or the comparison would not be fair.
+        UnknownNameError: If a recipe or model is unknown.
     """
     recipe = validate_section(DemoRecipe, read_recipe(os.fspath(name_or_path), TokenizerRecipe), "")
     tokenizers = {}
@@ -115,10 +117,10 @@ def load_plan(name_or_path: str | os.PathLike[str] = DEFAULT) -> Plan:
 
 
 def check_equal_terms(tokenizers: dict[str, TokenizerRecipe]) -> None:
-    """Refuse to compare tokenizers that see, spend or train differently.
+    """Check that tokenizers have the same bits per image, images, steps and batch size.
 
     Raises:
-        ConfigError: Names what differs, and by how much.
+        ConfigError: If not; names what differs, with the values.
     """
     terms: dict[str, Callable[[TokenizerRecipe], Any]] = {
         "bits per image": bits_per_image,
@@ -137,12 +139,12 @@ def check_equal_terms(tokenizers: dict[str, TokenizerRecipe]) -> None:
 
 
 def bits_per_image(recipe: TokenizerRecipe) -> float:
-    """Return what the tokens of one image take."""
+    """Return the bits of the tokens of one image."""
     options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
-    with torch.device("meta"):  # the layout alone, without weights
+    with torch.device("meta"):  # only the layout is needed, not the weights
         return load_tokenizer(recipe.tokenizer["name"], **options).token_spec.bits_per_image
 
 
 def images_per_step(recipe: TokenizerRecipe) -> int:
-    """Return how many images one process takes per optimiser step."""
+    """Return the images per optimiser step of one process."""
     return recipe.train.batch_size * recipe.train.gradient_accumulation

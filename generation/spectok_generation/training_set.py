@@ -1,4 +1,4 @@
-"""What a prior is trained on: the tokens of images, or their latents."""
+"""The training set of a prior: the tokens of images, or their latents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spectok.errors import ConfigError
 from spectok.messages import progress, say
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import encode_latents
-from spectok_generation.recipe import PriorRecipe
+from spectok_generation.prior_recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.features import Captioned, encode_captions
@@ -23,18 +23,18 @@ from spectok_generation.tokens import TokenCache
 
 
 @dataclass(frozen=True)
-class Examples:
-    """A data set, and what a prior is to learn of it.
+class TrainingSet:
+    """A data set, and what a prior learns from it.
 
     Args:
-        dataset: Its batches have what ``inputs`` needs, and ``label`` or ``caption`` where the
-            data has them.
-        inputs: Turns a batch into what the prior's ``forward`` takes.
+        dataset: Its batches hold what ``inputs`` needs, and ``label`` or ``caption`` if the data
+            has them.
+        inputs: Batch -> argument of the prior's ``forward``.
         token_spec: Layout of the tokens.
         num_classes: Number of classes; 0 without labels.
         tokenizer: Record of the tokenizer, with the names of the classes.
-        captions: One for each row of the data, where it has captions.
-        text: Record of the text encoder, if batches have ``text``.
+        captions: One per row of the data, if it has captions.
+        text: Record of the text encoder, if batches hold ``text``.
     """
 
     dataset: Any
@@ -46,14 +46,14 @@ class Examples:
     text: dict[str, Any] | None = None
 
     def condition(self, batch: dict[str, Any], name: str | None) -> Condition | None:
-        """Return what a batch is conditioned on; see :attr:`Prior.condition_name`."""
+        """Return the condition of a batch; for ``name`` see :attr:`Prior.condition_name`."""
         return None if name is None else batch["text" if name == "text" else "label"]
 
 
-def token_examples(cache: TokenCache) -> Examples:
-    """Return the tokens of a cache."""
+def token_training_set(cache: TokenCache) -> TrainingSet:
+    """Return the tokens of a cache as a training set."""
     record = cache.header.tokenizer | {"class_names": cache.header.class_names}
-    return Examples(
+    return TrainingSet(
         cache,
         lambda batch: batch["indices"],
         cache.token_spec,
@@ -63,18 +63,18 @@ def token_examples(cache: TokenCache) -> Examples:
     )
 
 
-def latent_examples(
+def latent_training_set(
     recipe: PriorRecipe, tokenizer: ImageTokenizer | None, path: str | None
-) -> Examples:
-    """Return the images of a recipe, whose latents are computed batch by batch.
+) -> TrainingSet:
+    """Return the images of a recipe as a training set of latents, computed batch by batch.
 
     Args:
-        recipe: Of a prior that learns latents.
-        tokenizer: A trained tokenizer, on the device to train on.
+        recipe: Recipe of a prior that learns latents.
+        tokenizer: A trained tokenizer on the device to train on.
         path: Where it was loaded from.
 
     Raises:
-        ConfigError: If the recipe gives tokens, or copies of them.
+        ConfigError: If the recipe gives tokens or copies.
     """
     if tokenizer is None or recipe.tokens is not None:
         raise ConfigError(
@@ -83,13 +83,13 @@ def latent_examples(
         )
     if recipe.copies != 1:
         raise ConfigError(
-            f"copies: {recipe.copies} copies are of tokens, and {recipe.prior['name']} learns "
+            f"copies: {recipe.copies} applies to tokens, but {recipe.prior['name']} learns "
             f"latents, which are computed afresh in every epoch; leave copies out"
         )
     dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
     say(str(dataset.report))
     record = tokenizer_record(tokenizer, absolute(path)) | {"class_names": dataset.class_names}
-    return Examples(
+    return TrainingSet(
         dataset,
         lambda batch: encode_latents(tokenizer, batch["images"]),
         tokenizer.token_spec,
@@ -99,36 +99,38 @@ def latent_examples(
     )
 
 
-def with_text(examples: Examples, encoder: TextEncoder, folder: Path) -> Examples:
-    """Return the same examples with the text features of their captions in each batch.
+def with_text(training_set: TrainingSet, encoder: TextEncoder, folder: Path) -> TrainingSet:
+    """Add the text features of its captions to each batch of a training set.
 
     Args:
-        examples: Captioned images, or their tokens.
-        encoder: On the device to run on.
-        folder: Where the features are kept.
+        training_set: Captioned images, or their tokens.
+        encoder: Text encoder on the device to run on.
+        folder: Folder for the features.
 
     Raises:
         DataError: If there are no captions, or one is empty.
     """
-    with progress("encoding captions", len(set(examples.captions or ()))) as advance:
-        features = encode_captions(encoder, examples.captions, folder, advance)
-    return replace(examples, dataset=Captioned(examples.dataset, features), text=encoder.record)
+    with progress("encoding captions", len(set(training_set.captions or ()))) as advance:
+        features = encode_captions(encoder, training_set.captions, folder, advance)
+    return replace(
+        training_set, dataset=Captioned(training_set.dataset, features), text=encoder.record
+    )
 
 
 def first_captions(dataset: Any) -> list[str] | None:
-    """Return the first caption of each image; None where there are none."""
+    """Return the first caption of each image; None if the data has no captions."""
     if not dataset.has_captions:
         return None
     return [(*dataset.captions_of(row), "")[0] for row in range(len(dataset))]
 
 
 def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:
-    """Return a ``data:`` section with the size and channels that a tokenizer takes."""
+    """Set the size and the channels of a ``data:`` section to those of a tokenizer."""
     channels, height, _ = tokenizer.image_shape
     fitting = {"image_size": data.image_size or height, "channels": data.channels or channels}
     return data.model_copy(update=fitting)
 
 
 def absolute(path: str | None) -> str | None:
-    """Return the absolute path of a folder; anything else, such as a hub id, as it is."""
+    """Return the absolute path of a folder, and anything else, such as a hub id, unchanged."""
     return str(Path(path).resolve()) if path is not None and Path(path).is_dir() else path

@@ -1,4 +1,4 @@
-"""``create_prior`` and ``load_prior``: names in, checked models out."""
+"""Build a prior by name, or load a trained one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def create_prior(
     text: dict[str, Any] | None = None,
     **options: Any,
 ) -> Prior:
-    """Build a fresh prior for a token layout.
+    """Build an untrained prior for a token layout.
 
     Args:
         name: A registered name, such as ``"gpt"``.
         token_spec: Layout of the tokens.
         num_classes: Number of classes; 0 for a prior without classes.
         tokenizer: Record of the tokenizer; see :func:`spectok_generation.records.tokenizer_record`.
-        text: Record of the encoder whose texts it is conditioned on; see
+        text: Record of the text encoder, for a prior conditioned on text; see
             :attr:`spectok_generation.text.TextEncoder.record`.
         **options: The prior's own options.
 
@@ -50,14 +50,14 @@ def create_prior(
 
 
 def check_text_is_given(name: str, given: bool) -> None:
-    """Refuse to build a prior with a text encoder that it does not read, or without one it needs.
+    """Check that a text encoder is given if a prior needs one, and only if it can use one.
 
     Args:
         name: A registered name.
-        given: Whether there is a text encoder.
+        given: Whether a text encoder is given.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: If one is missing or unusable.
     """
     cls = registry.get_prior(name)
     if given:
@@ -67,10 +67,10 @@ def check_text_is_given(name: str, given: bool) -> None:
 
 
 def check_reads_text(name: str, cls: type[Prior]) -> None:
-    """Refuse to condition a prior on text that does not read any.
+    """Check that a prior can be conditioned on text.
 
     Raises:
-        ConfigError: Names the priors that do.
+        ConfigError: If not; names the priors that can.
     """
     priors = registry.list_registered("prior")
     reading = [
@@ -84,10 +84,10 @@ def load_prior(path: str | os.PathLike[str]) -> Prior:
     """Load a trained prior of any registered class, in eval mode.
 
     Args:
-        path: A directory with the saved model, or a run's directory with it in ``model/``.
+        path: Directory of the saved model, or of a run that holds it in ``model/``.
 
     Raises:
-        CheckpointError: If there is none, no plugin provides its class, or weights do not fit.
+        CheckpointError: If it is missing, no plugin provides its class, or weights do not fit.
     """
     folder = Path(path)
     if (folder / "model" / "config.json").is_file():

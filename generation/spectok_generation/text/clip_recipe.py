@@ -1,4 +1,4 @@
-"""The recipe of a small CLIP, and which text encoder a prior's recipe names."""
+"""The recipe of a small CLIP, and the ``text:`` section of a prior's recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from spectok.data.choice import data_override
-from spectok.data.config import DataConfig
+from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
 from spectok.recipes.files import list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
@@ -20,17 +20,17 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ClipConfig(Section):
-    """Sizes of a CLIP: a vision transformer and a text transformer with one space in common.
+    """Sizes of a CLIP: a vision and a text transformer with a common embedding space.
 
     Args:
-        embed_dim: Length of the vectors that are compared, and of the text features.
+        embed_dim: Length of the common vectors, and of the text features.
         patch_size: Side of the vision transformer's patches, in pixels.
         image_layers: Blocks of the vision transformer.
-        image_width: Its width.
+        image_width: Width of the vision transformer.
         text_layers: Blocks of the text transformer.
-        text_width: Its width.
+        text_width: Width of the text transformer.
         head_width: Width of an attention head in both; must divide both widths.
-        context_length: Most tokens of a caption, begin and end of text included.
+        context_length: Maximum number of tokens of a caption, including begin and end of text.
     """
 
     embed_dim: Count = 128
@@ -47,7 +47,7 @@ class ClipRecipe(Recipe):
     """What ``spectok train clip`` reads.
 
     Args:
-        clip: Sizes of the model.
+        clip: Size of the model.
         data: Captioned images.
         train: How to train.
     """
@@ -61,17 +61,17 @@ class ClipRecipe(Recipe):
 
     @classmethod
     def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Give grey images the three channels that open_clip's image transforms expect."""
+        """Give grey images the three channels that the image transforms of open_clip expect."""
         return raw | {"data": {"channels": 3} | raw["data"]}
 
 
 class TextConfig(Section):
-    """Which text encoder a prior reads captions with.
+    """The text encoder that a prior reads captions with.
 
     Args:
-        encoder: Folder of a CLIP or of its run, the name of an open_clip model, or a recipe of a
-            CLIP, which is then trained first, inside the run.
-        pretrained: With the name of a model: open_clip's tag of its weights, or a file.
+        encoder: Folder of a CLIP or of its run, name of an open_clip model, or recipe of a CLIP,
+            which is then trained first, inside the run.
+        pretrained: With the name of a model: open_clip's tag for its weights, or a file.
     """
 
     encoder: str
@@ -85,7 +85,7 @@ def load_clip_recipe(
 
     Args:
         name: A YAML file or the name of a recipe. None: the recipe made for the data, if there is
-            one, and else the defaults.
+            one, otherwise the defaults.
         overrides: ``"a.b=c"``, or pairs of dotted path and value.
         data: Directory, file, hub id or name of a data set.
 
@@ -95,7 +95,9 @@ def load_clip_recipe(
     found = clip_recipe_file(name or f"clip/{data}")
     if name is not None and found is None:
         known = ", ".join(recipe for recipe, path in list_recipes().items() if _is_clip(path))
-        raise ConfigError(f"no recipe {name} of a CLIP; there are {known}, or give a YAML file")
+        raise ConfigError(
+            f"there is no recipe {name} of a CLIP; choose from {known}, or give a YAML file"
+        )
     raw = read_recipe(str(found), ClipRecipe) if found else {}
     own_data = [data_override(data)] if data is not None else []
     return resolve_recipe(apply_overrides(raw, [*own_data, *overrides]), ClipRecipe)
@@ -109,13 +111,13 @@ def default_output(name: str | None, recipe: ClipRecipe) -> Path:
         recipe: What it resolved to.
     """
     if name is not None and Path(name).name == "recipe.yaml":
-        return Path(name).parent  # the recipe that a run wrote stands for that run
+        return Path(name).parent  # a recipe written by a run stands for that run
     own = Path(recipe.data.path).stem if recipe.data.path else recipe.data.name
     return Path("runs", f"clip-{own}")
 
 
 def clip_recipe_file(name: str) -> Path | None:
-    """Return the file of a CLIP's recipe; None if that is no such recipe."""
+    """Return the file of a recipe of a CLIP; None if the name is not one."""
     recipes = list_recipes()
     found = recipes.get(name) or recipes.get(f"{ClipRecipe.folder}/{name}")
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else found
@@ -123,7 +125,7 @@ def clip_recipe_file(name: str) -> Path | None:
 
 
 def _is_clip(path: Path) -> bool:
-    """Return whether a file has the section ``clip:``; one that cannot be read may have."""
+    """Return whether a file has the section ``clip:``; assume so if it cannot be read."""
     try:
         return "\nclip:" in f"\n{path.read_text(encoding='utf-8')}"
     except OSError:

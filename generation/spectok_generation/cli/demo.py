@@ -17,22 +17,22 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the demo; an earlier demo is replaced.")] = (
-        Path("spectok-demo")
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the demo; an earlier demo in it is replaced.")
+    ] = (Path("spectok-demo")),
     recipe: Annotated[
         str, typer.Option(help="What to train and draw: a recipe or a file like demo/demo.")
     ] = "demo/demo",
 ) -> None:
-    """Train tokenizers and a prior on real digits, draw new ones, and write a page about it.
+    """Train tokenizers and a prior on real digits, draw new digits, and write a report.
 
     Takes a few minutes on two CPU cores and needs no network.
     """
     from spectok_generation.demo.stages import Stages
 
-    stages = Stages()  # from here on the clock runs: importing torch is part of the demo
+    stages = Stages()  # the clock starts here: importing torch is part of the demo
+    from spectok_generation.demo.demo_recipe import load_plan
     from spectok_generation.demo.pipeline import run_demo
-    from spectok_generation.demo.recipe import load_plan
     from spectok_generation.demo.report import next_commands
 
     results = run_demo(load_plan(recipe), out, stages)

@@ -1,4 +1,4 @@
-"""Which tokens of given images stay, when a prior draws the others."""
+"""``--complete`` and ``--keep``: which tokens of given images a prior keeps."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from spectok_generation.sampling import Known
 
 
 def read_known(path: Path, keep: str | None, spec: TokenSpec, num_images: int) -> Known:
-    """Return the tokens of a file that stay, its images taken in turn.
+    """Return the tokens to keep, from a file whose images are taken in turn.
 
     Args:
-        path: File that ``spectok encode`` wrote.
+        path: File written by ``spectok encode``.
         keep: See :func:`parse_places`. None: the first half of the tokens.
-        spec: Layout that the tokens must have.
+        spec: Required layout of the tokens.
         num_images: Number of images to draw.
 
     Raises:
-        DataError: If the file does not exist, is something else or holds no images.
-        TokenError: If its tokens have another layout.
+        DataError: If the file does not exist, is not a token file or holds no images.
+        TokenError: If its tokens have a different layout.
         ConfigError: If ``keep`` cannot be read.
     """
     indices = torch.from_numpy(read_tokens(path, spec)[0])
@@ -36,14 +36,17 @@ def read_known(path: Path, keep: str | None, spec: TokenSpec, num_images: int) -
 
 
 def parse_places(text: str, num_tokens: int) -> Bool[Tensor, "t"]:
-    """Read which places are meant.
+    """Read the value of ``--keep``.
 
     Args:
-        text: How many of the first, ``"16"``, or ranges as in Python, ``"0:8,16:24"``.
-        num_tokens: How many there are.
+        text: A number of leading tokens, ``"16"``, or ranges as in Python, ``"0:8,16:24"``.
+        num_tokens: Number of tokens T of an image.
+
+    Returns:
+        Mask of the places to keep.
 
     Raises:
-        ConfigError: If it is neither, or goes beyond the last place.
+        ConfigError: If it is neither, or exceeds the number of tokens.
     """
     chosen = torch.zeros(num_tokens, dtype=torch.bool)
     for part in text.split(","):

@@ -1,4 +1,4 @@
-"""``load_text_encoder``: the name of an open_clip model, or a folder, to an encoder."""
+"""Load a text encoder from the name of an open_clip model, or from a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spectok_generation.text.encoder import CONFIG, TEXT_HALF, TEXT_WEIGHTS, Tex
 WEIGHTS = "open_clip_model.safetensors"
 HALVES = ("CLIP", "CustomTextCLIP", "CoCa")
 NO_IMAGES = {"image_size": 1, "patch_size": 1, "width": 1, "head_width": 1, "layers": 0}
-"""The smallest image half, of which nothing is kept."""
+"""Sizes of the smallest image half; it is dropped after the model is built."""
 WITHOUT = (
     "give a local file (text.pretrained=FILE.safetensors) or folder, or fit a small one: "
     "spectok train clip --data DATA"
@@ -28,14 +28,14 @@ def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
     """Load the text half of an open_clip model, in eval mode.
 
     Args:
-        name: Folder of a run of ``spectok train clip``, of any model that open_clip saved, or of
-            what :meth:`TextEncoder.save_pretrained` saved; or the name of an open_clip model, such
-            as ``"ViT-L-14-quickgelu"``.
-        pretrained: With a name: open_clip's tag of its weights, such as ``"openai"``, or a file.
+        name: Folder of a run of ``spectok train clip``, of a model saved by open_clip, or of an
+            encoder saved by :meth:`TextEncoder.save_pretrained`; or the name of an open_clip
+            model, such as ``"ViT-L-14-quickgelu"``.
+        pretrained: With a name: open_clip's tag for its weights, such as ``"openai"``, or a file.
 
     Raises:
-        ConfigError: If there is no such model or tag.
-        CheckpointError: If weights are not on this machine, or do not load.
+        ConfigError: If open_clip has no such model or tag.
+        CheckpointError: If the weights are not on this machine, or do not load.
     """
     folder = model_folder(name)
     if folder is not None:
@@ -53,10 +53,10 @@ def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
 
 
 def model_folder(name: str) -> Path | None:
-    """Return the folder of a saved CLIP, given itself or its run; None if it is no folder.
+    """Return the folder of a saved CLIP, given that folder or its run; None if it is not a folder.
 
     Raises:
-        CheckpointError: If it is a folder with something else.
+        CheckpointError: If the folder holds something else.
     """
     given = Path(name).expanduser()
     for folder in (given / "model", given):
@@ -79,7 +79,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_tag(name: str, pretrained: str | None) -> None:
-    """Refuse weights that do not exist, or that were trained with another activation."""
+    """Check that the weights exist, and were trained with the activation of the model."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -95,13 +95,13 @@ def _check_tag(name: str, pretrained: str | None) -> None:
     differs = trained.get("quick_gelu", False) != built.get("quick_gelu", False)
     if differs and other in open_clip.list_models():
         raise ConfigError(
-            f"text.encoder: weights {pretrained!r} of {name} were trained with another activation; "
-            f"use {other}"
+            f"text.encoder: weights {pretrained!r} of {name} were trained with another "
+            f"activation; use {other}"
         )
 
 
 def _load(name: str, pretrained: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """Return model, tokenizer, and what the model is built from."""
+    """Return the model, its tokenizer, and the config it is built from."""
     import open_clip
 
     folder = Path(name.removeprefix("local-dir:"))
@@ -127,12 +127,12 @@ def _load(name: str, pretrained: str | None) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _build_half(folder: Path, config: dict[str, Any]) -> Any:
-    """Build a model without its image half from what :meth:`TextEncoder.save_pretrained` saved."""
+    """Rebuild the text half that :meth:`TextEncoder.save_pretrained` saved."""
     import open_clip
 
     kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(TEXT_HALF)
     if kind not in HALVES:
-        raise CheckpointError(f"{CONFIG} names a {TEXT_HALF} {kind!r} that is not known")
+        raise CheckpointError(f"{CONFIG} names an unknown {TEXT_HALF} {kind!r}")
     sizes = {key: value for key, value in config.items() if key != "custom_text"}
     model = getattr(open_clip, kind)(**sizes | {"vision_cfg": NO_IMAGES})
     del model.visual
@@ -149,7 +149,7 @@ def _origin(name: str, pretrained: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip, which logs what it raises, from saying everything twice."""
+    """Silence the log of open_clip, which repeats the errors it raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,17 +1,16 @@
-"""``spectok train prior``, ``spectok extract``, ``spectok sample`` and ``spectok export``."""
+"""``spectok train prior``, ``spectok extract`` and ``spectok export``."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from spectok.cli.console import say_next
 from spectok.errors import ConfigError
-from spectok.messages import progress, say
+from spectok.messages import say
+from spectok_generation.cli.device import process_device
 
 PRIOR = "gpt"
 TOKENIZER_HELP = "Trained tokenizer: its folder or that of its run; or the name of a recipe."
@@ -25,7 +24,6 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     """Add the commands of this module."""
     train.command("prior")(train_prior)
     app.command("extract")(extract)
-    app.command("sample")(sample)
     app.command("export")(export)
 
 
@@ -47,7 +45,7 @@ def train_prior(
         str | None,
         typer.Option(
             help="Condition on captions, read by this CLIP: the folder of a run of 'spectok train "
-            "clip', or the name of a model of open_clip (then with text.pretrained=TAG or FILE)."
+            "clip', or the name of an open_clip model (with text.pretrained=TAG or FILE)."
         ),
     ] = None,
     output: Annotated[
@@ -58,7 +56,7 @@ def train_prior(
     ] = False,
 ) -> None:
     """Train a prior on the tokens of a trained tokenizer."""
-    from spectok_generation.recipe import default_output, load_prior_recipe
+    from spectok_generation.prior_recipe import default_output, load_prior_recipe
 
     words = words or []
     named = [word for word in words if "=" not in word]
@@ -100,7 +98,7 @@ def extract(
     """Write the tokens of a whole data set to disk, a few bits per index."""
     from spectok.loading import load_trained
     from spectok_generation.extraction import Extraction
-    from spectok_generation.recipe import load_data
+    from spectok_generation.prior_recipe import load_data
     from spectok_generation.training import extract_data
 
     config = load_data(tokenizer, data, overrides or [])
@@ -113,99 +111,6 @@ def extract(
     say_next(["spectok", "train", "prior", "--tokens", str(out)])
 
 
-def sample(
-    prior: Annotated[
-        str, typer.Option(help="Trained prior: its folder, that of its run, or of a pipeline.")
-    ],
-    out: Annotated[Path, typer.Option(help="Picture to write: a grid of all images.")],
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Its tokenizer (default: the one it was trained with).")
-    ] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
-    label: Annotated[
-        int | None, typer.Option("--class", help="Class to draw (default: all in turn).")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Image i depends on the seed and on i alone.")
-    ] = 0,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Below 1: likelier and less varied images (default: 1)."),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep only the k likeliest codes of each token.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Keep the likeliest codes up to this probability.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Latent diffusion: ddim, ddpm or flow.")
-    ] = None,
-    num_steps: Annotated[
-        int | None, typer.Option(help="Latent diffusion: denoising steps (default: about 50).")
-    ] = None,
-    guidance: Annotated[float, typer.Option(help="Above 1: pulled towards the class.")] = 1.0,
-    guidance_interval: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Shares of the tokens where guidance begins and ends (default: 0 1)."),
-    ] = None,
-    complete: Annotated[
-        Path | None,
-        typer.Option(help="Complete images: tokens that 'spectok encode' wrote, taken in turn."),
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            help="Which of their tokens stay: how many of the first, or ranges such as 0:8,16:24 "
-            "(default: the first half)."
-        ),
-    ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Run steps through torch.compile.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 64,
-    columns: Annotated[
-        int | None, typer.Option(min=1, help="Images per row (default: a square grid).")
-    ] = None,
-) -> None:
-    """Draw new images from a trained prior."""
-    from spectok.cli.models import check_picture
-    from spectok.images import enlarge, save_grid
-    from spectok_generation.completion import read_known
-    from spectok_generation.generate import choose_labels, draw_images, load_pair, make_options
-
-    check_picture(out)
-    if keep is not None and complete is None:
-        raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
-    wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    wishes |= {"scheduler": scheduler, "num_steps": num_steps, "guidance": guidance}
-    wishes |= {"guidance_interval": guidance_interval}
-    with process_device() as device:
-        model, decoder = load_pair(prior, tokenizer)
-        options = make_options(model, wishes)
-        known = complete and read_known(complete, keep, model.token_spec, num_images)
-        if compiled:
-            model.compile_step()
-        labels = choose_labels(model, num_images, label)
-        model.to(device)
-        with progress("sampling", num_images) as advance:
-            images = draw_images(
-                model,
-                decoder.to(device),
-                num_images,
-                labels,
-                seed=seed,
-                options=options,
-                batch_size=batch_size,
-                known=known,
-                on_images=advance,
-            )
-    save_grid(enlarge(images), out, columns)
-    say(f"{num_images} images: {out}")
-    again = ["spectok", "sample", "--prior", prior, "--out", str(out), "--seed", str(seed + 1)]
-    say_next(again)
-
-
 def export(
     run: Annotated[str, typer.Argument(help="Trained prior: its folder or that of its run.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -216,7 +121,7 @@ def export(
         str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
     ] = None,
 ) -> None:
-    """Write prior, tokenizer and text encoder as one folder, a pipeline of diffusers."""
+    """Write prior, tokenizer and text encoder as one folder, a diffusers pipeline."""
     from spectok_generation.pipeline import TokenPipeline
 
     pipeline = TokenPipeline.from_run(run, tokenizer, text)
@@ -227,13 +132,3 @@ def export(
     if pipeline.text_encoder is not None:
         draw = ["text-to-image", "PROMPT", "--model", str(out)]
     say_next(["spectok", *draw, "--out", "samples.png"])
-
-
-@contextlib.contextmanager
-def process_device() -> Iterator[Any]:
-    """Give this process its device, and join the group it was launched in."""
-    from spectok.training.launch import accelerated
-    from spectok.training.train_config import TrainConfig
-
-    with accelerated(TrainConfig.model_validate({}), Path()) as accelerator:
-        yield accelerator.device

@@ -1,0 +1,234 @@
+"""``spectok sample`` and ``spectok text-to-image``: a trained prior to a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spectok.cli.console import say_next
+from spectok.errors import ConfigError
+from spectok.messages import progress, say
+from spectok_generation.cli.device import process_device
+
+if TYPE_CHECKING:
+    from spectok import ImageTokenizer
+    from spectok_generation.conditions import Condition
+    from spectok_generation.drawing import Options
+    from spectok_generation.priors import Prior
+    from spectok_generation.sampling import Known
+
+Out = Annotated[Path, typer.Option(help="Picture to write: a grid of all images.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Its tokenizer (default: the one it was trained with).")
+]
+NumImages = Annotated[int, typer.Option(min=1, help="Number of images.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Image i depends only on its class or text, the seed and i.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
+Columns = Annotated[
+    int | None, typer.Option(min=1, help="Images per row (default: a square grid).")
+]
+Compiled = Annotated[bool, typer.Option("--compile", help="Run steps through torch.compile.")]
+
+# The sampling options, which make_options takes.
+Temperature = Annotated[
+    float | None, typer.Option(help="Below 1: likelier and less varied images (default: 1).")
+]
+TopK = Annotated[int | None, typer.Option(help="Keep only the k likeliest codes of each token.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Keep the likeliest codes up to this probability.")
+]
+Scheduler = Annotated[str | None, typer.Option(help="Latent diffusion: ddim, ddpm or flow.")]
+NumSteps = Annotated[
+    int | None, typer.Option(help="Latent diffusion: denoising steps (default: about 50).")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Above 1: pull towards the class or the text (default: 1, or 3 for a text)."),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Fractions of the sequence where guidance begins and ends (default: 0 1)."),
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("sample")(sample)
+    app.command("text-to-image")(text_to_image)
+
+
+def sample(
+    prior: Annotated[
+        str, typer.Option(help="Trained prior: its folder, that of its run, or of a pipeline.")
+    ],
+    out: Out,
+    tokenizer: Tokenizer = None,
+    num_images: NumImages = 16,
+    label: Annotated[
+        int | None, typer.Option("--class", help="Class to draw (default: all in turn).")
+    ] = None,
+    seed: Seed = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    scheduler: Scheduler = None,
+    num_steps: NumSteps = None,
+    guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    complete: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tokens of images to complete, as 'spectok encode' wrote them; taken in turn."
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of their tokens to keep: a number of leading ones, or ranges such as "
+            "0:8,16:24 (default: the first half)."
+        ),
+    ] = None,
+    compiled: Compiled = False,
+    batch_size: BatchSize = 64,
+    columns: Columns = None,
+) -> None:
+    """Draw new images from a trained prior."""
+    from spectok.cli.models import check_picture
+    from spectok_generation.cli.completion import read_known
+    from spectok_generation.drawing import choose_labels, make_options
+    from spectok_generation.pairs import load_pair
+
+    check_picture(out)
+    if keep is not None and complete is None:
+        raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
+    picture = Picture(out, num_images, seed, batch_size, columns, compiled)
+    values = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "scheduler": scheduler,
+        "num_steps": num_steps,
+        "guidance": guidance,
+        "guidance_interval": guidance_interval,
+    }
+    with process_device() as device:
+        model, decoder = load_pair(prior, tokenizer)
+        options = make_options(model, values)
+        known = complete and read_known(complete, keep, model.token_spec, num_images)
+        labels = choose_labels(model, num_images, label)
+        picture.draw(model.to(device), decoder.to(device), labels, options, known)
+    say_next(["spectok", "sample", "--prior", prior, *picture.another()])
+
+
+def text_to_image(
+    prompt: Annotated[str, typer.Argument(help="What the images show, in a few words.")],
+    model: Annotated[
+        str, typer.Option(help="Trained prior that reads text: its folder, run, or pipeline.")
+    ],
+    out: Out,
+    tokenizer: Tokenizer = None,
+    text: Annotated[
+        str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="With --text NAME of open_clip: tag or file of its weights."),
+    ] = None,
+    num_images: NumImages = 4,
+    seed: Seed = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    scheduler: Scheduler = None,
+    num_steps: NumSteps = None,
+    guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    compiled: Compiled = False,
+    batch_size: BatchSize = 64,
+    columns: Columns = None,
+) -> None:
+    """Draw images of a text."""
+    from spectok.cli.models import check_picture
+    from spectok_generation.drawing import make_options
+    from spectok_generation.guidance import TEXT_GUIDANCE
+    from spectok_generation.pairs import load_encoder, load_pair
+
+    check_picture(out)
+    if pretrained is not None and text is None:
+        raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
+    picture = Picture(out, num_images, seed, batch_size, columns, compiled)
+    values = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "scheduler": scheduler,
+        "num_steps": num_steps,
+        "guidance": TEXT_GUIDANCE if guidance is None else guidance,
+        "guidance_interval": guidance_interval,
+    }
+    with process_device() as device:
+        prior, decoder = load_pair(model, tokenizer)
+        options = make_options(prior, values)
+        features = load_encoder(prior, model, text, pretrained).to(device)([prompt])
+        texts = features[[0] * num_images]
+        picture.draw(prior.to(device), decoder.to(device), texts, options)
+    say_next(["spectok", "text-to-image", prompt, "--model", model, *picture.another()])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to draw and write, as both commands take it.
+
+    Args:
+        out: File to write.
+        num_images: Images on it.
+        seed: Seed of all of them.
+        batch_size: Images drawn at once.
+        columns: Images per row. None: a square grid.
+        compiled: Run the steps of the prior through ``torch.compile``.
+    """
+
+    out: Path
+    num_images: int
+    seed: int
+    batch_size: int
+    columns: int | None
+    compiled: bool
+
+    def draw(
+        self,
+        prior: Prior,
+        tokenizer: ImageTokenizer,
+        condition: Condition | None,
+        options: Options,
+        known: Known | None = None,
+    ) -> None:
+        """Draw the images, write the picture and say so; see ``draw_images`` for the arguments."""
+        from spectok.images import enlarge, save_grid
+        from spectok_generation.drawing import draw_images
+
+        if self.compiled:
+            prior.compile_step()
+        with progress("sampling", self.num_images) as advance:
+            images = draw_images(
+                prior,
+                tokenizer,
+                self.num_images,
+                condition,
+                seed=self.seed,
+                options=options,
+                batch_size=self.batch_size,
+                known=known,
+                on_images=advance,
+            )
+        save_grid(enlarge(images), self.out, self.columns)
+        say(f"{self.num_images} images: {self.out}")
+
+    def another(self) -> list[str]:
+        """Return the options that draw the same with the next seed."""
+        return ["--out", str(self.out), "--seed", str(self.seed + 1)]
