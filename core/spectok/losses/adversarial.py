@@ -14,7 +14,7 @@ MAX_RATIO = 1e4  # as in VQGAN: the weight must not explode where the generator'
 def hinge_discriminator(
     real: Float[Tensor, "*logits"], fake: Float[Tensor, "*logits"]
 ) -> Float[Tensor, ""]:
-    """Return what a discriminator minimises: half the sum of two hinge losses.
+    """Return what a discriminator minimises: half its hinge losses on images and reconstructions.
 
     Lim and Ye, *Geometric GAN*, 2017; the factor is VQGAN's.
     """
