@@ -24,6 +24,9 @@ from pathlib import Path
 
 import yaml
 
+Losses = dict[str, list[dict[str, float]]]
+"""Recipe -> losses by name, for each step."""
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("core", "plugins", "generation")
 SETTINGS = ("train.log_every=1", "train.sample_every=null", "train.save_every=100000")
@@ -80,7 +83,7 @@ def smoke_recipes(tree: Path) -> set[str]:
     return found
 
 
-def train(tree: Path, names: list[str], steps: int, output: Path) -> dict[str, list[float]]:
+def train(tree: Path, names: list[str], steps: int, output: Path) -> Losses:
     """Train recipes with the sources of a checkout, and return the losses of every step."""
     metadata = output / "metadata"
     describe_package(tree, metadata)
@@ -94,10 +97,15 @@ def train(tree: Path, names: list[str], steps: int, output: Path) -> dict[str, l
         )
     logs = {name: output / name / "log.jsonl" for name in names}
     return {
-        name: [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+        name: [losses_of(json.loads(line)) for line in log.read_text().splitlines()]
         for name, log in logs.items()
         if log.is_file()
     }
+
+
+def losses_of(line: dict[str, float]) -> dict[str, float]:
+    """Return the losses in a line of a log; the discriminator's too, where one takes turns."""
+    return {name: value for name, value in line.items() if "loss" in name}
 
 
 def describe_package(tree: Path, folder: Path) -> None:
@@ -112,16 +120,16 @@ def describe_package(tree: Path, folder: Path) -> None:
     (info / "entry_points.txt").write_text(f"[spectok.plugins]\n{lines}")
 
 
-def report(
-    names: list[str], before: dict[str, list[float]], after: dict[str, list[float]], steps: int
-) -> list[str]:
+def report(names: list[str], before: Losses, after: Losses, steps: int) -> list[str]:
     """Print one line for each recipe; return the names of those that differ."""
     wrong = []
     for name in names:
         old, new = before.get(name, []), after.get(name, [])
         differing = [i for i, (a, b) in enumerate(zip(old, new), 1) if a != b]
         if len(old) == len(new) == steps and not differing:
-            print(f"{name:16s} identical over {steps} steps, last loss {new[-1]:.6g}")
+            print(
+                f"{name:16s} identical over {steps} steps, last loss {new[-1].get('loss', 0):.6g}"
+            )
             continue
         wrong.append(name)
         where = f"from step {differing[0]}" if differing else f"{len(old)} and {len(new)} steps"

@@ -1,9 +1,9 @@
 """Codebook state that is edited outside autograd, kept equal on all ranks.
 
-EMA updates, anchors, resets and revivals write codes that DDP knows nothing about. Every such edit
-goes through these functions: statistics are summed over ranks, replacement candidates are gathered
-or drawn once, and all ranks call the same collectives in the same order whatever their data. With
-one process each function is the identity or a plain draw.
+EMA updates, anchors, resets and revivals write codes without DDP's knowledge. Every such edit uses
+these functions: statistics are summed over ranks, replacement candidates are gathered or drawn
+once, and all ranks call the same collectives in the same order, whatever their data. With one
+process each function is the identity or a plain draw.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def gather_candidates(
 ) -> Float[Tensor, "count d"]:
     """Draw replacement candidates from the vectors of all ranks, the same on every rank.
 
-    Drawn with replacement, for there may be fewer vectors than codes. The draw is over the ranks'
-    vectors one after another, so two processes draw what one process with the whole batch would,
-    and the traffic is ``count`` vectors and not the batch.
+    They are drawn with replacement, since there may be fewer vectors than codes. Vectors are
+    numbered rank by rank, so that two processes draw what one process with the whole batch would.
+    Only ``count`` vectors are sent, not the batch.
 
     Args:
         vectors: This rank's vectors; every rank must hold at least one.
@@ -78,8 +78,8 @@ _shared: torch.Generator | None = None
 def shared_draws(seed: int) -> Iterator[None]:
     """Let :func:`draw_per_sample` draw from a generator that every rank seeds alike.
 
-    The training loop opens this around each micro-batch, so that the default generators are free to
-    differ between ranks, as dropout wants.
+    The training loop opens this around each micro-batch. The default generators may then differ
+    between ranks, as dropout requires.
     """
     global _shared
     previous, _shared = _shared, torch.Generator().manual_seed(seed)
@@ -92,13 +92,13 @@ def shared_draws(seed: int) -> Iterator[None]:
 def draw_per_sample(batch_size: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw one uniform number per image, independent of how the batch is split over ranks.
 
-    Every rank draws for the whole global batch and keeps its own share, so a run with two
-    processes masks the same images as a run with one.
+    Every rank draws for the whole global batch and keeps its own share, so runs with one process
+    and with two mask the same images.
 
     Args:
         batch_size: Images on this rank, equal on all ranks.
-        generator: CPU generator in the same state on every rank. None: the one of
-            :func:`shared_draws`, and outside of it the default one.
+        generator: CPU generator in the same state on every rank. None: that of
+            :func:`shared_draws`, or the default one outside of it.
 
     Returns:
         CPU tensor of shape ``(batch_size,)`` in [0, 1).
@@ -115,7 +115,7 @@ def clear_moments(
     """Zero the optimiser's running moments of replaced codes.
 
     Args:
-        parameter: A codebook whose last dimension is the code; all others index codes.
+        parameter: Codebooks; the last dimension is that of a code, all others index codes.
         rows: Indices into the flattened code dimensions.
         optimizers: Every optimiser that may hold state for the parameter.
     """

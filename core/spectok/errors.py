@@ -1,4 +1,4 @@
-"""Every error spectok raises on purpose.
+"""Every error that spectok raises on purpose.
 
     SpectokError
     ├── ConfigError          a recipe, an override or a constructor argument
@@ -10,8 +10,8 @@
     ├── CheckpointError      a saved model or training state that cannot be read or written
     └── TrainingError        training that cannot go on (a non-finite loss, a wrong launch)
 
-Each message says what was given, the rule it broke and the remedy, on one line where it can.
-The command line prints the message alone and exits with status 2; ``--debug`` adds the trace.
+Each message says what was given, the rule it broke and the remedy, on one line if possible. The
+command line prints the message alone and exits with status 2; ``--debug`` adds the traceback.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class ConfigError(SpectokError, ValueError):
 
 
 class UnknownNameError(SpectokError, LookupError):
-    """A name was asked for that nothing registers.
+    """Nothing registers the name that was asked for.
 
     Args:
         kind: What was looked for, such as ``"tokenizer"``.
         name: The name that was given.
-        known: The names that exist.
+        known: The registered names.
         note: One more sentence for the message.
     """
 

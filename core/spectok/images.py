@@ -1,4 +1,4 @@
-"""Images in and out: between uint8 and [-1, 1], files, and grids of images."""
+"""Conversions between uint8 and [-1, 1], image files, and grids of images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def to_pil(image: Tensor) -> Image:
     """Return one image (C, H, W), in [-1, 1] or uint8, as a PIL image.
 
     Raises:
-        InputError: If it is not one image of 1 or 3 channels.
+        InputError: If it is not a single image with 1 or 3 channels.
     """
     from PIL import Image
 
@@ -54,13 +54,13 @@ def to_pil(image: Tensor) -> Image:
 
 
 def enlarge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    """Repeat the pixels of small images so that a person can see them."""
+    """Repeat the pixels of small images until they are large enough to look at."""
     factor = max(1, SMALLEST_SHOWN // images.shape[-1])
     return torch.nn.functional.interpolate(images, scale_factor=factor)
 
 
 def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8[Tensor, "c h w"]:
-    """Lay images out row by row on white.
+    """Lay images out row by row on a white background.
 
     Args:
         images: (B, C, H, W) in [-1, 1] or uint8.
@@ -68,7 +68,7 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8
         gap: Pixels between images.
 
     Raises:
-        InputError: If there is no image.
+        InputError: If the batch is empty.
     """
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)} are not (B, C, H, W), B ≥ 1")
@@ -87,11 +87,11 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8
 def save_grid(
     images: Tensor, path: str | os.PathLike[str], columns: int | None = None, gap: int = 2
 ) -> Path:
-    """Save images as one picture, and return its path; missing directories are made.
+    """Save images as one picture and return its path; missing directories are created.
 
     Args:
         images: (B, C, H, W) in [-1, 1] or uint8.
-        path: Its suffix says the format, such as ``.png``.
+        path: Its suffix determines the format, such as ``.png``.
         columns: Images per row. None: as square as possible.
         gap: Pixels between images.
     """

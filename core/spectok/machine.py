@@ -1,4 +1,4 @@
-"""What a measurement ran on, and the memory it took."""
+"""The machine that a measurement ran on, and the memory that it used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Return the processor's name as precisely as the system tells it."""
+    """Return the processor's name, as precisely as the system reports it."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text().splitlines():
@@ -37,7 +37,7 @@ def processor_name() -> str:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the most memory this process has held, or None where the system does not tell.
+    """Return the most memory this process has held; None if the system does not report it.
 
     See :func:`forget_peak_memory`.
     """
@@ -50,7 +50,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def forget_peak_memory() -> bool:
-    """Let :func:`peak_memory_bytes` begin anew at what is held now; False where it cannot."""
+    """Reset :func:`peak_memory_bytes` to the memory held now; return whether that worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -59,6 +59,6 @@ def forget_peak_memory() -> bool:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as messages and results show it: ``~`` for the home directory."""
+    """Return a path as messages and results show it, with ``~`` for the home directory."""
     home = Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)

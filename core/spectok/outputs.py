@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class QuantizerOutput:
-    """What a quantizer makes of a batch of vectors.
+    """What a quantizer returns for a batch of vectors.
 
     Args:
         z_q: Quantised vectors. In training their gradient passes straight through to ``z``.
@@ -27,10 +27,10 @@ class QuantizerOutput:
 
 @dataclass
 class TokenizerOutput:
-    """What a tokenizer makes of a batch of images.
+    """What a tokenizer returns for a batch of images.
 
     Args:
-        reconstruction: Decoded images in [-1, 1] (not clamped).
+        reconstruction: Decoded images, about [-1, 1] (not clamped).
         indices: int64, one row of T tokens per image, laid out as the ``TokenSpec`` says.
         losses: Weighted scalar terms; the training objective is their sum.
         metrics: Scalar tensors worth logging, without gradient.

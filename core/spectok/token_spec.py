@@ -1,7 +1,7 @@
 """TokenSpec: the written layout of an image's tokens.
 
-Priors, the token cache, the sampler and the evaluator read this value and nothing else about a
-tokenizer. It round-trips through JSON, so it travels with every cache and every trained prior.
+Priors, the token cache, the sampler and the evaluator read this value and nothing else of a
+tokenizer. As JSON it is stored with every cache and every trained prior.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Level:
         shape: The level's shape; a grid is read in raster order.
         vocab_size: Number of values an index of this level can take.
         codebook: How the codebook of a place is chosen. ``"shared"``: one for all places.
-            ``"position"``: by place; ``num_codebooks`` codebooks, each owned by an equal run of
-            consecutive places. ``"path"``: by the indices that the levels above chose at the same
-            place, as in a tree of codebooks.
+            ``"position"``: by place; each of ``num_codebooks`` codebooks serves an equal run of
+            consecutive places. ``"path"``: by the indices of the levels above at the same place, as
+            in a tree of codebooks.
         num_codebooks: Number of codebooks of a ``"position"`` level; 1 otherwise.
     """
 
@@ -118,12 +118,12 @@ class TokenSpec:
 
     @property
     def bits_per_image(self) -> float:
-        """Bits that T independent uniform indices take: the sum of log2(vocab_size)."""
+        """Bits of T independent uniform indices: the sum of log2(vocab_size)."""
         return sum(level.num_tokens * math.log2(level.vocab_size) for level in self.levels)
 
     @property
     def max_vocab_size(self) -> int:
-        """Largest vocabulary among the levels: the width a prior's output needs."""
+        """Largest vocabulary of any level: how wide a prior's output must be."""
         return max(level.vocab_size for level in self.levels)
 
     @functools.cached_property
@@ -143,7 +143,7 @@ class TokenSpec:
 
     @property
     def decodable_prefixes(self) -> tuple[int, ...]:
-        """Lengths k for which the first k tokens decode; always ends with T."""
+        """Lengths k whose first k tokens decode, in ascending order; the last is always T."""
         if self.prefix == "tokens":
             return tuple(range(0, self.num_tokens + 1, self.num_levels))
         if self.prefix == "levels":
@@ -227,9 +227,9 @@ class TokenSpec:
     def code_ids(self, indices: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
         """Number the code that each index selects, over all codebooks of all levels.
 
-        The same index means different codes at different places when codebooks belong to positions
-        or to paths; this numbering tells them apart, so an embedding table over ``num_codes`` rows
-        is right for every tokenizer.
+        If codebooks belong to positions or to paths, one index selects different codes at different
+        places. This numbering tells them apart, so an embedding table of ``num_codes`` rows suits
+        every tokenizer.
 
         Args:
             indices: The first k tokens of each sequence, 0 <= k <= T.
@@ -263,7 +263,7 @@ class TokenSpec:
         return tuple(bases)
 
     def _paths(self, indices: Tensor) -> Tensor:
-        """Replace each index of a ``path`` level by its number among all nodes of that level."""
+        """Replace each index of a ``path`` level by the number of its node in that level."""
         missing = self.num_tokens - indices.shape[1]
         paths: list[Tensor] = []
         for level, index in zip(self.levels, self.unflatten(F.pad(indices, (0, missing)))):

@@ -1,4 +1,4 @@
-"""The tokenizer contract, and the one pipeline of five boxes that every tokenizer is.
+"""The tokenizer contract, and the pipeline of five boxes that every tokenizer follows.
 
 images (B,C,H,W) in [-1,1]
 | encoder                 network
@@ -33,7 +33,7 @@ from spectok.token_spec import Order, Prefix, TokenSpec
 
 
 class TokenSpace(nn.Module, ABC):
-    """How latents become the N vectors that are quantised, and back.
+    """How latents become the N vectors that are quantised, and how these become latents again.
 
     Args:
         shape: Layout of the N tokens: ``(T,)`` or ``(h, w)``.
@@ -61,7 +61,7 @@ class TokenSpace(nn.Module, ABC):
 
         Args:
             z_q: Quantised vectors; nothing else may reach the decoder.
-            keep: Number of leading tokens to use per image, where a prefix decodes; None for all.
+            keep: Number of leading tokens to use per image, if a prefix decodes; None for all.
         """
 
 
@@ -75,13 +75,11 @@ class ImageTokenizer(SpectokModel):
     Attributes:
         image_shape: ``(C, H, W)`` of the images.
         latent_shape: ``(c, h, w)`` of the latents.
-        order: How the levels of a quantizer with several become one sequence; see
-            :class:`~spectok.TokenSpec`.
-        prefix: Whether the start of a sequence decodes on its own. Where it is ``"none"`` and whole
-            levels come one after another, a quantizer whose first levels decode makes it
-            ``"levels"``.
-        interior: ``(top, left, height, width)`` of the pixels that training compares, where the
-            data has an added border; None for all. Set by the trainer, not saved.
+        order: How several levels become one sequence; see :class:`~spectok.TokenSpec`.
+        prefix: Whether the start of a sequence decodes on its own. ``"none"`` becomes ``"levels"``
+            if whole levels follow one another and the quantizer's first levels decode.
+        interior: ``(top, left, height, width)`` of the pixels that training compares if the data
+            has an added border; None for all. Set by the trainer, not saved.
     """
 
     encoder: nn.Module
@@ -98,7 +96,7 @@ class ImageTokenizer(SpectokModel):
 
     @functools.cached_property
     def token_spec(self) -> TokenSpec:
-        """Layout of this tokenizer's tokens; everything downstream reads only this."""
+        """Layout of this tokenizer's tokens: all that priors, caches and samplers read of it."""
         shape = self.token_space.shape
         levels = tuple(level.at(shape) for level in self.quantizer.levels)
         order, prefix = self.order, self.prefix
@@ -142,11 +140,11 @@ class ImageTokenizer(SpectokModel):
 
         Args:
             indices: int64 tokens, always T per image.
-            num_tokens: Use only the first k tokens, where :attr:`token_spec` says a prefix decodes.
+            num_tokens: Use only the first k tokens; :attr:`token_spec` says which k decode.
 
         Raises:
             TokenError: If indices are outside the spec.
-            InputError: If no prefix of that length decodes.
+            InputError: If a prefix of that length does not decode.
         """
         spec = self.token_spec
         spec.validate(indices)
@@ -166,7 +164,7 @@ class ImageTokenizer(SpectokModel):
         return self.decoder(self.token_space.to_latents(z_q, keep))
 
     def embed(self, indices: Int[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
-        """Return the quantised vectors that tokens stand for."""
+        """Return the quantised vectors of the tokens."""
         self.token_spec.validate(indices)
         return self.quantizer.lookup(self._from_sequence(indices))
 
@@ -180,7 +178,7 @@ class ImageTokenizer(SpectokModel):
         return self.encoder(images)
 
     def decode_latents(self, latents: Float[Tensor, "b lc lh lw"]) -> Float[Tensor, "b c h w"]:
-        """Quantise continuous latents and decode them: what latent diffusion calls."""
+        """Quantise continuous latents and decode them, as latent diffusion does."""
         z = self.token_space.to_vectors(latents)
         return self.decode(self._to_sequence(self.quantizer.encode(z)))
 
@@ -188,7 +186,7 @@ class ImageTokenizer(SpectokModel):
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight of the decoder's last layer, where adversarial training compares gradients."""
+        """Weight of the decoder's last layer, at which adversarial training compares gradients."""
         return [p for p in self.decoder.parameters() if p.ndim >= 2][-1]
 
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
@@ -201,11 +199,11 @@ class ImageTokenizer(SpectokModel):
         return {"reconstruction": distance(reconstruction, images)}
 
     def compare(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return :meth:`reconstruction_losses` inside the border; for a :meth:`forward` to call."""
+        """Return :meth:`reconstruction_losses` inside the border; :meth:`forward` calls this."""
         return self.reconstruction_losses(self.inside(images), self.inside(reconstruction))
 
     def inside(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Return the part of a batch that :attr:`interior` names."""
+        """Return the part of the images that :attr:`interior` names."""
         if self.interior is None:
             return images
         top, left, height, width = self.interior
@@ -216,7 +214,7 @@ class ImageTokenizer(SpectokModel):
         return None
 
     def before_step(self) -> None:
-        """Call once per optimiser step, when gradients are synchronised and not yet clipped."""
+        """Call once per optimiser step, after gradients are synchronised and before clipping."""
         for quantizer in outermost_quantizers(self):
             quantizer.before_step()
 
@@ -227,7 +225,7 @@ class ImageTokenizer(SpectokModel):
             quantizer.after_step(optimizers)
 
     def skip_step(self) -> None:
-        """Call in place of both where no optimiser step is taken, as when gradients overflow."""
+        """Call instead of both if no optimiser step is taken, as when gradients overflow."""
         for quantizer in outermost_quantizers(self):
             quantizer.skip_step()
 
@@ -237,13 +235,13 @@ class ImageTokenizer(SpectokModel):
         """Check the type and the shape of a batch.
 
         Raises:
-            InputError: Says what was given and what this tokenizer takes.
+            InputError: If they are not those that this tokenizer takes.
         """
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise InputError(
-                f"images of type {kind} are not a tensor of floats in [-1, 1]; bytes are turned "
-                "into one by images / 127.5 - 1"
+                f"images of type {kind} are not a tensor of floats in [-1, 1]; convert bytes by "
+                "images / 127.5 - 1"
             )
         if len(images) == 0:
             raise InputError("images are an empty batch; give at least one")
@@ -266,7 +264,7 @@ def check_divisible(image_size: int, factor: int) -> None:
     """Check that a downsample factor divides the image size.
 
     Raises:
-        InputError: With the nearest larger size that works.
+        InputError: Names the nearest larger size that works.
     """
     if image_size % factor:
         fit = (image_size // factor + 1) * factor

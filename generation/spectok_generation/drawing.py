@@ -122,19 +122,19 @@ def choose_labels(
     return torch.full((num_images,), wanted)
 
 
-def make_options(prior: Prior, wishes: Mapping[str, Any]) -> Options:
+def make_options(prior: Prior, values: Mapping[str, Any]) -> Options:
     """Build the sampling options of a prior from the values that were given.
 
     Args:
         prior: A trained prior.
-        wishes: Option -> value; None where the default applies.
+        values: Option -> value; None where the default applies.
 
     Raises:
         InputError: If the prior does not take an option, or a value is out of range.
     """
     kind = DiffusionOptions if isinstance(prior, LDM) else SamplingOptions
     known = [field.name for field in dataclasses.fields(kind)]
-    given = {name: value for name, value in wishes.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
     for name in given:
         if name not in known:
             raise InputError(

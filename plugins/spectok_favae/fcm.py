@@ -94,7 +94,7 @@ class ComplementedDecoder(VQGANDecoder):
 
         latents -F_4- stem -F_3- mid -F_2- up -F_1- head -> images
 
-    F_i sees features of the shape of A_i, the output of the encoder's stage i. F_1 works at the full
+    F_i sees features of the shape of A_i, the output of the encoder's stage i. F_1 works at the
     size of the images, where attention would need too much memory: there ``"attention"`` takes the
     residual form.
 

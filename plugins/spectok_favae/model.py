@@ -79,7 +79,7 @@ class FAVAE(ImageTokenizer):
         reconstruction_loss: ``"l1"`` as in the paper, or ``"l2"``; on the [-1, 1] scale.
 
     Raises:
-        InputError: If sizes do not fit each other.
+        InputError: If sizes do not fit together.
     """
 
     encoder: VQGANEncoder
@@ -173,7 +173,7 @@ class FAVAE(ImageTokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last convolution; in ``parameters()`` the complements follow it."""
+        """Weight of the decoder's last convolution; complements follow it in ``parameters()``."""
         return list(self.decoder.head.parameters())[-2]
 
     def reconstruction_losses(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:

@@ -17,13 +17,13 @@ from spectok.quantizers import RunningQuantizer, nearest_codes
 class CosineQuantizer(RunningQuantizer):
     """Vector quantisation by the angle between vector and code (ViT-VQGAN; FA-VAE, section 3.1.2).
 
-    Codes have length one. A vector chooses the code of the largest cosine; the code then moves
-    towards the mean direction of those that chose it, ``(1 - decay)`` of the way, and is brought
-    back to length one. The commitment term compares the code with the vector as it is, so that the
-    encoder is pulled to the sphere as well.
+    Codes have length one. A vector chooses the code of the largest cosine. The code then moves
+    ``(1 - decay)`` of the way towards the mean direction of the vectors that chose it, and is
+    scaled back to length one. The commitment term compares the code with the vector itself, not
+    with its direction, and so pulls the encoder to the sphere as well.
 
-    With ``revive_below`` above 0, codes that are rarely chosen are set to directions of the batch:
-    on the first step all that nothing chose, later those whose running frequency is too low.
+    With ``revive_below`` above 0, rarely chosen codes are set to directions of the batch: on the
+    first step all codes that nothing chose, later those whose running frequency is too low.
 
     Args:
         dim: Length D of each vector.
@@ -32,7 +32,7 @@ class CosineQuantizer(RunningQuantizer):
         num_codebooks: Codebooks, each for an equal run of consecutive positions.
         commitment_weight: Weight of ``|z - sg[e]|^2``.
         decay: How much of a code stays in each step.
-        revive_below: Fraction of the uniform share 1/K under which a code is revived; 0, as in the
+        revive_below: Fraction of the uniform share 1/K below which a code is revived; 0, as in the
             paper, never revives.
         revive_every: Optimiser steps between checks for codes to revive.
     """

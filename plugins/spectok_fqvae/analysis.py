@@ -1,4 +1,4 @@
-"""What single codes are used for, and what they carry (FQ-VAE, Fig. 3 and 4)."""
+"""How often single codes are used, and what they carry (FQ-VAE, Fig. 3 and 4)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from spectok.tokenizer import ImageTokenizer
 
 
 class CodeStudy(NamedTuple):
-    """What a data set makes of the codes of a tokenizer.
+    """How a tokenizer uses its codes on a data set.
 
     Attributes:
         usage: How often each of the ``token_spec.num_codes`` codes is chosen.
-        information: By how much the mean squared error grows on the [-1, 1] scale, averaged over
-            all images, when one code is deleted; 0 for a code that nothing uses. None for a
-            tokenizer of several levels.
-        num_images: Images looked at.
+        information: Growth of the mean squared error on the [-1, 1] scale, averaged over all
+            images, when one code is deleted; 0 for an unused code. None if the tokenizer has
+            several levels.
+        num_images: Images encoded.
     """
 
     usage: Int[Tensor, "n"]
@@ -34,11 +34,11 @@ class CodeStudy(NamedTuple):
 def study_codes(
     tokenizer: ImageTokenizer, batches: Iterable[Float[Tensor, "b c h w"]]
 ) -> CodeStudy:
-    """Count how often each code is chosen (Fig. 3), and weigh what it carries (Fig. 4).
+    """Count how often each code is chosen (Fig. 3), and measure what it carries (Fig. 4).
 
-    To delete a code is to put zeros in its place, wherever an image uses it. The paper decodes the
-    whole data set once for each code; an image can only change for the codes it uses, so here it is
-    decoded once for each of those.
+    A code is deleted by putting zeros in its place wherever an image uses it. The paper decodes the
+    whole data set once per code. Deleting a code changes only the images that use it, so here each
+    image is decoded once for each code that it uses.
 
     Args:
         tokenizer: Any tokenizer; put into eval mode.
@@ -66,11 +66,11 @@ def study_codes(
 def _errors_without(
     tokenizer: ImageTokenizer, image: Float[Tensor, "c h w"], indices: Int[Tensor, "t"]
 ) -> tuple[Int[Tensor, "m"], Float[Tensor, "m"]]:
-    """Return the codes of one image, and how the error grows without each of them."""
+    """Return the codes of one image, and by how much the error grows without each of them."""
     codes, owner = tokenizer.token_spec.code_ids(indices[None])[0].unique(return_inverse=True)
     vectors = tokenizer.embed(indices[None])  # (1, N, D)
     kept = owner != torch.arange(len(codes), device=owner.device)[:, None]  # (M, N)
-    variants = torch.cat([vectors, vectors * kept.unsqueeze(-1)])  # whole, then one code less
+    variants = torch.cat([vectors, vectors * kept.unsqueeze(-1)])  # all codes, then one left out
     latents = tokenizer.token_space.to_latents(variants.to(tokenizer.dtype))
     error = (tokenizer.decoder(latents) - image).square().flatten(1).mean(1)
     return codes, error[1:] - error[0]

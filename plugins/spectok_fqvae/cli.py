@@ -1,4 +1,4 @@
-"""``spectok codes``: what the codes of trained tokenizers are used for, and what they carry."""
+"""``spectok codes``: how trained tokenizers use their codes, and what single codes carry."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def codes(
         str, typer.Option(help="Directory of images, parquet file, hub id or name of a data set.")
     ],
     out: Annotated[Path, typer.Option(help="Picture to write.")],
-    limit: Annotated[int, typer.Option(min=1, help="At most so many test images.")] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of test images.")] = 200,
 ) -> None:
     """Draw how often each code is used, and how much information it carries."""
     from spectok_fqvae.pictures import draw_codes
@@ -47,7 +47,7 @@ def codes(
 
 
 def study_model(model: str, data: str, limit: int) -> CodeStudy:
-    """Load a model, then count and weigh its codes on test images."""
+    """Load a model, and study its codes on test images."""
     import torch
 
     from spectok_fqvae.analysis import study_codes
@@ -64,7 +64,7 @@ def study_model(model: str, data: str, limit: int) -> CodeStudy:
 
         study = study_codes(tokenizer, batches())
     if study.information is None:
-        note(f"{model} has several levels: none of its codes can be left out alone")
+        note(f"{model} has several levels, so single codes cannot be left out")
     return study
 
 
@@ -81,7 +81,7 @@ def test_images(data: str, tokenizer: ImageTokenizer, limit: int) -> ImageDatase
 
 
 def describe(study: CodeStudy) -> list[str]:
-    """Return what the table says of a model."""
+    """Return a model's row of the table, after its name."""
     usage, information = study.usage.double(), study.information
     carried = "" if information is None else f"+{information.mean():.2e}"
     return [

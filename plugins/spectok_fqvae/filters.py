@@ -1,4 +1,4 @@
-"""The dynamic filter bank of FQ-VAE (Eq. 3, 4), and where filters and projections start."""
+"""The dynamic filter bank of FQ-VAE (Eq. 3, 4), and initial filters and projections."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class DynamicWeights(nn.Module):
     """How strongly each filter basis acts on each channel of an image (Eq. 4).
 
     An MLP on the mean and deviation of every latent channel gives N logits per channel; their
-    softmax weighs the bases. The result is scaled by N, so that an undecided softmax leaves the
-    spectrum at its own size; the mean over N on the way back undoes it. The last layer starts at
-    zero: at first the filter bank is the same for all images.
+    softmax weights the bases. It is multiplied by N, so that a uniform softmax leaves the size of
+    the spectrum unchanged; the mean over N on the way back undoes the factor. The last layer starts
+    at zero: at first the filter bank is the same for all images.
 
-    Only the latents enter, never features of the encoder, so that latents made by a diffusion model
-    can be quantised as well.
+    The MLP sees the latents alone, never features of the encoder, so that latents from a diffusion
+    model can be quantised too.
 
     Args:
         latent_channels: Channels D.
@@ -49,12 +49,12 @@ class DynamicWeights(nn.Module):
 
 
 class FilterBank(NamedTuple):
-    """Initial values: bases, and the projections of filtered spectra and back.
+    """Initial values of the bases and of the projections from filtered spectra and back.
 
     Attributes:
         bases: The K_i of Eq. 4, over the h x (w//2+1) bins of a real FFT.
         analysis: Rows whose real inner products with a filtered spectrum are a token's vector.
-        synthesis: The spectra that the numbers of a token's vector weigh.
+        synthesis: The spectra that the numbers of a token's vector weight.
     """
 
     bases: Complex[Tensor, "n h v"]
@@ -65,19 +65,21 @@ class FilterBank(NamedTuple):
 def start_filters(
     init: FilterInit, num_filters: int, height: int, width: int, dim: int
 ) -> FilterBank:
-    """Return where a filter bank starts; without noise, the way there and back nearly returns it.
+    """Return an initial filter bank; with bins or shifts, there and back is a low-pass.
 
     Args:
         init: ``"noise"``: all-pass, 1 + 0.02 noise. ``"phase"``: all-pass with random phases.
-            ``"bins"``: filter i passes every N-th bin in the order of frequency, and a vector holds
+            ``"bins"``: filter i passes every N-th bin in order of frequency, and a vector holds
             the lowest bins of its filter. ``"shifts"``: filter i is a translation, and a vector
-            holds the lowest cosines of the patch that it brings to the origin: local tokens.
+            holds the lowest cosines of the patch moved to the origin: local tokens.
         num_filters: Bases N.
         height: Latent height.
         width: Latent width.
         dim: Length k of a vector; 0 for whole spectra, which need no projection.
     """
-    with torch.device("cpu"):  # the frequencies must be known, also where weights are not yet
+    with torch.device(
+        "cpu"
+    ):  # even where weights are built on the meta device, frequencies need values
         if init == "bins":
             return _interleaved_bins(num_filters, height, width, dim)
         if init == "shifts":
@@ -93,7 +95,7 @@ def start_filters(
 
 
 def _interleaved_bins(num_filters: int, height: int, width: int, dim: int) -> FilterBank:
-    """Deal the bins out to the filters from low to high, two numbers of a vector for each."""
+    """Deal out the bins to the filters from low to high; each is two numbers of a vector."""
     if dim % 2:
         raise InputError(
             f"codebook_dim {dim} is odd; filter_init 'bins' needs pairs, e.g. {dim + 1}"
@@ -116,10 +118,10 @@ def independent_bins(height: int, width: int) -> tuple[Int[Tensor, "m"], Tensor]
     """Return the independent bins of a real FFT, low frequencies first.
 
     In the columns 0 and w/2 the rows k and h-k are conjugates of each other. One of them is left
-    out; the other, set alone, gives half the wave.
+    out; the other alone gives half of the wave.
 
     Returns:
-        Flat indices, and for every bin whether its mirror image was left out.
+        Flat indices, and for every bin whether its mirror image is left out.
     """
     row, column = torch.arange(height)[:, None], torch.arange(width // 2 + 1)[None]
     on_edge = (column == 0) | (2 * column == width)
@@ -131,7 +133,7 @@ def independent_bins(height: int, width: int) -> tuple[Int[Tensor, "m"], Tensor]
 
 
 def _shifted_patches(num_filters: int, height: int, width: int, dim: int) -> FilterBank:
-    """Bring the patches of a grid to the origin by phase ramps, and read cosines there."""
+    """Move the patches of a grid to the origin by phase ramps, and read cosines there."""
     rows = max(r for r in range(1, math.isqrt(num_filters) + 1) if num_filters % r == 0)
     columns = num_filters // rows
     down = torch.arange(rows)[:, None, None, None] * (height / rows)

@@ -21,7 +21,7 @@ class GraphGate(nn.Module):
           | expand        W: 1-tap convolution, ReLU, 1x1 convolution
         gate (B, U)       1 at the start, so that training begins without a correction
 
-    A stays the identity, as in AGCA, the module that the paper builds on (Xiang et al. 2023).
+    A stays the identity, as in AGCA (Xiang et al. 2023), on which the paper builds.
 
     Args:
         num_nodes: Graph nodes U.

@@ -35,14 +35,16 @@ class FQVAE(ImageTokenizer):
           | decoder
         images
 
+    The reconstruction term is the mean squared error on the [-1, 1] scale (Eq. 1).
+
     Deviations: the paper quantises whole maps with one codebook for all of them, and its encoder is
     a few convolutions; that reading trains poorly. It is the recipe ``fqvae/literal_cifar10``:
     ``codebook_dim: null, filter_init: noise, network: conv, quantizer: {num_codebooks: 1}``. The
-    plugin's README has the measurements, and every ambiguous equation with our reading.
+    plugin's README has the measurements and our reading of every ambiguous equation.
 
-    ``extractor`` also gives the two other feature extractors of Table 4, and with them the rows of
-    Table 2 without frequency quantisation: they put the same quantizers and the same graph module
-    on a grid of local tokens.
+    ``extractor`` also selects the two other feature extractors of Table 4, and with them the rows
+    of Table 2 without frequency quantisation: the same quantizers and the same graph module, on a
+    grid of local tokens.
 
     Args:
         image_size: Height and width, in pixels.
@@ -52,17 +54,17 @@ class FQVAE(ImageTokenizer):
         codebook_dim: Length of a code. None: whole maps, ``2 h (w//2+1)`` numbers; ``"fft"`` only.
         extractor: ``"fft"``, or a grid from strided ``"convolution"`` or a ``"transformer"`` on
             patches.
-        latent_channels: Channels D, which ``"fft"`` gives ``num_tokens / D`` filters each.
+        latent_channels: Channels D of ``"fft"``; each has ``num_tokens / D`` filters.
         num_heads: Projections each way of ``"fft"``; divides ``num_tokens``. None: one per token.
-        filter_init: Where the filters of ``"fft"`` start: ``"bins"``, ``"phase"``, ``"shifts"`` or
+        filter_init: Initial filters of ``"fft"``: ``"bins"``, ``"phase"``, ``"shifts"`` or
             ``"noise"``; see :func:`~spectok_fqvae.filters.start_filters`.
         network: Encoder and decoder of ``"fft"``: ``"unet"`` sees the whole image, ``"conv"`` is
             the paper's.
-        downsample_factor: Power of two between images and latents. None: 1 for ``"fft"``, and what
-            gives ``num_tokens`` for a grid.
-        channels: Hidden channels: at the top of the U-Net, in all other networks throughout.
+        downsample_factor: Power of two between images and latents. None: 1 for ``"fft"``; for a
+            grid, the factor that gives ``num_tokens``.
+        channels: Hidden channels; in the U-Net those of the top level.
         max_channels: Largest number of channels in the U-Net.
-        num_blocks: Residual or attention blocks: in the U-Net per level.
+        num_blocks: Residual or attention blocks; in the U-Net per level.
         residual_channels: Hidden channels of a convolutional residual block.
         graph_gate: Range of the gate: ``"double_sigmoid"`` (0, 2), ``"sigmoid"`` (0, 1); None: no
             graph module.

@@ -86,13 +86,13 @@ class UNet(nn.Module):
 
 
 class PatchTransformer(nn.Module):
-    """A vision transformer over the positions of a grid, with a learned position each.
+    """A vision transformer over the positions of a grid, each with a learned embedding.
 
     Args:
         in_channels: Channels in, per position.
         out_channels: Channels out.
         size: Height and width of the grid.
-        channels: Width; heads have 32 channels where that divides it.
+        channels: Width; heads have 32 channels if 32 divides it, else one head has them all.
         num_blocks: Attention blocks.
     """
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from spectok_fqvae.analysis import CodeStudy
 
-SMALL = 1e-3  # share of the axis of information below which it is linear
+SMALL = 1e-3  # share of the information axis that is linear around zero
 
 
 def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
-    """Draw one curve per model for usage, and one for information where it was measured.
+    """Draw one usage curve per model, and one information curve if that was measured.
 
-    Codes are sorted by what is drawn, largest first. The horizontal axis is the share of all codes,
-    so that codebooks of different sizes can be drawn together.
+    Each curve sorts the codes by its own quantity, largest first. The horizontal axis is the share
+    of all codes, so that codebooks of different sizes compare.
 
     Args:
         studies: Name of a model -> its codes.
@@ -30,7 +30,7 @@ def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
         left.plot(*descending(usage), color=f"C{number}", label=name)
         if study.information is not None:
             right.plot(*descending(study.information), color=f"C{number}", label=name)
-    left.axhline(1, color="0.6", linewidth=0.8, linestyle=":")  # all codes used alike
+    left.axhline(1, color="0.6", linewidth=0.8, linestyle=":")  # equal use of all codes
     left.set(ylabel="choices / mean over all codes", title="usage", yscale="symlog")
     left.set_ylim(bottom=0)
     right.set(ylabel="growth of the mean squared error", title="information of single codes")
@@ -43,7 +43,7 @@ def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
 
 
 def descending(values: Num[Tensor, "n"]) -> tuple[list[float], list[float]]:
-    """Return the share of values up to each one, and the values, largest first."""
+    """Return the values, largest first, and before them the share of values up to each."""
     count = len(values)
     places = (torch.arange(count) + 0.5) / count
     return places.tolist(), values.sort(descending=True).values.tolist()

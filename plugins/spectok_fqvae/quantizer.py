@@ -5,7 +5,7 @@ Both move every code towards an anchor, a vector of the batch, after each optimi
     e_k <- (1 - alpha_k) e_k + alpha_k anchor_k                                Eq. 6 of FQ-VAE
     N_k <- gamma N_k + (1 - gamma) n_k / (number of vectors)                   Eq. 8
 
-and differ in the rule for alpha_k. Codes are a parameter that is trained by gradient as well.
+They differ in the rule for alpha_k. The codes are a parameter and also trained by gradient.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from spectok.quantizers import (
 )
 
 EPSILON = 1e-3  # of Eq. 7: keeps a trace of the old code
-REPLACED = 0.5  # a code that moves this share of the way is a new one to the optimiser
+REPLACED = 0.5  # a code that moves more than this share of the way loses its optimiser moments
 CORRELATION_BYTES = 64 << 20
 
 
 class ClusteringQuantizer(CodebookQuantizer):
     """CVQ-VAE's quantizer: rarely used codes move to anchors (Zheng & Vedaldi 2023).
 
-    ``alpha_k = exp(-N_k K 10 / (1 - gamma) - 0.001)`` is close to a step: a code in regular use
-    stays, one that nothing chooses is replaced. N_k starts at zero, so the first step already
-    spreads the codes that nothing chose over the data.
+    ``alpha_k = exp(-N_k K 10 / (1 - gamma) - 0.001)`` is nearly a step function: a code in regular
+    use stays, and one that nothing chooses is replaced. N_k starts at zero, so the first step
+    already spreads the codes that nothing chose over the data.
 
     Args:
         dim: Length D of each vector.
@@ -84,7 +84,7 @@ class ClusteringQuantizer(CodebookQuantizer):
 
     @torch.no_grad()
     def observe(self, z: Float[Tensor, "b n d"], rows: Int[Tensor, "b n"]) -> None:
-        """Count choices, and keep what the anchors of this step may be."""
+        """Count choices, and keep the candidates for the anchors of this step."""
         super().observe(z, rows)
         vectors = self.by_codebook(z)
         if self.anchor == "closest":
@@ -107,7 +107,7 @@ class ClusteringQuantizer(CodebookQuantizer):
         clear_moments(self.codebook, replaced, optimizers)
 
     def forget(self) -> None:
-        """Clear the pending counts, and let go of what the anchors might have been."""
+        """Clear the pending counts, and let go of the candidates for anchors."""
         super().forget()
         self._closest, self._vectors = None, []
 
@@ -195,8 +195,8 @@ def correlations(
 ) -> tuple[Float[Tensor, "g k"], Int[Tensor, "g k"]]:
     """Return each code's largest Pearson correlation with another code, and which (Eq. 9, 10).
 
-    Signed, clamped to [0, 1]: an opposite code is not a repetition. A constant code correlates
-    with nothing.
+    The correlation is signed and clamped to [0, 1]: an opposite code is not a repetition. A
+    constant code correlates with nothing.
     """
     centred = codebooks.float() - codebooks.float().mean(-1, keepdim=True)
     unit = torch.nn.functional.normalize(centred, dim=-1)
@@ -211,7 +211,7 @@ def correlations(
 
 
 def yields(usage: Float[Tensor, "g k"], partner: Int[Tensor, "g k"]) -> Bool[Tensor, "g k"]:
-    """Return which codes are the less used of themselves and their partner; ties to the larger."""
+    """Return which codes are used less than their partner; in a tie, the one of larger index."""
     other = usage.gather(1, partner)
     place = torch.arange(usage.shape[1], device=usage.device)
     return (usage < other) | ((usage == other) & (place > partner))

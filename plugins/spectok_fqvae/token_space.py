@@ -13,7 +13,7 @@ from spectok.tokenizer import TokenSpace
 from spectok_fqvae.filters import DynamicWeights, FilterInit, start_filters
 from spectok_fqvae.graph import GraphGate
 
-TINY = 1e-8  # keeps the gradient of a square root finite at silence
+TINY = 1e-8  # keeps the gradient of a square root finite at 0
 
 
 class FrequencyTokens(TokenSpace):
@@ -22,7 +22,7 @@ class FrequencyTokens(TokenSpace):
         latents (B, D, h, w)
           | rfft2            ortho, float32                                       Eq. 2
         spectrum (B, D, h, w//2+1)
-          | bases, weights   N filters per channel, weighed by the image          Eq. 3, 4
+          | bases, weights   N filters per channel, weighted by the image         Eq. 3, 4
         maps (B, U, h, w//2+1)
           | analysis         each map's inner products with the rows of its head
         z (B, U, dim)
@@ -35,11 +35,11 @@ class FrequencyTokens(TokenSpace):
           | irfft2
         latents (B, D, h, w)
 
-    The weights are used on the way in only. They depend on the latents, so on the way back they
-    would tell the decoder what the tokens do not say.
+    The weights act on the way in only. They depend on the latents: on the way back they would tell
+    the decoder more than the tokens do.
 
     Without a projection (``dim`` None) a token is the whole map, ``2 h (w//2+1)`` numbers, and the
-    mean alone leads back. With one, the maps themselves are never formed: filter and projection are
+    way back is the mean alone. With one, the maps are never formed: filter and projection are
     multiplied first, and one matrix product per channel takes spectra to vectors.
 
     Args:
@@ -49,7 +49,7 @@ class FrequencyTokens(TokenSpace):
         width: Latent width.
         dim: Length of each token's vector; None for whole maps.
         num_heads: Projections each way, each for an equal run of consecutive tokens.
-        filter_init: Where the filters start; see :func:`~spectok_fqvae.filters.start_filters`.
+        filter_init: Initial filters; see :func:`~spectok_fqvae.filters.start_filters`.
         gate: Graph module, or None.
     """
 
@@ -129,8 +129,8 @@ class FrequencyTokens(TokenSpace):
     def _per_token(self, rows: Tensor) -> Float[Tensor, "d n k p"]:
         """Return each token's rows times its conjugate filter, as real vectors.
 
-        ``Re <row, K s> = Re <conj(K) row, s>``: on the way in this filters the spectrum before it
-        is projected, on the way back it puts a map into the band of its filter.
+        ``Re <row, K s> = Re <conj(K) row, s>``: on the way in this filters the spectrum before the
+        projection; on the way back it confines a map to the band of its filter.
         """
         each = as_complex(rows).repeat_interleave(self.num_tokens // self.num_heads, dim=0)
         per_channel = each.unflatten(0, (self.latent_channels, -1))  # (D, N, dim, h, v)
@@ -139,12 +139,12 @@ class FrequencyTokens(TokenSpace):
 
 
 class GatedGridTokens(GridTokens):
-    """The grid of VQ-VAE, its channels corrected by the graph module: rows E and G of Table 2.
+    """VQ-VAE's grid, with channels corrected by the graph module: rows E and G of Table 2.
 
     Args:
         height: Latent height.
         width: Latent width.
-        dim: Latent channels, which are the vector's length and the graph's nodes.
+        dim: Latent channels: the length of a vector, and the number of graph nodes.
         gate: Graph module, or None.
     """
 
@@ -155,7 +155,7 @@ class GatedGridTokens(GridTokens):
     def to_latents(
         self, z_q: Float[Tensor, "b n d"], keep: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b d h w"]:
-        """Put the vectors back on the grid and weigh the channels by their means."""
+        """Put the vectors back on the grid and gate the channels by their means."""
         latents = super().to_latents(z_q, keep)
         if self.gate is None:
             return latents
@@ -163,7 +163,7 @@ class GatedGridTokens(GridTokens):
 
 
 def as_complex(parts: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*shape"]:
-    """Join real and imaginary parts, in float32: there is no half-precision FFT on a CPU."""
+    """Join real and imaginary parts, in float32: a CPU has no half-precision FFT."""
     return torch.view_as_complex(parts.float().contiguous())
 
 
@@ -172,12 +172,12 @@ def map_sizes(
 ) -> Float[Tensor, "b u"]:
     """Return the root mean square magnitude of each quantised map.
 
-    The paper pools the mean, which of a spectrum is one pixel of its image. With a projection the
-    size is a quadratic form of the short vector, so the map need not be formed.
+    The paper pools by the mean, but the mean of a spectrum is a single pixel of its image. With a
+    projection the size is a quadratic form of the short vector; the map is not formed.
 
     Args:
         vectors: Quantised vectors.
-        spectra: What the numbers of each vector weigh; None if the vectors are the maps.
+        spectra: The spectra that the numbers of each vector weight; None if vectors are maps.
     """
     if spectra is None:
         return (vectors.square().sum(-1) / (vectors.shape[-1] / 2) + TINY).sqrt()

@@ -1,4 +1,4 @@
-"""A tree of codebooks without its upkeep: storage, walking down, losses, lookup."""
+"""A tree of codebooks: storage, descent, losses and lookup; its upkeep is in ``quantizer.py``."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from spectok_hrvqvae.tree import descend, nodes_of, partial_sums, path_of
 
 
 class CodebookTree(Quantizer):
-    """Hierarchical residual quantisation (Eq. 3 to 6); a subclass decides how codes are kept alive.
+    """Hierarchical residual quantisation (Eq. 3 to 6); a subclass keeps its codes alive.
 
     Args:
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
         branching: Children per level; they multiply to the number of leaves.
-        tokens: ``"path"``: one index per level; ``"leaf"``: the number of the leaf alone.
+        tokens: ``"path"``: one index per level; ``"leaf"``: only the number of the leaf.
         codebook_weight: Weight of the terms that move the codes.
         commitment_weight: Weight of the terms that move the encoder.
         learned: Whether the codes are parameters, trained by gradient, or buffers.
@@ -83,7 +83,7 @@ class CodebookTree(Quantizer):
     # -- quantising ------------------------------------------------------------------------------
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
-        """Walk down the tree and compare; see :class:`~spectok.Quantizer`."""
+        """Descend the tree and compare; see :class:`~spectok.Quantizer`."""
         vectors = z.detach().flatten(0, 1)
         path, leaf = descend(vectors, self.codebooks, self.branching)
         path, metrics = path.view(*z.shape[:2], -1), self.usage()
@@ -102,7 +102,7 @@ class CodebookTree(Quantizer):
         return QuantizerOutput(straight_through(z, z_q), indices, losses, metrics)
 
     def observe(self, z: Float[Tensor, "p d"], leaf: Int[Tensor, "p"]) -> None:
-        """See the vectors of one micro-batch in training, and the leaves they reached."""
+        """Gather statistics of one micro-batch in training, from vectors and the leaves reached."""
 
     def _compare(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return codebook_losses(
@@ -121,7 +121,7 @@ class CodebookTree(Quantizer):
     def lookup(self, indices: Int[Tensor, "b n l"]) -> Float[Tensor, "b n d"]:
         """Return the sum of the codes on each path, or on its first l levels.
 
-        Where no gradient is asked for, this is one lookup in a table of all nodes.
+        Without gradient, this is one lookup in a table of all nodes.
         """
         path = self.paths(indices)
         if torch.is_grad_enabled():
@@ -133,7 +133,7 @@ class CodebookTree(Quantizer):
         """Return the sums from the root to each node after l levels; kept until a code changes."""
         codebooks = self.codebooks
         root = codebooks[0].new_zeros(1, self.dim)
-        if any(codes.is_inference() for codes in codebooks):  # they do not tell when they change
+        if any(codes.is_inference() for codes in codebooks):  # these have no version counter
             return partial_sums(root, codebooks, self.branching)
         state = [(codes._version, codes.data_ptr(), codes.dtype) for codes in codebooks]
         if self._tables[0] != state:
@@ -144,11 +144,10 @@ class CodebookTree(Quantizer):
 
     @torch.no_grad()
     def usage(self) -> dict[str, Tensor]:
-        """Return perplexities and the share of live leaves, of the running frequencies.
+        """Return the metrics of the running frequencies.
 
-        A leaf is alive, and counts for ``codebook_usage``, when it is chosen more often than a
-        tenth of the uniform share. ``perplexity`` is that of the leaves, ``perplexity_level…`` that
-        of all nodes of one level above them.
+        ``perplexity`` and ``codebook_usage`` are those of the leaves, ``perplexity_level…`` is that
+        of the nodes of one level above them.
         """
         metrics = self.code_counts.usage()
         for level in range(len(self.branching) - 1):
@@ -157,7 +156,7 @@ class CodebookTree(Quantizer):
         return metrics
 
     def by_node(self, values: Tensor, level: int) -> Tensor:
-        """View what belongs to descendants as (nodes of a level, descendants of each, …)."""
+        """View a tensor of one row per descendant as (nodes of a level, descendants of each, …)."""
         num_nodes = int(torch.Size(self.branching[: level + 1]).numel())
         return values.view(num_nodes, -1, *values.shape[1:])
 

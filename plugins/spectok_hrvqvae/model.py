@@ -27,14 +27,14 @@ class HRVQVAE(ImageTokenizer):
         latents (B, codebook_dim, H/f, W/f)
           | token_space   one vector per latent pixel
         z
-          | quantizer     tree: at each level the nearest child to what is left of z
+          | quantizer     tree: at each level the child nearest to the residual of z
         z_q               sum of the codes on the path
           | token_space   back on the grid
         latents
           | decoder       3x3 convolution, residual blocks, transposed convolutions
         images
 
-    The paper does not describe its networks; these are VQ-VAE's.
+    The paper does not describe its networks; VQ-VAE's are used.
 
     Args:
         image_size: Height and width, in pixels; divisible by ``downsample_factor``.
@@ -85,7 +85,7 @@ class HRVQVAE(ImageTokenizer):
     def decode_levels(
         self, indices: Int[Tensor, "b t"], levels: Sequence[int]
     ) -> Float[Tensor, "b c h w"]:
-        """Decode the contribution of some levels alone, the others left out (Fig. 1 and 8).
+        """Decode the contributions of some levels alone (Fig. 1 and 8).
 
         Args:
             indices: int64 tokens, always T per image.

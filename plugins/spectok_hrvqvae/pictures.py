@@ -1,4 +1,4 @@
-"""What the levels of a tree hold: reconstructions from some of them (Fig. 1 and 8), live nodes."""
+"""What the levels of a tree hold: reconstructions from some of them (Fig. 1 and 8), node use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.errors import InputError
+from spectok import ImageTokenizer, InputError
 from spectok.quantizers import USED_SHARE, perplexity
-from spectok.tokenizer import ImageTokenizer
 from spectok_hrvqvae.codebooks import CodebookTree
 from spectok_hrvqvae.model import HRVQVAE
 from spectok_hrvqvae.tree import nodes_of
@@ -22,7 +21,7 @@ class LevelUse:
 
     Args:
         num_nodes: Nodes of the level.
-        num_live: Those that more vectors reach than a tenth of the uniform share.
+        num_live: Nodes that more vectors reach than a tenth of the uniform share.
         perplexity: How many are in effective use.
     """
 
@@ -33,14 +32,14 @@ class LevelUse:
 
 @torch.no_grad()
 def level_pictures(model: HRVQVAE, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c h w"]:
-    """Reconstruct from all levels, from all but the first, and so on to the last alone (Fig. 1).
+    """Reconstruct from all levels, from all but the first, …, from the last alone (Fig. 1).
 
     Args:
         model: In eval mode, with a tree of n levels.
         images: In [-1, 1], of ``model.image_shape``.
 
     Returns:
-        Each image, and its n reconstructions.
+        Each image, then its n reconstructions.
     """
     indices, depth = model.encode(images), len(tree_of(model).branching)
     decoded = [model.decode_levels(indices, range(first, depth)) for first in range(depth)]
@@ -53,7 +52,7 @@ def level_use(model: ImageTokenizer, indices: Int[Tensor, "b t"]) -> list[LevelU
 
     Args:
         model: Any tokenizer with a tree.
-        indices: The tokens of enough images: ten vectors per leaf or more.
+        indices: Tokens of enough images for ten vectors per leaf or more.
     """
     tree = tree_of(model)
     model.token_spec.validate(indices)
@@ -68,10 +67,10 @@ def level_use(model: ImageTokenizer, indices: Int[Tensor, "b t"]) -> list[LevelU
 
 
 def tree_of(model: ImageTokenizer) -> CodebookTree:
-    """Return a tokenizer's tree.
+    """Return a tokenizer's tree of codebooks.
 
     Raises:
-        InputError: If it has another quantizer.
+        InputError: If its quantizer is not a tree.
     """
     if not isinstance(model.quantizer, CodebookTree):
         raise InputError(

@@ -34,32 +34,32 @@ class TreeQuantizer(CodebookTree):
 
     With ξ⁰ = z, level i picks the code eⁱ nearest to ξⁱ⁻¹ among the m children of the node that
     level i-1 picked, and leaves ξⁱ = ξⁱ⁻¹ - sg[eⁱ]. The result is e_C = Σ eⁱ: a vector is compared
-    with m codes per level and not with all the leaves.
+    with m codes per level instead of all the leaves.
 
         losses = codebook_weight   (|sg[ξ⁰] - e_C|² + Σ |sg[ξⁱ⁻¹] - eⁱ|²)
                + commitment_weight (|ξ⁰ - sg[e_C]|² + Σ |ξⁱ⁻¹ - sg[eⁱ]|²)          (Eq. 5 and 6)
 
-    The first training step ends by setting all codes by hierarchical k-means on its vectors. From
-    then on, every ``revive_every`` steps, dead leaves are set to random residuals of their parent,
-    and dead inner nodes become copies of their most used sibling, subtree included.
+    After the first training step, hierarchical k-means on its vectors sets all codes. From then on,
+    every ``revive_every`` steps, dead leaves are set to random residuals of their parent, and dead
+    inner nodes become copies of their most used sibling, subtree included.
 
     Args:
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
-        codebook_size: Leaves of the tree: the distinct vectors that a token can stand for.
+        codebook_size: Leaves of the tree: the distinct vectors that the indices can stand for.
         num_levels: Levels n of the tree; by default the length of ``branching``, or 3.
         branching: Children m under each node, one number for all levels or one per level; they must
-            multiply to ``codebook_size``. By default whole numbers as equal as can be: 512 leaves
-            are 8, 8, 8.
-        tokens: ``"path"``: one index per level, coarse to fine, and the first levels decode alone.
-            ``"leaf"``: one index, the leaf's number, which is what the paper's prior models.
+            multiply to ``codebook_size``. By default the factors with the smallest sum: 8, 8, 8
+            for 512 leaves.
+        tokens: ``"path"``: one index per level, coarse to fine; the first levels decode alone.
+            ``"leaf"``: one index, the leaf's number, as the paper's prior models it.
         update: ``"gradient"``: codes are trained by the codebook terms. ``"ema"``: the codes on a
             path sum to the running mean of the vectors that took it, and those terms are left out.
         codebook_weight: Weight of the terms that move the codes; 1 in the paper.
         commitment_weight: Weight β of the terms that move the encoder, one for all levels; the
             paper gives no value.
         decay: Decay of the running counts and sums of ``update="ema"``.
-        revive_below: Fraction of the fair share of its parent's vectors under which a node is
+        revive_below: Fraction of the fair share of its parent's vectors below which a node is
             revived; 0 never revives.
         revive_every: Optimiser steps between checks for nodes to revive.
 
@@ -106,7 +106,7 @@ class TreeQuantizer(CodebookTree):
 
     @torch.no_grad()
     def observe(self, z: Float[Tensor, "p d"], leaf: Int[Tensor, "p"]) -> None:
-        """Accumulate statistics of one micro-batch; edits wait for :meth:`after_step`."""
+        """Gather statistics of one micro-batch; codes are edited later, in :meth:`after_step`."""
         self.code_counts.count(leaf)
         if not self.is_learned:
             self.pending_sums.index_add_(0, leaf, z)
@@ -145,7 +145,7 @@ class TreeQuantizer(CodebookTree):
     ) -> None:
         """Move each node to the running mean of the vectors below it; its code is the difference.
 
-        A node that nothing has chosen for long keeps its code.
+        A node that nothing has chosen for a long time keeps its code.
         """
         self.running_means.update(counts, sums)
         running_counts, running_sums = self.running_means.counts, self.running_means.sums
@@ -153,7 +153,7 @@ class TreeQuantizer(CodebookTree):
         for level, (codes, m) in enumerate(zip(self.codebooks, self.branching)):
             count = self.by_node(running_counts, level).sum(1).unsqueeze(1)
             mean = self.by_node(running_sums, level).sum(1) / count.clamp_min(FEWEST_MEMBERS)
-            origin = origin.repeat_interleave(m, dim=0)  # where the parent is
+            origin = origin.repeat_interleave(m, dim=0)  # position of the parent
             codes.copy_(torch.where(count > FEWEST_MEMBERS, mean - origin, codes))
             origin = origin + codes
 
@@ -163,11 +163,11 @@ class TreeQuantizer(CodebookTree):
     def start(self, num_vectors: int, optimizers: Optimizers) -> None:
         """Set all codes by hierarchical k-means on the vectors of this step, from all ranks.
 
-        That it has happened is on record in ``num_steps``, which is saved.
+        ``num_steps``, which is saved, records that this has happened.
 
         Args:
             num_vectors: Vectors of this step on all ranks.
-            optimizers: Their moments of the codes are cleared.
+            optimizers: Those whose moments of the codes are cleared.
         """
         size = min(2 * num_vectors, START_VECTORS_PER_LEAF * self.codebook_size)
         sample = gather_candidates(torch.cat(self._vectors), size, self.step_counter.generator())
@@ -203,7 +203,7 @@ class TreeQuantizer(CodebookTree):
     ) -> None:
         """Turn dead nodes of a level, with their subtrees, into copies of used siblings.
 
-        A copy goes half way to a random vector of the sibling, which is then sure to prefer it.
+        A copy moves half way to a random vector of the sibling, which is then nearer to the copy.
         """
         node = descend(drawn, self.codebooks[: level + 1], self.branching[: level + 1])[1]
         origins = self.tables()[level + 1]
@@ -227,7 +227,7 @@ class TreeQuantizer(CodebookTree):
             self.by_node(self.running_means.sums, level)[moved] += counts * step.unsqueeze(1)
 
     def _replace_leaves(self, drawn: Float[Tensor, "p d"], optimizers: Optimizers) -> None:
-        """Set dead leaves to random residuals of their parent, where it has any vectors."""
+        """Set dead leaves to random residuals of their parent, if it has any vectors."""
         m = self.branching[-1]
         leaf = descend(drawn, self.codebooks, self.branching)[1]
         parents = leaf.div(m, rounding_mode="floor")

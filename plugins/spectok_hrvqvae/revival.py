@@ -1,10 +1,10 @@
-"""Which codes of a tree have died, and what they are given without leaving their parent.
+"""Which nodes of a tree are dead, and how they are revived under the same parent.
 
 A node is dead when its share of its *parent's* vectors falls below a fraction of the fair share,
 1/m; measured against all vectors, every child of a rare parent would look dead. A dead leaf is set
-to a random residual of its parent. Below a dead inner node there are codes for a place that the
-data has left, so it becomes a copy of its most used sibling together with the whole subtree,
-displaced towards one of the sibling's vectors, and the two then divide them.
+to a random residual of its parent. The subtree of a dead inner node codes a region that the data
+has left, so the node becomes a copy of its most used sibling, subtree included, displaced towards
+one of the sibling's vectors; the two then divide these vectors between them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 def dead_children(shares: Float[Tensor, "g m"], below: float) -> Bool[Tensor, "g m"]:
     """Return which children get less than a fraction of the fair share of their parent's vectors.
 
-    Children of a parent that gets nothing are not dead: nothing is known of them.
+    Children of a parent without vectors do not count as dead: nothing is known about them.
     """
     total = shares.sum(1, keepdim=True)
     return (shares * shares.shape[1] < below * total) & (total > 0)
@@ -28,7 +28,7 @@ def split_pairs(
 ) -> tuple[Int[Tensor, "r"], Int[Tensor, "r"]]:
     """Pair, under each parent, the i-th dead child with its i-th most used sibling.
 
-    A sibling is taken only if half of its share is still above the threshold, and only once.
+    A sibling is copied at most once, and only if half of its share is still above the threshold.
 
     Returns:
         Numbers of the nodes to move, and of those to copy.
@@ -47,7 +47,7 @@ def split_pairs(
 def with_fair_share(
     shares: Float[Tensor, "g m"], revived: Bool[Tensor, "g m"]
 ) -> Float[Tensor, "g m"]:
-    """Give revived children the share 1/m, at the cost of their siblings: the parent's stays."""
+    """Give revived children the share 1/m, taken from their siblings: the parent's total stays."""
     total = shares.sum(1, keepdim=True)
     given = torch.where(revived, total / shares.shape[1], shares)
     return given * (total / given.sum(1, keepdim=True).clamp_min(torch.finfo(given.dtype).tiny))

@@ -1,8 +1,8 @@
 """Nearest child under a known parent: each vector is compared with the codes of its parent only.
 
-Vectors are sorted by parent and cut into blocks of equal length, each of one parent, and many
-blocks at once are one batched product: a parent's codes are read once for a block of vectors,
-nothing of size vectors x codes x dim is made, and the number of operations does not grow with the
+Vectors are sorted by parent and cut into blocks of equal length, each with one parent, and many
+blocks are searched in one batched product. A parent's codes are read once per block of vectors, no
+tensor of size vectors x codes x dim is made, and the number of operations does not grow with the
 number of parents.
 """
 
@@ -32,7 +32,7 @@ def nearest_children(
         z: P vectors.
         parents: Which of the G codebooks each vector is searched in.
         codebooks: M codes for each of G parents, relative to the parent.
-        origins: Where each parent is: subtracted from its vectors.
+        origins: Position of each parent, subtracted from its vectors.
 
     Returns:
         int64 indices in 0..M-1.
@@ -47,22 +47,22 @@ def nearest_children(
 def search_blocks(
     z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor, *, exact_count: bool
 ) -> Tensor:
-    """Take blocks of vectors of one parent, many at once; see :func:`nearest_children`.
+    """Search many blocks of vectors at once, each with one parent; see :func:`nearest_children`.
 
     Args:
         z: P vectors.
         parents: The codebook of each.
         codebooks: M codes for each parent.
-        origins: Where each parent is.
-        exact_count: Whether to read the number of blocks, for which an accelerator would have to
-            be waited for, or take an upper bound that depends on shapes alone.
+        origins: Position of each parent.
+        exact_count: Whether to read the exact number of blocks, which would wait for an
+            accelerator, or use an upper bound that depends on shapes alone.
     """
     num_codes, dim = codebooks.shape[1:]
     owners, slots, order = _lay_out(parents, len(codebooks), exact_count)
     rows = slots.new_zeros(len(owners) * BLOCK).index_copy_(0, slots, order)  # padding: vector 0
     norms = codebooks.square().sum(-1).unsqueeze(1)  # (G, 1, M)
     budget = DISTANCE_BYTES.get(z.device.type, DISTANCE_BYTES["cuda"])
-    budget //= 2  # so that a CPU's cache also holds what they are read from
+    budget //= 2  # the other half of a CPU's cache holds the codes and vectors being read
     blocks = max(1, budget // (4 * (BLOCK * dim + num_codes * (dim + BLOCK))))
     nearest = rows.new_empty(len(owners), BLOCK)
     # One buffer for all products: fresh memory costs a CPU more than the gathering itself.
@@ -82,7 +82,7 @@ def search_blocks(
 def _lay_out(
     parents: Tensor, num_parents: int, exact_count: bool
 ) -> tuple[Int[Tensor, "blocks"], Int[Tensor, "p"], Int[Tensor, "p"]]:
-    """Return each block's parent, the places of the sorted vectors in the blocks, their order."""
+    """Return each block's parent, the sorted vectors' slots in the blocks, and their order."""
     order = parents.argsort()
     counts = torch.bincount(parents, minlength=num_parents)
     ends = (counts + BLOCK - 1).div(BLOCK, rounding_mode="floor").cumsum(0)  # in blocks

@@ -1,4 +1,4 @@
-"""Hierarchical k-means: starts a tree of codebooks on the data, level by level, within parents."""
+"""Hierarchical k-means: starts a tree of codebooks on the data, level by level within parents."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ITERATIONS = 10
 def hierarchical_kmeans(
     vectors: Float[Tensor, "p d"], branching: Sequence[int]
 ) -> list[Float[Tensor, "_ d"]]:
-    """Fit each level to what the levels above leave of the vectors, separately under each parent.
+    """Fit each level to the residuals of the levels above, separately under each parent.
 
     Since codes are means of their members, the mean squared residual never grows from one level to
     the next.
 
     Args:
-        vectors: In random order: the first ones of each parent become its first centres.
+        vectors: In random order: each parent's first ones become its first centres.
         branching: Children per level.
 
     Returns:
@@ -52,11 +52,11 @@ def kmeans_within(
     Args:
         vectors: Vectors, not residuals.
         parents: The parent of each.
-        origins: Where each parent is.
+        origins: Position of each parent.
         m: Clusters under each parent.
 
     Returns:
-        Centres relative to their parent; zeros under a parent without vectors.
+        Centres relative to their parent; zero under a parent without vectors.
     """
     rows, held = members(parents, len(origins), m)
     at_parent = origins.unsqueeze(1)
@@ -69,7 +69,7 @@ def kmeans_within(
 
 
 def _means(vectors: Tensor, node: Tensor, centres: Tensor) -> Tensor:
-    """Return the mean of each node's vectors; nodes without any stay where they are."""
+    """Return the mean of each node's vectors; nodes without vectors keep their centre."""
     counts = torch.bincount(node, minlength=len(centres)).unsqueeze(1)
     sums = torch.zeros_like(centres).index_add_(0, node, vectors)
     return torch.where(counts > 0, sums / counts.clamp_min(1), centres)

@@ -1,7 +1,7 @@
-"""The tree of codebooks as plain tensors: its shape, its node numbers, walking down it.
+"""The tree of codebooks as plain tensors: its shape, node numbers and descent.
 
 Level i of a tree with branching ``(m_0, m_1, …)`` has ``m_0 … m_i`` nodes, each with one code.
-Child k of node p has the number ``p * m_i + k``, so a leaf's number says the whole path.
+Child k of node p has the number ``p * m_i + k``, so a leaf's number encodes its whole path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.errors import InputError
+from spectok import InputError
 from spectok_hrvqvae.search import nearest_children
 
 DEFAULT_LEVELS = 3
@@ -24,8 +24,8 @@ def resolve_branching(
 ) -> tuple[int, ...]:
     """Return the number of children per level; their product is the number of leaves.
 
-    Without ``branching``, the whole numbers of product ``codebook_size`` whose sum, the number of
-    codes a vector is compared with, is smallest: 512 over 3 levels gives 8, 8, 8.
+    Without ``branching``, these are the factors of ``codebook_size`` with the smallest sum, which
+    is the number of codes a vector is compared with: 512 over 3 levels gives 8, 8, 8.
 
     Raises:
         InputError: If the numbers do not multiply to ``codebook_size``.
@@ -52,7 +52,7 @@ def equal_factors(number: int, count: int) -> tuple[int, ...]:
     """Split a number into ``count`` factors above 1 of smallest sum, the largest first.
 
     Raises:
-        InputError: If there are none, with a number near it that has.
+        InputError: If there are none; suggests a number near it that has some.
     """
     found = list(_factorisations(number, count, number))
     if not found:
@@ -76,7 +76,7 @@ def _factorisations(number: int, count: int, largest: int) -> Iterator[tuple[int
 
 
 def nodes_of(indices: Int[Tensor, "*p l"], branching: Sequence[int]) -> list[Int[Tensor, "*p"]]:
-    """Return the number of the node that the first indices reach, for each of l levels."""
+    """Return, for each of l levels, the number of the node that the indices so far reach."""
     nodes: list[Tensor] = []
     for index, m in zip(indices.unbind(-1), branching):
         nodes.append(nodes[-1] * m + index if nodes else index)
@@ -84,7 +84,7 @@ def nodes_of(indices: Int[Tensor, "*p l"], branching: Sequence[int]) -> list[Int
 
 
 def path_of(leaves: Int[Tensor, "*p"], branching: Sequence[int]) -> Int[Tensor, "*p l"]:
-    """Return the index at each level that leads to a leaf: the inverse of :func:`nodes_of`."""
+    """Return the index at each level on the path to a leaf: the inverse of :func:`nodes_of`."""
     indices: list[Tensor] = []
     for m in reversed(branching):
         indices.append(leaves % m)
@@ -96,7 +96,7 @@ def path_of(leaves: Int[Tensor, "*p"], branching: Sequence[int]) -> Int[Tensor, 
 def descend(
     z: Float[Tensor, "p d"], codebooks: Sequence[Float[Tensor, "_ d"]], branching: Sequence[int]
 ) -> tuple[Int[Tensor, "p l"], Int[Tensor, "p"]]:
-    """Walk down the tree by the nearest child at each level (Eq. 3).
+    """Descend the tree to the nearest child at each level (Eq. 3).
 
     Args:
         z: Vectors.
@@ -120,7 +120,7 @@ def partial_sums(
     codebooks: Sequence[Float[Tensor, "_ d"]],
     branching: Sequence[int],
 ) -> list[Float[Tensor, "_ d"]]:
-    """Return the root and, for each level, the sum of the codes on the way to each node (Eq. 4)."""
+    """Return the root and, for each level, the sum of codes on the path to each node (Eq. 4)."""
     sums = [root]
     for codes, m in zip(codebooks, branching):
         sums.append(sums[-1].repeat_interleave(m, dim=0) + codes)
@@ -130,10 +130,10 @@ def partial_sums(
 def members(
     parents: Int[Tensor, "p"], num_parents: int, count: int
 ) -> tuple[Int[Tensor, "g count"], Int[Tensor, "g"]]:
-    """List the first ``count`` vectors of each parent, from the start again where it has fewer.
+    """List the first ``count`` vectors of each parent, repeating them where it has fewer.
 
     Returns:
-        Rows of the vectors, meaningless for a parent without any, and how many each parent has.
+        Rows of the vectors, arbitrary for a parent without any, and how many each parent has.
     """
     held = torch.bincount(parents, minlength=num_parents)
     order = parents.argsort(stable=True)

@@ -38,12 +38,12 @@ class QGVAE(ImageTokenizer):
         images
 
     With ``prefix_probability`` above zero the tokens are ordered by importance (section 3.4): that
-    share of the training images keeps only the first k tokens, k uniform in 0..C-1, and any prefix
-    then decodes on its own. The mask multiplies the vectors after the offset, so that k = 0 decodes
-    to one image, the mean of the data.
+    share of the training images keeps only the first k tokens, k uniform in 0..C-1, so that any
+    prefix decodes on its own. The mask multiplies the vectors after the offset: k = 0 decodes to
+    one image, the mean of the data.
 
-    Pixels are in [0, 1] inside, as in the paper: the squared error is on that scale, and the
-    decoder has no output activation.
+    The networks work on pixels in [0, 1], as in the paper: the squared error is on that scale, and
+    the decoder has no output activation.
 
     Args:
         image_size: Height and width, in pixels.
@@ -60,8 +60,8 @@ class QGVAE(ImageTokenizer):
             ordered models, 0 for unordered ones.
 
     Raises:
-        InputError: If the image size cannot be halved down to 8 pixels, or heads do not divide
-            tokens.
+        InputError: If the image size cannot be halved down to 8 pixels, or ``num_heads`` does not
+            divide ``num_tokens``.
     """
 
     @register_to_config
@@ -129,9 +129,9 @@ class QGVAE(ImageTokenizer):
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight of the last convolution of the decoder's levels, as QGGAN has it.
+        """Weight of the last convolution inside the decoder's levels, as in QGGAN.
 
-        The convolution after it, without bias, projects what the levels and the shortcut add up to.
+        The bias-free convolution after it projects the sum of levels and shortcut.
         """
         return self.decoder.network.last_stage.convolution.weight
 
@@ -142,7 +142,7 @@ class QGVAE(ImageTokenizer):
 
 
 class UnitRangeDecoder(nn.Module):
-    """Takes a network whose pixels are in [0, 1] to images in [-1, 1].
+    """Rescale a network's pixels from [0, 1] to images in [-1, 1].
 
     Args:
         network: Decoder with pixels in [0, 1].

@@ -1,4 +1,4 @@
-"""Pictures of what global tokens mean: feature maps, influence, prefixes (Fig. 1, 7, 9 and 10)."""
+"""Pictures of what global tokens mean: feature maps, influence, prefixes (Fig. 1, 7, 9, 10)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from spectok.tokenizer import ImageTokenizer
 
-COLOURS = "inferno"  # from black for pixels that a token leaves alone
+COLOURS = "inferno"  # black: pixels that a token does not change
 
 
 @torch.no_grad()
 def feature_maps(
     model: ImageTokenizer, images: Float[Tensor, "b c h w"], places: Sequence[int]
 ) -> Float[Tensor, "b n 1 lh lw"]:
-    """Draw what becomes a token before it does, each map on its own scale (Fig. 9 and 10).
+    """Draw the feature maps that become tokens, each on its own scale (Fig. 9 and 10).
 
     Args:
         model: In eval mode.
         images: In [-1, 1], of ``model.image_shape``.
-        places: Which latent channels; in QG-VAE each is a token.
+        places: Latent channels to draw; in QG-VAE each is a token.
 
     Returns:
         Grey pictures in [-1, 1].
@@ -44,8 +44,8 @@ def influence(
     Args:
         model: Any tokenizer, in eval mode.
         indices: The tokens of images.
-        places: Which tokens to replace, one at a time.
-        num_replacements: How many of the other values, spread evenly; None for all of them.
+        places: Tokens to replace, one at a time.
+        num_replacements: How many other values to try, spread evenly; None for all of them.
 
     Returns:
         Absolute change on the [-1, 1] scale, mean over replacements and channels.
@@ -65,7 +65,7 @@ def influence(
 
 
 def influence_pictures(change: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 3 h w"]:
-    """Draw influences in colour, those of each image on one scale, so that its tokens compare."""
+    """Draw influences in colour; the tokens of one image share a scale, so that they compare."""
     import matplotlib
 
     scaled = change / change.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)
@@ -77,18 +77,18 @@ def influence_pictures(change: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 3
 def prefix_pictures(
     model: ImageTokenizer, images: Float[Tensor, "b c h w"], lengths: Sequence[int] | None = None
 ) -> Float[Tensor, "b n c h w"]:
-    """Decode more and more of the tokens (Fig. 7); for models whose prefixes decode.
+    """Decode longer and longer prefixes of the tokens (Fig. 7), for models whose prefixes decode.
 
     Args:
         model: In eval mode.
         images: In [-1, 1], of ``model.image_shape``.
-        lengths: Tokens to decode; None for none, one, and then twice as many each time up to all.
+        lengths: Lengths of the prefixes. None: 0, 1, 2, 4 and so on up to all tokens.
 
     Returns:
-        Each image, and what its first tokens decode to.
+        Each image, then its decoded prefixes.
 
     Raises:
-        InputError: If no prefix of such a length decodes.
+        InputError: If a prefix of one of these lengths does not decode.
     """
     indices = model.encode(images)
     if lengths is None:

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from spectok.quantizers import CodebookQuantizer, broadcast_from_main, clear_moments
 
-RELATIVE_FLOOR = 1e-6  # of a codebook's largest magnitude: below it a cell is not worth splitting
+RELATIVE_FLOOR = 1e-6  # of a codebook's largest magnitude; cells below it are not split
 
 
 class VoronoiQuantizer(CodebookQuantizer):
     """Gradient-trained codebooks whose unused codes move next to overused ones.
 
     The gradient magnitude of each code, summed over ``reset_every`` optimiser steps, is the error
-    of its Voronoi cell. At a reset, in each codebook the i-th code that got no gradient at all is
-    moved to the i-th largest magnitude, displaced by a random direction; training then separates
-    the two. A cell is split at most once per reset.
+    of its Voronoi cell. At a reset, in each codebook, the i-th code that got no gradient at all is
+    moved onto the code of i-th largest magnitude, with a small random displacement; training then
+    separates the two. A cell is split at most once per reset.
 
     The weights are those of the paper's Eq. 6: 1 on the term that moves the encoder, 0.25 on the
     one that moves the codes.
@@ -68,8 +68,8 @@ class VoronoiQuantizer(CodebookQuantizer):
     def before_step(self) -> None:
         """Add this step's gradient magnitude of each code, the mean over its dimensions.
 
-        A gradient that is not finite adds nothing: it would stay the largest, and split its cell,
-        until the next reset.
+        A gradient that is not finite adds nothing: it would remain the largest until the next
+        reset, and its cell would be split.
         """
         if self.codebook.grad is not None:
             size = self.codebook.grad.abs().mean(-1)

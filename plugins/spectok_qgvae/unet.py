@@ -1,7 +1,7 @@
 """The U-Net of QG-VAE: residual blocks that see the input again at every level.
 
-There are no skip connections between the way down and the way up. Instead, each residual block
-adds a projection of the network's input and of a positional code, resized to its level.
+No skip connections lead from the way down to the way up. Instead, each residual block adds a
+projection of the network's input and of a positional code, resized to its level.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def positional_code(size: int) -> Float[Tensor, "1 c size size"]:
 
 
 class InputProjection(nn.Module):
-    """Projects the network's input and the positional code with one bias-free 1x1 convolution.
+    """A bias-free 1x1 convolution of the network's input and the positional code side by side.
 
     The code is the same for every image, so its part of the product is computed once per batch.
 
@@ -49,7 +49,7 @@ class InputProjection(nn.Module):
 
 
 class ConditionedBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice, on an input to which the condition is added.
+    """Norm, SiLU, 3x3 convolution, twice, after the network's input is added in projected form.
 
     Args:
         in_channels: Channels in.
@@ -71,7 +71,7 @@ class ConditionedBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, inputs: Tensor, position: Tensor) -> Tensor:
-        """Apply the block; all three have one height and width."""
+        """Apply the block; all three arguments have the same height and width."""
         x = x + self.condition(inputs, position)
         return self.shortcut(x) + self.body(x)
 
@@ -125,7 +125,7 @@ class ConditionedUNet(nn.Module):
         size: Resolution of level 0, in pixels.
         start: Level of the input: 0 for an encoder, f for a decoder.
         end: Level of the output: f for an encoder, 0 for a decoder.
-        widths: Channels at the top of each level and, last, at the bottom: one more than levels.
+        widths: Channels at the top of each level, then those at the bottom: one more than levels.
         num_blocks: Residual blocks per level, each way.
     """
 
@@ -158,7 +158,7 @@ class ConditionedUNet(nn.Module):
 
     @property
     def last_stage(self) -> Stage:
-        """The stage at the end of the way up."""
+        """The last stage of the way up."""
         return self.up[str(self.end)]  # type: ignore[return-value]
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
@@ -187,7 +187,7 @@ class ConditionedUNet(nn.Module):
 
 
 def num_levels(size: int, factor_levels: int) -> int:
-    """Return the number of levels: down to 8 pixels or below, and at least one more than f.
+    """Return how many levels lead down to 8 pixels or fewer: at least one more than f.
 
     Raises:
         InputError: If the size cannot be halved that often.
@@ -205,8 +205,8 @@ def _groups(channels: int) -> int:
 
 
 def _resize(x: Tensor, scale: float) -> Tensor:
-    """Resize by a power of two: means of pixels on the way down, bilinear on the way up."""
-    if scale < 1:  # by a half, the same as bilinear and several times faster
+    """Resize by a power of two: by means of pixels on the way down, bilinearly on the way up."""
+    if scale < 1:  # by one half this equals bilinear resizing and is several times faster
         return F.avg_pool2d(x, round(1 / scale))
     if scale == 1:
         return x

@@ -1,4 +1,4 @@
-"""Hierarchical quantisation: one code for a block, then one for each part of what it left."""
+"""Hierarchical quantisation: one code for a block, then one for each part of the residual."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from spectok.distributed import draw_per_sample
-from spectok.errors import InputError
-from spectok.loading import build_quantizer
-from spectok.outputs import QuantizerOutput
-from spectok.quantizers import Quantizer, QuantizerLevel
-from spectok.recipes.schema import QuantizerOption
+from spectok import InputError, build_quantizer
+from spectok.quantizers import (
+    Quantizer,
+    QuantizerLevel,
+    QuantizerOption,
+    QuantizerOutput,
+    draw_per_sample,
+)
 
 
 class HierarchicalQuantizer(Quantizer):
@@ -25,13 +27,14 @@ class HierarchicalQuantizer(Quantizer):
 
         z (B, N, D)
           | top           one code of length D per vector
-        z - top           what the top code left
+        z - top           the residual
           | cut           into P parts of length D / P
           | bottom        one code per part, from one codebook for all parts
         z_q               top + bottom
 
-    In HQ-VAE a vector is a block of pixels and its parts are the pixels: the top code says what is
-    there, and the P bottom codes below it add the detail. Either may be any registered quantizer.
+    In HQ-VAE a vector is a block of latent pixels and its parts are the pixels: the top code gives
+    the coarse content, and the P bottom codes below it add detail. Either quantizer may be any
+    registered one.
 
     Args:
         dim: Length D of each vector; divisible by ``num_parts``.
@@ -40,8 +43,8 @@ class HierarchicalQuantizer(Quantizer):
         num_parts: Parts P of a vector: bottom codes below each top code.
         top: Name or mapping of the quantizer of whole vectors.
         bottom: Name or mapping of the quantizer of parts.
-        bottom_dropout: Share of the training images that are decoded from their top codes alone,
-            which teaches the decoder to do without the bottom ones.
+        bottom_dropout: Share of training images decoded from their top codes alone, which teaches
+            the decoder to do without the bottom ones.
 
     Raises:
         InputError: If ``num_parts`` does not divide ``dim``, or codebooks of the bottom quantizer
@@ -73,7 +76,7 @@ class HierarchicalQuantizer(Quantizer):
             codebook_size=codebook_size,
         )
         for level in self.bottom.levels:
-            self.level_of_part(level)  # refuses what cannot be declared
+            self.level_of_part(level)  # refuses codebooks that do not fit the parts
         self.decodes_first_levels = len(self.top.levels) == 1 or self.top.decodes_first_levels
 
     @property
@@ -83,10 +86,10 @@ class HierarchicalQuantizer(Quantizer):
         return self.top.levels + part * self.num_parts
 
     def level_of_part(self, level: QuantizerLevel) -> QuantizerLevel:
-        """Return what one part has of a level of the bottom quantizer: the codebooks of its places.
+        """Return a level of the bottom quantizer as one part has it, with the codebooks it uses.
 
         Raises:
-            InputError: If a codebook ends in the middle of one part and of another's run.
+            InputError: Unless a codebook serves whole parts, or a part has whole codebooks.
         """
         if level.codebook != "position":
             return level
@@ -102,7 +105,7 @@ class HierarchicalQuantizer(Quantizer):
         return QuantizerLevel(level.vocab_size, "position", self.num_tokens // run)
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
-        """Quantise whole vectors, then the parts of what is left."""
+        """Quantise whole vectors, then the parts of the residual."""
         top = self.top(z)
         bottom = self.bottom(self.cut(z - top.z_q))
         detail = self.join(bottom.z_q)
@@ -117,7 +120,7 @@ class HierarchicalQuantizer(Quantizer):
         return QuantizerOutput(top.z_q + detail, indices, losses, metrics)
 
     def lookup(self, indices: Int[Tensor, "b n l"]) -> Float[Tensor, "b n d"]:
-        """Return top codes plus those bottom codes that are given whole; the others are zero."""
+        """Return top codes plus the bottom codes of complete parts; other parts are zero."""
         depth, per_part = len(self.top.levels), len(self.bottom.levels)
         whole = self.top.lookup(indices[..., :depth])
         given = max(0, indices.shape[-1] - depth) // per_part
@@ -152,11 +155,11 @@ class HierarchicalQuantizer(Quantizer):
         self.bottom.after_step(optimizers)
 
     def skip_step(self) -> None:
-        """Let both quantizers forget a step that is not taken."""
+        """Let both quantizers discard a step that is not taken."""
         self.top.skip_step()
         self.bottom.skip_step()
 
 
 def _named(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put the values of both quantizers into one dict, under the quantizer's place."""
+    """Merge the values of both quantizers into one dict, each name with its quantizer before it."""
     return {f"{place}_{name}": v for place, values in parts.items() for name, v in values.items()}

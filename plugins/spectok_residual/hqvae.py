@@ -20,22 +20,21 @@ from spectok_residual.token_space import BlockTokens
 
 
 class HQVAE(ImageTokenizer):
-    """Local pyramids: a top code per block of latent pixels, and a bottom code per pixel of it.
+    """Local pyramids: a top code per block of latent pixels, a bottom code per pixel in the block.
 
         images
           | encoder       residual blocks per level, halved between levels; attention
         latents (B, codebook_dim, H/f, W/f), f = 2^(levels of the network - 1)
           | token_space   one vector per block of block_size² pixels
         z
-          | quantizer     a top code for the block, then a bottom code per pixel for what is left
+          | quantizer     a top code for the block, then a bottom code per pixel for the residual
         z_q               top + bottom
           | token_space   back on the grid
         latents
           | decoder       the encoder's mirror, with one more block per level
         images
 
-    The networks and the pixels' error are here. LPIPS and the discriminator are the recipe's
-    sections ``losses:`` and ``adversarial:``.
+    LPIPS and the discriminator come from the recipe's sections ``losses:`` and ``adversarial:``.
 
     Args:
         image_size: Height and width, in pixels; divisible by f times ``block_size``.
@@ -44,7 +43,7 @@ class HQVAE(ImageTokenizer):
         codebook_dim: Length of a bottom code; a top code has ``block_size²`` times that.
         block_size: Height and width of a block, in latent pixels; 2 in the paper.
         channels: Channels of the first level; 128 in the paper.
-        channel_multipliers: Each level's channels as a multiple of that.
+        channel_multipliers: Channels of each level, as multiples of ``channels``.
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_sizes: Heights of feature maps at which attention follows each residual block. The
             middle of both networks always attends.
@@ -54,11 +53,11 @@ class HQVAE(ImageTokenizer):
             does.
         quantizer: Name or mapping of any registered quantizer; it quantises whole blocks.
         token_order: ``"position"``: the whole pyramid of a block, then the next block, as the
-            paper's prior reads them. ``"level"``: all top codes first; they then decode alone.
+            paper's prior reads them. ``"level"``: all top codes first, so that they decode alone.
         reconstruction_loss: ``"l2"`` or ``"l1"``; on the [-1, 1] scale.
 
     Raises:
-        InputError: If sizes do not fit each other.
+        InputError: If sizes do not fit together.
     """
 
     added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}

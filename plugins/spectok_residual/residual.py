@@ -1,4 +1,4 @@
-"""Residual quantisation: a vector is a sum of codes, each nearest to what is left of it."""
+"""Residual quantisation: a vector as a sum of codes, each nearest to what the others left."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ResidualQuantizer(RunningQuantizer):
     """RQ (Lee, Kim, Kim, Cho, Han, CVPR 2022, section 3.1).
 
     With r_0 = z, depth d picks the code k_d nearest to r_{d-1} and leaves r_d = r_{d-1} - e(k_d).
-    The partial sums ẑ_d = e(k_1) + … + e(k_d) approach z, and the last one is the
-    result. Codes are running means of the residuals that chose them, at all depths where they share
-    one codebook; the encoder is committed to every partial sum:
+    The partial sums ẑ_d = e(k_1) + … + e(k_d) approach z, and the last one is the result. Codes are
+    running means of the residuals that chose them, at every depth that uses their codebook; the
+    encoder is committed to every partial sum:
 
         commitment = commitment_weight mean_d |z - sg[ẑ_d]|²
 
@@ -41,7 +41,7 @@ class ResidualQuantizer(RunningQuantizer):
         shared_codebook: Whether all depths share one codebook, as in the paper.
         commitment_weight: Weight of the commitment; 0.25 in the released code.
         decay: Decay of the running counts and sums; 0.99 in the released code.
-        revive_below: Fraction of the uniform share 1/K under which a code is set to a random
+        revive_below: Fraction of the uniform share 1/K below which a code is set to a random
             residual; 0 never revives.
         revive_every: Optimiser steps between checks for codes to revive.
     """

@@ -23,15 +23,14 @@ class RQVAE(ImageTokenizer):
         latents (B, codebook_dim, H/f, W/f), f = 2^(levels of the network - 1)
           | token_space   one vector per latent pixel
         z
-          | quantizer     nearest code to what is left, several times over
+          | quantizer     nearest code to the residual, several times over
         z_q               sum of the codes
           | token_space   back on the grid
         latents
           | decoder       the encoder's mirror, with one more block per level
         images
 
-    The networks and the pixels' error are here. LPIPS and the discriminator are the recipe's
-    sections ``losses:`` and ``adversarial:``.
+    LPIPS and the discriminator come from the recipe's sections ``losses:`` and ``adversarial:``.
 
     Args:
         image_size: Height and width, in pixels; divisible by f.
@@ -39,8 +38,8 @@ class RQVAE(ImageTokenizer):
         codebook_size: Codes per codebook; 2,048 or 16,384 in the paper.
         codebook_dim: Length of a code; 256 in the paper.
         channels: Channels of the first level; 128 in the paper.
-        channel_multipliers: Each level's channels as a multiple of that; 1, 1, 2, 2, 4, 4 in the
-            paper, which makes f 32.
+        channel_multipliers: Channels of each level, as multiples of ``channels``;
+            1, 1, 2, 2, 4, 4 in the paper, so that f is 32.
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_sizes: Heights of feature maps at which attention follows each residual block; 8
             in the paper. The middle of both networks always attends.
@@ -50,12 +49,12 @@ class RQVAE(ImageTokenizer):
             does.
         quantizer: Name or mapping of any registered quantizer.
         token_order: ``"position"``: the whole stack of a place, then the next place, as the paper's
-            prior reads them. ``"level"``: the first code of all places, then the second; images
-            then decode depth by depth.
+            prior reads them. ``"level"``: the first codes of all places, then the second ones, so
+            that images decode depth by depth.
         reconstruction_loss: ``"l2"`` as in the paper, or ``"l1"``; on the [-1, 1] scale.
 
     Raises:
-        InputError: If sizes do not fit each other.
+        InputError: If sizes do not fit together.
     """
 
     added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}

@@ -11,9 +11,9 @@ from spectok.tokenizer import TokenSpace
 
 
 class BlockTokens(TokenSpace):
-    """One vector per block of latent pixels, which it holds one after another in raster order.
+    """One vector per block of latent pixels: the pixels one after another, in raster order.
 
-    Also known as pixel unshuffle, and pixel shuffle on the way back: nothing is lost.
+    Known as pixel unshuffle, and pixel shuffle on the way back; nothing is lost.
 
     Args:
         height: Latent height, divisible by ``block_size``.

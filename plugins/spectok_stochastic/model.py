@@ -20,7 +20,7 @@ INITIAL_VARIANCE = 0.1
 
 
 class SQVAE(ImageTokenizer):
-    """Stochastically quantised VAE: codes are drawn at random, less and less as training goes on.
+    """Stochastically quantised VAE: codes are drawn at random, ever less so as training proceeds.
 
         images
           | encoder       strided convolutions, residual blocks, 1x1 convolution
@@ -34,12 +34,12 @@ class SQVAE(ImageTokenizer):
           | decoder       3x3 convolution, residual blocks, transposed convolutions
         images
 
-    Trained on the bound of the likelihood, with decoder noise of a learned variance s²::
+    Trained on the variational bound, with decoder noise of a learned variance s²::
 
         reconstruction = latent_weight (pixels / 2 N D) (mean |x - x̂|² / s² + log s²)
 
-    which is the negative log-likelihood of an image of so many pixels and channels, per entry of z,
-    with the weight that the quantizer ``sq`` gives to its own two terms per entry of z.
+    This is the negative log-likelihood of an image, per entry of z (N D of them), with the weight
+    that the quantizer ``sq`` gives to its own two terms per entry of z; ``pixels`` counts channels.
 
     Args:
         image_size: Height and width, in pixels; divisible by ``downsample_factor``.
@@ -51,8 +51,8 @@ class SQVAE(ImageTokenizer):
         num_blocks: Residual blocks in the encoder and in the decoder.
         residual_channels: Hidden channels of a residual block.
         quantizer: Name or mapping of any registered quantizer.
-        variance_learning_rate: Peak learning rate of log s²; None for that of all else, as in the
-            released code.
+        variance_learning_rate: Peak learning rate of log s². None: that of the other parameters,
+            as in the released code.
     """
 
     @register_to_config

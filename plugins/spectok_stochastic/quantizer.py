@@ -17,11 +17,11 @@ VARIANCE_PER_DIMENSION = 0.25
 
 
 class LogVariance(nn.Module):
-    """The logarithm of a variance that is learned, perhaps at a rate of its own.
+    """The logarithm of a learned variance, optionally with its own learning rate.
 
     Args:
         variance: Variance at the start.
-        learning_rate: Peak learning rate; None for that of all else.
+        learning_rate: Peak learning rate; None for that of the other parameters.
     """
 
     def __init__(self, variance: float, learning_rate: float | None):
@@ -38,27 +38,27 @@ class LogVariance(nn.Module):
 class StochasticQuantizer(RelaxedQuantizer):
     """Stochastic quantisation with a learned variance: SQ-VAE, Gaussian type I (Takida 2022).
 
-    A vector z is taken to be its code plus Gaussian noise of a variance σ² that all vectors share.
-    Its code then is e_k with probability q_k = softmax(-|z - e_k|² / 2σ²)_k, and the bound on the
+    A vector z is modelled as its code plus Gaussian noise, of a variance σ² that all vectors share.
+    Its code is then e_k with probability q_k = softmax(-|z - e_k|² / 2σ²)_k, and the bound on the
     likelihood gives the losses, here as means over entries of z::
 
         distance = latent_weight  |z - z_q|² / 2σ²
         entropy  = latent_weight  -H(q)
 
-    While the decoder is poor, σ² stays large and codes are chosen at random; as it gets better, σ²
-    falls and the choice becomes that of the nearest code, which eval mode always takes.
+    While the decoder is poor, σ² stays large and codes are chosen at random. As it improves, σ²
+    falls, and the nearest code is chosen ever more surely; eval mode always takes it.
 
     Args:
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
         codebook_size: Codes per codebook.
         num_codebooks: Codebooks, each for an equal run of consecutive positions.
-        latent_weight: Weight of both losses. Beside a mean squared error, about twice what that
-            error is expected to be; ``sqvae`` gives its likelihood the same weight, so that there
-            it changes nothing.
+        latent_weight: Weight of both losses. With a mean squared error as reconstruction loss, use
+            about twice its expected value. In ``sqvae`` the likelihood has the same weight, which
+            then only scales the whole objective.
         initial_variance: σ² at the start; None for a quarter of ``dim``.
-        variance_learning_rate: Peak learning rate of log σ²; None for that of all else, as in the
-            released code.
+        variance_learning_rate: Peak learning rate of log σ²; None for that of the other parameters,
+            as in the released code.
         temperature_decay: The relaxation's temperature is exp(-temperature_decay · steps).
     """
 
@@ -93,7 +93,7 @@ class StochasticQuantizer(RelaxedQuantizer):
         return max(SMALLEST_TEMPERATURE, math.exp(-self.temperature_decay * steps))
 
     def scores(self, z: Float[Tensor, "g p d"]) -> Float[Tensor, "g p k"]:
-        """Return -|z - e_k|² / 2σ² without the part that all codes share."""
+        """Return -|z - e_k|² / 2σ² without the term that all codes share."""
         norms = self.codebook.square().sum(-1).unsqueeze(1)  # (G, 1, K)
         products = torch.baddbmm(norms, z, self.codebook.transpose(1, 2), beta=-0.5)
         return products / self.variance()
@@ -117,7 +117,7 @@ class GumbelQuantizer(RelaxedQuantizer):
     """Categorical codes of learned logits, relaxed by Gumbel-softmax (Ramesh et al. 2021, 2.1).
 
     A linear map takes each vector to the logits of K codes: the last layer of DALL-E's encoder.
-    The divergence of these probabilities q from uniform ones, the prior of DALL-E's first stage, is
+    The divergence of these probabilities q from the uniform prior of DALL-E's first stage is
     ``kl = kl_weight (log K - H(q))``, a mean over tokens, in nats.
 
     Args:
@@ -126,9 +126,9 @@ class GumbelQuantizer(RelaxedQuantizer):
         codebook_size: Codes per codebook.
         num_codebooks: Codebooks, each for an equal run of consecutive positions.
         kl_weight: Weight of the divergence.
-        kl_warmup_steps: Optimiser steps in which the weight rises from 0, along half a cosine.
+        kl_warmup_steps: Optimiser steps over which the weight rises from 0, along half a cosine.
         final_temperature: The relaxation's temperature falls from 1 to this; 1/16 in the paper.
-        anneal_steps: Optimiser steps that takes, along half a cosine; 150,000 in the paper.
+        anneal_steps: Optimiser steps of that fall, along half a cosine; 150,000 in the paper.
     """
 
     def __init__(
@@ -187,5 +187,5 @@ class GumbelQuantizer(RelaxedQuantizer):
 
 
 def half_cosine(step: int, steps: int) -> float:
-    """Return the way from 0 to 1 after some of so many steps, along half a cosine."""
+    """Return a value that rises from 0 to 1 along half a cosine, at one of so many steps."""
     return 1.0 if step >= steps else 0.5 * (1 - math.cos(math.pi * step / steps))

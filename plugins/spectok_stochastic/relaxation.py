@@ -1,4 +1,4 @@
-"""Quantizers that choose codes at random in training, by a relaxation with a gradient.
+"""Quantizers that choose codes at random in training, by a differentiable relaxation.
 
 E. Jang, S. Gu, B. Poole. *Categorical Reparameterization with Gumbel-Softmax.* ICLR 2017.
 C. J. Maddison, A. Mnih, Y. W. Teh. *The Concrete Distribution.* ICLR 2017.
@@ -24,23 +24,23 @@ from spectok.quantizers import (
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 SMALLEST_TEMPERATURE = 1e-3
-NUM_SEEDS = 1 << 24  # as many as a float32 in [0, 1) tells apart
+NUM_SEEDS = 1 << 24  # as many as the values of a float32 drawn from [0, 1)
 
 
 class RelaxedQuantizer(CodebookQuantizer):
-    """Codes with probabilities: in training mixed by Gumbel-softmax, in eval mode the likeliest.
+    """Codes with probabilities: mixed by Gumbel-softmax in training, the likeliest in eval mode.
 
     With scores s_k of the codes e_k, q_k = softmax(s)_k, Gumbel noise g and temperature τ::
 
         training   z_q = Σ_k softmax((log q + g) / τ)_k e_k
         eval       z_q = e_k of the largest s_k
 
-    so the gradient of z_q goes through the scores to the vector, and to the codes. Noise is drawn
-    per image, from a seed of the image's own: however a batch is split over micro-batches and
-    processes, its images get the same noise.
+    so the gradient of z_q reaches the codes, and through the scores the vector. Each image's noise
+    is drawn from its own seed, so images get the same noise however a batch is split over
+    micro-batches and processes.
 
-    The scores of all codes are needed with their gradient. They are computed for a few images at a
-    time, and once more in the backward pass, so that memory stays bounded.
+    The gradient needs the scores of all codes. They are computed for a few images at a time, and
+    again in the backward pass, which bounds the memory.
 
     Args:
         dim: Length D of each vector.
@@ -87,7 +87,7 @@ class RelaxedQuantizer(CodebookQuantizer):
 
         Args:
             z: Encoder vectors.
-            z_q: What stands for them.
+            z_q: Quantised vectors.
             entropy: Mean entropy H(q) of a vector's code, in nats.
         """
 
@@ -117,7 +117,7 @@ class RelaxedQuantizer(CodebookQuantizer):
 
         Args:
             z: Encoder vectors.
-            seeds: Of each image's noise; None mixes nothing.
+            seeds: Seed of each image's noise; None mixes nothing.
         """
         size = self.block_size(z.device)
         if z.shape[0] <= size:

@@ -12,7 +12,7 @@ from spectok_vq.model import VQVAE
 
 
 class CVQVAE(VQVAE):
-    """VQ-VAE with a codebook whose rarely used codes move to where the vectors are.
+    """VQ-VAE with a codebook whose rarely used codes move towards the vectors.
 
     The networks are those of :class:`VQVAE`, as in the paper; the method is the quantizer ``cvq``,
     found by its name. The defaults are the released code's for MNIST and CIFAR-10.

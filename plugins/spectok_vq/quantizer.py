@@ -14,8 +14,8 @@ from spectok.quantizers import CodebookQuantizer, RunningMeans, RunningQuantizer
 class GradientQuantizer(CodebookQuantizer):
     """Vector quantisation with codes trained by gradient (van den Oord et al. 2017, Eq. 3).
 
-    The codebook term moves codes to the vectors that chose them. Codes that nothing chooses get no
-    gradient and stay where they are: this is the plain method, without revival.
+    The codebook term moves codes towards the vectors that chose them. This is the plain method,
+    without revival: codes that nothing chooses get no gradient and stay where they are.
 
     Args:
         dim: Length D of each vector.
@@ -51,10 +51,10 @@ class GradientQuantizer(CodebookQuantizer):
 class EMAQuantizer(RunningQuantizer):
     """Vector quantisation with codes that are running means (van den Oord et al. 2017, appendix).
 
-    On the first step every code that nothing chose is set to a random vector of the batch, which
-    starts the codebook on the data. Later, a code whose running frequency falls below
-    ``revive_below`` of the uniform share is set to a random vector, and its running count and sum
-    with it, so that the next update does not undo the revival.
+    The first step sets every code that nothing chose to a random vector of the batch, which starts
+    the codebook on the data. Later, a code whose running frequency falls below ``revive_below`` of
+    the uniform share is set to a random vector, and its running count and sum to match, so that the
+    next update does not undo the revival.
 
     Args:
         dim: Length D of each vector.
@@ -63,7 +63,7 @@ class EMAQuantizer(RunningQuantizer):
         num_codebooks: Codebooks, each for an equal run of consecutive positions.
         commitment_weight: Weight of ``|z - sg[e]|^2``.
         decay: Decay of the running counts and sums.
-        revive_below: Fraction of the uniform share 1/K under which a code is revived; 0 never
+        revive_below: Fraction of the uniform share 1/K below which a code is revived; 0 never
             revives.
         revive_every: Optimiser steps between checks for codes to revive.
     """

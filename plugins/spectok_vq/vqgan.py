@@ -16,7 +16,7 @@ from spectok.tokenizer import ImageTokenizer, check_divisible
 
 
 class VQGAN(ImageTokenizer):
-    """A grid of local tokens from a deep residual autoencoder, made to be trained adversarially.
+    """A grid of local tokens from a deep residual autoencoder, meant for adversarial training.
 
         images
           | encoder       residual blocks per level, halved between levels; attention
@@ -30,8 +30,8 @@ class VQGAN(ImageTokenizer):
           | decoder       the encoder's mirror, with one more block per level
         images
 
-    The networks and the pixels' error are here. LPIPS and the discriminator of Eq. 6 are the
-    recipe's sections ``losses:`` and ``adversarial:``.
+    LPIPS and the discriminator of Eq. 6 come from the recipe's sections ``losses:`` and
+    ``adversarial:``.
 
     Args:
         image_size: Height and width, in pixels; divisible by f.
@@ -39,8 +39,8 @@ class VQGAN(ImageTokenizer):
         codebook_size: Codes in the codebook; 1,024 or 16,384 in the paper.
         codebook_dim: Length of a code; 256 in the paper.
         channels: Channels of the first level; 128 in the paper.
-        channel_multipliers: Channels of each level as a multiple of that; 1, 1, 2, 2, 4 in the
-            paper.
+        channel_multipliers: Channels of each level, as multiples of ``channels``;
+            1, 1, 2, 2, 4 in the paper.
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_sizes: Heights of feature maps at which attention follows each residual block; 16
             in the paper. The middle of both networks always attends.
@@ -52,7 +52,7 @@ class VQGAN(ImageTokenizer):
         reconstruction_loss: ``"l1"`` as in the released code, or ``"l2"``; on the [-1, 1] scale.
 
     Raises:
-        InputError: If sizes do not fit each other.
+        InputError: If sizes do not fit together.
     """
 
     decoder: VQGANDecoder

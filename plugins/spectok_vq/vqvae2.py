@@ -22,11 +22,11 @@ from spectok.tokenizer import ImageTokenizer, check_divisible
 
 
 class TwoGrids(nn.Module):
-    """How latents become the vectors of two grids, the finer one given the codes of the coarser.
+    """How latents become the vectors of two grids, the finer conditioned on the coarser's codes.
 
     Args:
         size: Height and width of the finer grid; even.
-        dim: Channels of the latents, and length of a vector of either grid.
+        dim: Channels of the latents, and length of a vector on either grid.
         width: ``channels``, ``num_blocks`` and ``residual_channels`` of the networks between the
             two grids.
     """
@@ -45,20 +45,20 @@ class TwoGrids(nn.Module):
         return (self.size // 2, self.size // 2), (self.size, self.size)
 
     def top_vectors(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b m d"]:
-        """Return what is quantised first: h_top of Algorithm 1."""
+        """Return the vectors that are quantised first: h_top of Algorithm 1."""
         return rearrange(self.to_top(latents), "b d h w -> b (h w) d")
 
     def bottom_vectors(
         self, latents: Float[Tensor, "b d h w"], top: Float[Tensor, "b m d"]
     ) -> Float[Tensor, "b n d"]:
-        """Return what is quantised next, given the codes of the coarser grid: h_bottom."""
+        """Return the vectors that are quantised next, given the coarser grid's codes: h_bottom."""
         told = self.from_top(self._grid(top))
         return rearrange(self.to_bottom(torch.cat([told, latents], 1)), "b d h w -> b (h w) d")
 
     def to_latents(
         self, top: Float[Tensor, "b m d"], bottom: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        """Return both grids' codes at the finer grid's size, one above the other: C = 2 D."""
+        """Return both grids' codes at the finer grid's size, stacked in channels: C = 2 D."""
         return torch.cat([self.upsample(self._grid(top)), self._grid(bottom)], dim=1)
 
     def _grid(self, vectors: Float[Tensor, "b n d"]) -> Float[Tensor, "b d h w"]:
@@ -79,8 +79,8 @@ class VQVAE2(ImageTokenizer):
           | decoder                     residual blocks, transposed convolutions
         images
 
-    The one tokenizer here with two token spaces, so it composes the boxes itself. The coarse grid
-    is never decoded without the fine one in training, so no prefix of the tokens decodes.
+    It quantises twice, and so composes the pipeline itself. In training the coarse grid is never
+    decoded without the fine one, so no prefix of the tokens decodes.
 
     Args:
         image_size: Height and width, in pixels; divisible by twice ``downsample_factor``.
@@ -88,7 +88,7 @@ class VQVAE2(ImageTokenizer):
         downsample_factor: Power of two f; the fine grid has (image_size / f)^2 tokens and the
             coarse one a quarter of that.
         codebook_size: Codes of the fine grid's codebook.
-        top_codebook_size: Codes of the coarse grid's; None for as many.
+        top_codebook_size: Codes of the coarse grid's codebook. None: ``codebook_size``.
         codebook_dim: Length of a code; 64 in the paper.
         channels: Hidden channels; 128 in the paper.
         num_blocks: Residual blocks in each of the four networks; 2 in the paper.
@@ -179,11 +179,11 @@ class VQVAE2(ImageTokenizer):
 
         Args:
             indices: int64 tokens, always T per image.
-            num_tokens: T or None: only all tokens decode.
+            num_tokens: T or None, since only all tokens decode.
 
         Raises:
             TokenError: If indices are outside the spec.
-            InputError: If ``num_tokens`` is another number.
+            InputError: If ``num_tokens`` is any other number.
         """
         total = self.token_spec.num_tokens
         if num_tokens not in (None, total):
@@ -195,11 +195,11 @@ class VQVAE2(ImageTokenizer):
         return self.decoder(self.token_space.to_latents(top, bottom))
 
     def embed(self, indices: Int[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
-        """Return the quantised vectors that tokens stand for, the coarse grid's first."""
+        """Return the quantised vectors of the tokens, the coarse grid's first."""
         return torch.cat(self._lookup(indices), dim=1)
 
     def decode_latents(self, latents: Float[Tensor, "b lc lh lw"]) -> Float[Tensor, "b c h w"]:
-        """Quantise continuous latents and decode them: what latent diffusion calls."""
+        """Quantise continuous latents and decode them, as latent diffusion does."""
         return self.decode(self._encode_grids(latents))
 
     # -- two grids -------------------------------------------------------------------------------

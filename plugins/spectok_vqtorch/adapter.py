@@ -52,9 +52,9 @@ class AdaptedQuantizer(Quantizer):
           | from_code     the library's map back
         z_q (B, N, D)
 
-    The library returns ``x + (codes - x).detach()``, which rounds, so that training would decode
-    slightly other vectors than ``lookup`` gives. Here both run the same operations on the same
-    codes, and are equal bit for bit.
+    The library returns ``x + (codes - x).detach()``, which rounds, so training would decode
+    slightly different vectors from those of ``lookup``. Here both run the same operations on the
+    same codes, and are equal bit for bit.
 
     Args:
         dim: Length D of each vector.
@@ -94,10 +94,10 @@ class AdaptedQuantizer(Quantizer):
         indices: Int[Tensor, "b n l"],
         losses: dict[str, Tensor],
     ) -> QuantizerOutput:
-        """Put together what :meth:`quantize` returns, and count the chosen codes.
+        """Assemble the result of :meth:`quantize`, and count the chosen codes.
 
         Args:
-            soft: What takes the gradient of the codes.
+            soft: What receives the gradient of the codes.
             indices: The chosen codes.
             losses: Weighted terms.
         """

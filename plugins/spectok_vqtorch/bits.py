@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok.errors import InputError
-from spectok.outputs import QuantizerOutput
+from spectok import InputError
+from spectok.quantizers import QuantizerOutput
 from spectok_vqtorch.adapter import AdaptedQuantizer, library
 from spectok_vqtorch.entropy import entropy_of_mean, entropy_per_vector
 
@@ -150,8 +150,8 @@ class LookupFreeQuantizer(SignQuantizer):
 class BinarySphericalQuantizer(SignQuantizer):
     """BSQ: Binary Spherical Quantization (Zhao, Xiong, Krähenbühl, ICLR 2025).
 
-    LFQ on the unit sphere: vectors are brought to length one, and the corners of the cube too, so
-    that the error of a code is bounded. See :class:`SignQuantizer` for the losses.
+    LFQ on the unit sphere: vectors and the corners of the cube are scaled to length one, which
+    bounds the quantisation error. See :class:`SignQuantizer` for the losses.
 
     Args:
         dim: Length D of each vector.
@@ -188,7 +188,7 @@ class BinarySphericalQuantizer(SignQuantizer):
         )
 
     def to_code(self, z: Float[Tensor, "b n D"]) -> Float[Tensor, "b n d"]:
-        """Map linearly to one dimension per bit, then to length one."""
+        """Map linearly to one dimension per bit, then scale to length one."""
         return F.normalize(super().to_code(z), dim=-1)
 
 
@@ -232,10 +232,10 @@ class ResidualLookupFreeQuantizer(SignQuantizer):
 
 
 def corners(sign: Any, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-    """Return the corners of a cube that indices stand for, computed from their bits.
+    """Return the corners of the cube that indices stand for, computed from their bits.
 
-    The library's table of them is a buffer that is not saved, and would be rounded by a model that
-    is loaded in another precision.
+    The library keeps a table of them in a buffer that is not saved, and that loading a model in
+    another precision would round.
     """
     bits = (indices.unsqueeze(-1) & sign.mask) != 0
     return sign.bits_to_codes(bits.float())

@@ -16,25 +16,25 @@ SMALLEST = 1e-12
 def entropy_per_vector(logits: Float[Tensor, "p d"]) -> Float[Tensor, ""]:
     """Return the mean entropy, in nats, of the code given a vector.
 
-    The d bits of a code are independent given the vector, so it is the sum of theirs (Yu et al.
-    2024, section 3.1 of MAGVIT-v2).
+    The d bits of a code are independent given the vector, so it is the sum of their entropies
+    (Yu et al. 2024, MAGVIT-v2, section 3.1).
 
     Args:
-        logits: Of each bit being set.
+        logits: Logit of each bit being set.
     """
     bits = F.softplus(logits) - logits * logits.sigmoid()
     return bits.sum(-1).mean()
 
 
 def entropy_of_mean(logits: Float[Tensor, "p d"]) -> Float[Tensor, ""]:
-    """Return the entropy, in nats, of a code of all vectors of all ranks together.
+    """Return the entropy, in nats, of the codes of all vectors of all ranks together.
 
     The mean over vectors of a product over bits does not factorise, but it is one matrix product:
     with ``a_i`` the distribution of a vector's first bits and ``b_i`` that of the others, it is the
-    mean of ``a_i b_iᵀ``. For K codes that takes ``2 √K`` numbers per vector and not K.
+    mean of ``a_i b_iᵀ``. For K codes that takes ``2 √K`` numbers per vector instead of K.
 
     Args:
-        logits: Of each bit being set.
+        logits: Logit of each bit being set.
     """
     half = logits.shape[1] // 2
     first, rest = joint(logits[:, :half]), joint(logits[:, half:])

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok.errors import InputError
-from spectok.outputs import QuantizerOutput
+from spectok import InputError
+from spectok.quantizers import QuantizerOutput
 from spectok_vqtorch.adapter import AdaptedQuantizer, library
 
-FEWEST, MOST = 3, 8  # values of one dimension among which default_levels chooses
+FEWEST, MOST = 3, 8  # values per dimension that default_levels chooses from
 
 Levels = list[Annotated[int, Field(ge=FEWEST)]]
 
@@ -30,9 +30,10 @@ class FiniteScalarQuantizer(AdaptedQuantizer):
     Args:
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
-        codebook_size: Codes: points of the grid. Only used where ``levels`` is not given.
+        codebook_size: Codes, the points of the grid. Used only if ``levels`` is not given.
         levels: Values per dimension, each at least 3; the paper advises 5 or more. Their product is
-            the vocabulary. By default the fewest numbers from 3 to 8 of product ``codebook_size``.
+            the vocabulary. By default the fewest numbers from 3 to 8 whose product is
+            ``codebook_size``.
 
     Raises:
         InputError: If ``codebook_size`` is no such product.
@@ -75,7 +76,7 @@ class ResidualFiniteScalarQuantizer(AdaptedQuantizer):
     Args:
         dim: Length D of each vector.
         num_tokens: Number N of vectors per image.
-        codebook_size: Codes per level. Only used where ``levels`` is not given.
+        codebook_size: Codes per level. Used only if ``levels`` is not given.
         levels: Values per dimension, each at least 3; their product is the vocabulary of one level.
         num_levels: Levels L; an image takes ``N L log2(codebook_size)`` bits.
 

@@ -1,4 +1,4 @@
-"""SimVQ: all codes move together, for they are one linear map of fixed vectors."""
+"""SimVQ: all codes move together, as one linear map of fixed vectors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok.outputs import QuantizerOutput
-from spectok.quantizers import codebook_losses, nearest_codes
+from spectok.quantizers import QuantizerOutput, codebook_losses, nearest_codes
 from spectok_vqtorch.adapter import AdaptedQuantizer, library
 
 
@@ -25,7 +24,7 @@ class TransformedQuantizer(AdaptedQuantizer):
         num_levels: Levels L, each with its own C and W.
         codebook_weight: Weight of ``|sg[z] - e|^2``, which moves W; summed over levels.
         commitment_weight: Weight of ``|z - sg[e]|^2``, summed over levels.
-        rotate: Whether the gradient is turned and scaled as z is on its way to the code.
+        rotate: Whether the gradient is rotated and scaled as z is onto its code.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class TransformedQuantizer(AdaptedQuantizer):
     def turned(
         self, z: Float[Tensor, "b n d"], codes: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b n d"]:
-        """Return z turned and scaled onto the codes (Fifty et al. 2024), or z as it is."""
+        """Return z rotated and scaled onto the codes (Fifty et al. 2024), or z itself."""
         if not self.rotate:
             return z
         from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
@@ -88,8 +87,8 @@ class TransformedQuantizer(AdaptedQuantizer):
 class SimVQuantizer(TransformedQuantizer):
     """SimVQ (Zhu, Li, Xin, Xu, "Addressing Representation Collapse", 2024).
 
-    The codes are a linear map of fixed random vectors. A code that nothing chooses moves with the
-    map when others pull at it, so that the codebook stays in use as a whole.
+    The codes are a linear map of fixed random vectors. When chosen codes move the map, codes that
+    nothing chooses move with it, so the whole codebook stays in use.
 
     Args:
         dim: Length D of each vector.
@@ -97,7 +96,7 @@ class SimVQuantizer(TransformedQuantizer):
         codebook_size: Codes K.
         codebook_weight: Weight of ``|sg[z] - e|^2``.
         commitment_weight: Weight of ``|z - sg[e]|^2``.
-        rotate: Whether the gradient follows the rotation trick (Fifty et al. 2024), as the library
+        rotate: Whether the gradient uses the rotation trick (Fifty et al. 2024), as the library
             advises, or passes straight through, as in the paper.
     """
 
@@ -132,7 +131,7 @@ class ResidualSimVQuantizer(TransformedQuantizer):
         num_levels: Levels L; an image takes ``N L log2(K)`` bits.
         codebook_weight: Weight of ``|sg[r] - e|^2``, summed over levels.
         commitment_weight: Weight of ``|r - sg[e]|^2``, summed over levels.
-        rotate: Whether the gradient follows the rotation trick (Fifty et al. 2024).
+        rotate: Whether the gradient uses the rotation trick (Fifty et al. 2024).
     """
 
     def __init__(

@@ -275,7 +275,9 @@ def test_terms_that_are_not_there_are_refused_at_the_first_step(tmp_path, vqvae)
     late = {"start_step": 100}
     with pytest.raises(ConfigError, match=r"losses\.replaces: 'recon' is not a term of this tok"):
         train(tmp_path / "a", vqvae, losses=LossConfig(replaces=("recon",), start_step=100))
-    with pytest.raises(ConfigError, match=r"balance: 'perceptual' is not a term when .* there are"):
+    with pytest.raises(
+        ConfigError, match=r"balance: 'perceptual' is not a term when .* the terms then are"
+    ):
         train(tmp_path / "b", vqvae, adversarial=against(balance=["perceptual"], **late))
     everything = LossConfig(replaces=("reconstruction",), frequency=1.0)
     with pytest.raises(ConfigError, match=r"balance: 'reconstruction' is not a term when"):

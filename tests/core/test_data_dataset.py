@@ -54,6 +54,11 @@ class TestPreprocessing:
         with pytest.raises(UnreadableImage, match="100×100, where 178×218 is expected"):
             preprocessing(gradient(100, 100))
 
+    @pytest.mark.parametrize(("side", "first"), [(8, 2), (9, 2), (11, 4)])
+    def test_a_crop_that_cannot_be_central_begins_at_the_even_pixel(self, side, first):
+        pixels = Preprocessing((("center_crop", 4),))(gradient(side, 8))
+        assert pixels[0, 0].tolist() == [first, first + 1, first + 2, first + 3]
+
     def test_fit_never_enlarges(self):
         assert fit_box(178, 218, 128) == (0, 11, 128, 105)
         assert fit_box(10, 20, 256) == (118, 123, 20, 10)

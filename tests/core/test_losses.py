@@ -91,6 +91,11 @@ def test_adaptive_weight_equals_lengths(checked_shapes):
     assert torch.isclose((weight * generator).norm(), reference.norm())
 
 
+def test_adaptive_weight_adds_epsilon_to_the_length_that_divides():
+    weight = adaptive_weight(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]), epsilon=0.5)
+    assert float(weight) == 5 / (2 + 0.5)
+
+
 def test_adaptive_weight_has_a_limit_and_no_gradient():
     reference = torch.ones(3, requires_grad=True)
     weight = adaptive_weight(reference, torch.zeros(3), 1e-6)

@@ -154,6 +154,13 @@ def test_levels_of_different_sizes_are_split_where_they_should_be():
     assert second["perplexity"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
 
 
+def test_perplexity_weighs_levels_by_how_many_tokens_they_serve():
+    spec = TokenSpec((Level((1,), 2), Level((3,), 4)))
+    found = codebook_statistics(spec, count(spec, [[0, 0, 1, 2], [0, 2, 1, 0]]))
+    assert [level["perplexity"] for level in found["levels"]] == pytest.approx([1.0, 3.0])
+    assert found["perplexity"] == pytest.approx((2 * 1 + 6 * 3) / 8)
+
+
 def test_results_name_no_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert shown_path(tmp_path / ".cache" / "torch") == "~/.cache/torch"

@@ -16,7 +16,7 @@ from torch import nn
 from spectok.data import DataConfig
 from spectok.distributed import draw_per_sample
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
-from spectok.loading import load_tokenizer
+from spectok.loading import create_quantizer, load_tokenizer
 from spectok.recipes.yaml12 import parse_yaml
 from spectok.training import (
     Callbacks,
@@ -224,6 +224,12 @@ def test_learning_rate_schedules():
     assert cosine[:4] == [0.25, 0.5, 0.75, 1.0]
     assert all(a > b for a, b in itertools.pairwise(cosine[3:9]))
     assert cosine[8:] == [0.0] * 4  # and it does not rise again
+
+
+def test_cosine_schedule_against_its_values_at_the_quarters():
+    config = TrainConfig(steps=8, lr_schedule="cosine", warmup_steps=4)
+    quarters = [learning_rate_factor(config, step) for step in range(4, 9)]
+    assert quarters == pytest.approx([1, (2 + 2**0.5) / 4, 1 / 2, (2 - 2**0.5) / 4, 0])
 
 
 def test_weight_decay_spares_vectors_and_codes(vqvae):
@@ -452,3 +458,16 @@ def test_edited_codes_are_taken_over_and_the_others_averaged(vqvae):
     shadow = ema.shadow["quantizer.codebook"]
     assert shadow[0, 3].eq(7).all()
     assert shadow[0, 2].allclose(codebook[0, 2] - 1)
+
+
+def test_training_takes_codes_into_the_average_as_they_were_edited(tmp_path):
+    model = nn.Linear(4, 1)
+    model.codes = create_quantizer("vq", dim=2, num_tokens=1, codebook_size=3)
+    start = model.codes.codebook.detach().clone()
+
+    def edit(model, optimizers):
+        model.codes.codebook.data[0, 1] += 1
+
+    fit_points(tmp_path, model=model, callbacks=Callbacks(after_step=edit), ema_decay=0.9)
+    moved = model.codes.codebook.detach() - start  # the averaged weights, after six steps
+    assert moved[0].flatten().tolist() == pytest.approx([0, 0, 6, 6, 0, 0])

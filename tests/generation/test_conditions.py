@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from spectok import Level, TokenSpec
 from spectok.errors import InputError
+from spectok_generation import create_prior
 from spectok_generation.conditions import TextFeatures, check_text, hide, join
 
 
@@ -43,6 +45,19 @@ def test_conditions_are_hidden_one_by_one():
     text = texts([2, 5, 1])
     assert hide(text, hidden, 0).mask.sum(1).tolist() == [0, 5, 0]
     assert text.mask.sum(1).tolist() == [2, 5, 1]
+
+
+def test_as_many_conditions_are_hidden_as_stated_and_only_in_training():
+    spec = TokenSpec((Level((2,), 2),))
+    options = {"num_layers": 1, "num_heads": 1, "width": 4}
+    prior = create_prior("gpt", spec, num_classes=3, condition_dropout=0.25, **options)
+    labels = torch.arange(6000) % 3
+    torch.manual_seed(0)
+    dropped = prior.train().drop_condition(labels)
+    hidden = dropped == 3  # the number after the last class stands for none
+    assert 0.22 < hidden.float().mean() < 0.28
+    assert torch.equal(dropped[~hidden], labels[~hidden])
+    assert torch.equal(prior.eval().drop_condition(labels), labels)
 
 
 def test_bad_input():

@@ -139,6 +139,17 @@ def test_conditions_count_and_guidance_of_one_is_the_condition(kind):
     assert (draw(condition, 3.0) - conditional).abs().max() > 1e-2
 
 
+def test_guidance_goes_beyond_the_condition_in_proportion_to_the_scale():
+    """One Euler step is linear in the prediction, so the latents show the formula."""
+    prior, labels = build(prediction="flow", num_classes=4, condition_dropout=0.2), torch.arange(4)
+    without, conditional, guided = (
+        sample_latents(prior, range(4), labels, options=DiffusionOptions("flow", 1, guidance))
+        for guidance in (0.0, 1.0, 3.0)
+    )
+    assert (conditional - without).abs().max() > 0.01
+    assert torch.allclose(guided, without + 3 * (conditional - without), atol=1e-4)
+
+
 def test_a_text_without_tokens_is_no_text():
     prior = build(text={"width": 12}, condition_dropout=0.2)
     empty = TextFeatures(texts().features, torch.zeros(5, 6, dtype=torch.bool))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -60,6 +61,15 @@ def test_a_prior_learns_a_trained_tokenizers_tokens(any_tokenizer, tmp_path):
     tokens = sample_tokens(prior, 12, labels, seed=3)
     assert torch.equal(tokens, sample_tokens(result.model, 12, labels, seed=3))
     assert decode_tokens(tokenizer, tokens, batch_size=5).shape == (12, 1, 16, 16)
+
+
+def test_a_missing_tracker_is_refused_before_a_tokenizer_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as where it is not installed
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY_TOKENIZER)
+    with pytest.raises(ConfigError, match=r"pip install 'spectok\[tensorboard\]'"):
+        train_prior(recipe_for(file, train={"tracker": "tensorboard"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_recipes_tokenizer_is_trained_first_and_kept(tmp_path):

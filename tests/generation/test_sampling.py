@@ -13,6 +13,7 @@ from spectok.training.launch import accelerated
 from spectok.training.train_config import TrainConfig
 from spectok_generation import SamplingOptions, create_prior, sample_tokens
 from spectok_generation.conditions import TextFeatures
+from spectok_generation.guidance import Predictor
 from spectok_generation.sampling import Known, draw_tokens, image_uniforms, sample_batch
 
 TINY = {"num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0}
@@ -172,6 +173,16 @@ def test_guidance(prior):
     assert torch.equal(sample_batch(prior, range(4), labels, options=zero), no_class)
 
 
+def test_guided_logits_go_beyond_the_condition_in_proportion_to_the_scale(prior):
+    labels, tokens = torch.tensor([0, 1, 2, 0]), torch.zeros(4, 0, dtype=torch.int64)
+    with torch.no_grad():
+        without, conditional, guided = (
+            Predictor(prior, labels, 4, scale=scale).logits(tokens) for scale in (0.0, 1.0, 3.0)
+        )
+    assert (conditional - without).abs().max() > 0.01
+    assert torch.allclose(guided, without + 3 * (conditional - without), atol=1e-5)
+
+
 def test_guidance_ends_and_begins_where_told(prior):
     """Within an interval tokens are those of guidance, outside of it those of no guidance."""
     length, labels = prior.token_spec.num_tokens, torch.tensor([0, 1, 2, 0])
@@ -202,6 +213,13 @@ def test_guidance_ends_and_begins_where_told(prior):
             assert torch.equal(tokens[:, first:last], expected[:, first:last])
         if begin == 0:
             assert torch.equal(tokens[:, :end], everywhere[:, :end])
+
+
+def test_an_interval_begins_and_ends_at_the_nearest_place():
+    options = {"num_classes": 3, "condition_dropout": 0.1}
+    prior = create_prior("gpt", TokenSpec((Level((6,), 4),)), **options, **TINY)
+    guided = Predictor(prior, torch.tensor([0]), 1, scale=2.0, interval=(0.3, 0.7)).guided
+    assert guided == range(2, 4)  # of 1.8 and 4.2
 
 
 def test_guidance_pulls_towards_the_class(prior):

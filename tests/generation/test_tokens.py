@@ -140,7 +140,7 @@ def test_damaged_caches_are_refused(tokenizer_folder, tmp_path):
     header.unlink()
     with pytest.raises(CheckpointError, match="holds no token cache"):
         TokenCache(folder)
-    with pytest.raises(CheckpointError, match="holds no token cache"):
+    with pytest.raises(CheckpointError, match="something other than a token cache"):
         extract_tokens(load_tokenizer(tokenizer_folder), digits(), folder)
 
 

@@ -423,10 +423,11 @@ def test_codes_turn_towards_the_mean_direction_of_their_members():
     quantizer.after_step()
     for k in range(6):
         members = F.normalize(z.reshape(-1, 3)[chosen == k], dim=-1)
-        expected = old[k]
-        if len(members):
-            blend = 0.8 * old[k] + 0.2 * F.normalize(members.mean(0), dim=-1)
-            expected = F.normalize(blend, dim=-1)
+        if not len(members):
+            assert torch.equal(quantizer.codebook[0, k], old[k])
+            continue
+        blend = 0.8 * old[k] + 0.2 * F.normalize(members.mean(0), dim=-1)
+        expected = F.normalize(blend, dim=-1)
         assert torch.allclose(quantizer.codebook[0, k], expected, atol=1e-6)
 
 

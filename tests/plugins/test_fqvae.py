@@ -17,7 +17,7 @@ from spectok_fqvae.analysis import CodeStudy, study_codes
 from spectok_fqvae.filters import independent_bins, start_filters
 from spectok_fqvae.graph import GraphGate
 from spectok_fqvae.pictures import draw_codes
-from spectok_fqvae.quantizer import correlations
+from spectok_fqvae.quantizer import correlations, yields
 from spectok_fqvae.token_space import map_sizes
 
 GRID = {"downsample_factor": 4, "num_tokens": 16, "codebook_dim": 8}
@@ -228,6 +228,24 @@ def test_only_the_less_used_of_two_equal_codes_moves():
     resistance = q.resistance()[0]
     assert resistance[0] < 1e-3
     assert (resistance[1:] > 100).all()
+
+
+def test_of_two_equally_used_codes_the_one_of_larger_index_moves():
+    usage, partner = torch.tensor([[0.3, 0.3, 0.1, 0.4]]), torch.tensor([[1, 0, 3, 2]])
+    assert yields(usage, partner).tolist() == [[False, True, True, False]]
+
+
+def test_moving_a_code_away_clears_its_moments_and_no_others():
+    q = quantizer("cvq", codebook_size=2)
+    with torch.no_grad():
+        q.codebook[0] = torch.tensor([[1.0, 1, 1, 1], [90, 90, 90, 90]])
+    optimizer = torch.optim.Adam(q.parameters())
+    output = q(torch.ones(8, 1, 4) + 0.1)
+    torch.stack(list(output.losses.values())).sum().backward()
+    optimizer.step()
+    moments = optimizer.state[q.codebook]["exp_avg"].fill_(1.0)
+    q.after_step([optimizer])
+    assert moments[0].tolist() == [[1] * 4, [0] * 4]  # the first code is chosen and stays
 
 
 def test_closest_anchor_is_the_nearest_vector_of_all_micro_batches():

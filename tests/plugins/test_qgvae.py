@@ -137,6 +137,15 @@ def test_reset_halves_the_load_of_split_codes():
     assert (share / 64).max() < 0.75  # one code served everything before the first reset
 
 
+def test_reset_divides_the_frequency_of_a_split_code_between_the_two():
+    quantizer = voronoi(num_codebooks=2, codebook_size=3)
+    quantizer.frequency.copy_(torch.tensor([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]))
+    quantizer.magnitude.copy_(torch.tensor([[0, 5.0, 1.0], [1.0, 0, 2.0]]))
+    quantizer.reset([])
+    expected = [[0.4, 0.4, 0.1], [0.2, 0.3, 0.3]]
+    assert quantizer.frequency.tolist() == [pytest.approx(row) for row in expected]
+
+
 def test_reset_clears_the_moments_of_moved_codes_only():
     quantizer = voronoi(num_codebooks=1)
     optimizer = torch.optim.Adam(quantizer.parameters())
@@ -257,6 +266,18 @@ def test_tokens_after_the_prefix_have_no_effect_and_those_before_do():
             earlier[:, k - 1] = (earlier[:, k - 1] + 1) % 8
             assert not torch.equal(model.decode(earlier, num_tokens=k), reference)
     assert torch.equal(model.decode(indices, num_tokens=6), model.decode(indices))
+
+
+def test_a_prefix_of_places_with_several_codes_each_keeps_those_places_alone():
+    model = tiny(prefix_probability=0.3, quantizer={"name": "rq", "num_levels": 2}).eval()
+    assert model.token_spec.decodable_prefixes == (0, 2, 4, 6, 8, 10, 12)
+    indices = torch.randint(8, (1, 12))
+    later, earlier = indices.clone(), indices.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 8
+    earlier[:, 3] = (earlier[:, 3] + 1) % 8
+    reference = model.decode(indices, num_tokens=4)
+    assert torch.equal(model.decode(later, num_tokens=4), reference)
+    assert not torch.equal(model.decode(earlier, num_tokens=4), reference)
 
 
 def test_prefixes_are_drawn_for_the_stated_share_and_only_in_training():

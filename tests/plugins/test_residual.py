@@ -87,6 +87,17 @@ def test_a_shared_codebook_follows_the_residuals_of_all_depths(z):
         assert torch.allclose(quantizer.codebook[0, k], seen[chosen == k].mean(0), atol=1e-5)
 
 
+def test_revival_restarts_the_running_mean_of_the_depths_codebook(z):
+    quantizer = rq(num_levels=2, shared_codebook=False)
+    quantizer(z)
+    quantizer.after_step()
+    before = quantizer.ema_sums.clone()
+    quantizer.set_codes(1, torch.tensor([3]), torch.full((1, 4), 7.0))
+    mean = quantizer.ema_sums[1, 3] / quantizer.ema_counts[1, 3]
+    assert torch.allclose(mean, torch.tensor(7.0))
+    assert torch.equal(quantizer.ema_sums[0], before[0])
+
+
 def test_memory_is_bounded_with_more_codes():
     QuantizerConformance().test_memory_is_bounded(lambda: small_quantizer("rq", codebook_size=256))
 
@@ -104,6 +115,19 @@ def test_rqvae_reads_a_place_and_then_the_next_or_all_of_a_depth():
     assert (model.token_spec.order, model.token_spec.prefix) == ("level", "levels")
     indices = model.encode(torch.rand(1, 1, 16, 16))
     assert model.decode(indices, num_tokens=16).shape == (1, 1, 16, 16)
+
+
+def test_a_prefix_of_levels_decodes_from_all_of_them_and_no_later_one():
+    model = small_tokenizer("rqvae", token_order="level").eval()
+    length = model.token_spec.levels[0].num_tokens
+    indices = model.encode(torch.rand(1, 1, 16, 16))
+    for k in (length, 2 * length, 3 * length):
+        last, later = indices.clone(), indices.clone()
+        last[:, k - 1] = (last[:, k - 1] + 1) % model.token_spec.vocab_sizes[k - 1]
+        later[:, k] = (later[:, k] + 1) % model.token_spec.vocab_sizes[k]
+        reference = model.decode(indices, num_tokens=k)
+        assert torch.equal(model.decode(later, num_tokens=k), reference)
+        assert not torch.equal(model.decode(last, num_tokens=k), reference)
 
 
 def test_a_quantizer_of_one_level_has_no_order_to_choose():
@@ -164,12 +188,12 @@ def test_codebooks_across_parts_are_refused():
 
 
 def test_dropped_images_are_decoded_from_their_top_codes():
-    quantizer = hq(num_parts=2, bottom_dropout=0.5)
+    quantizer = hq(num_parts=2, bottom_dropout=0.2)
     z = torch.randn(64, 6, 8)
     output = quantizer(z)
     tops, wholes = (quantizer.lookup(output.indices[..., :k]) for k in (1, 3))
     dropped = (output.z_q == tops).flatten(1).all(1)
-    assert 16 < dropped.sum() < 48
+    assert 4 < dropped.sum() < 24
     assert torch.equal(output.z_q[~dropped], wholes[~dropped])
     assert torch.equal(quantizer.eval()(z).z_q, wholes)
 
@@ -193,6 +217,16 @@ def test_any_quantizer_serves_as_top_or_bottom(top, bottom):
     with torch.no_grad():
         assert torch.allclose(model.decode(indices), model(images).reconstruction, atol=1e-5)
     assert torch.equal(model.quantizer.top.num_steps, torch.tensor(1))
+
+
+def test_both_quantizers_forget_a_skipped_step():
+    quantizer = hq(num_parts=2)
+    quantizer(torch.randn(4, 6, 8))
+    assert quantizer.top.pending_counts.any()
+    assert quantizer.bottom.pending_counts.any()
+    quantizer.skip_step()
+    assert not quantizer.top.pending_counts.any()
+    assert not quantizer.bottom.pending_counts.any()
 
 
 def test_hqvae_reads_local_pyramids():

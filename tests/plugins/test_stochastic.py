@@ -77,6 +77,21 @@ def test_codes_are_drawn_with_their_probabilities(name):
     assert torch.allclose(drawn, log_q.exp(), atol=0.03)
 
 
+def test_training_mixes_codes_as_the_formula_says():
+    """z_q = Σ_k softmax((log q + g) / τ)_k e_k, each position with its own codebook and noise."""
+    quantizer = far_along(make("gumbel", anneal_steps=100, num_codebooks=2), 50)
+    z, seeds = torch.randn(2, 6, 4), [3, 4]
+    mixed, _ = quantizer.relax(z, seeds)
+    noise = relaxation.gumbel_noise(seeds, (6, 8), z.device)
+    assert 0.1 < quantizer.temperature < 0.9
+    for position in range(6):
+        group = position // 3
+        logits = z[:, position] @ quantizer.to_logits[group].T + quantizer.bias[group]
+        log_q = logits.log_softmax(-1)
+        weights = ((log_q + noise[:, position]) / quantizer.temperature).softmax(-1)
+        assert torch.allclose(mixed[:, position], weights @ quantizer.codebook[group], atol=1e-5)
+
+
 # -- SQ-VAE ---
 
 

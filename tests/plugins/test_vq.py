@@ -99,6 +99,18 @@ def test_a_revived_code_survives_ten_updates():
     assert (quantizer.encode(data) == 2).any()
 
 
+def test_a_revived_code_is_its_own_running_mean():
+    quantizer = make("ema", num_codebooks=2)
+    quantizer(torch.randn(16, 4, 3))
+    quantizer.after_step()
+    counts, sums = quantizer.ema_counts.clone(), quantizer.ema_sums.clone()
+    quantizer.set_codes(1, torch.tensor([2]), torch.full((1, 3), 7.0))
+    mean = quantizer.ema_sums[1, 2] / quantizer.ema_counts[1, 2]
+    assert torch.allclose(mean, torch.tensor(7.0))
+    assert torch.allclose(quantizer.ema_counts[1, 2], counts[1].mean())
+    assert torch.equal(quantizer.ema_sums[0], sums[0])
+
+
 def test_revival_can_be_turned_off():
     quantizer = make("ema", num_tokens=1, codebook_size=4, revive_below=0.0, revive_every=1)
     quantizer(torch.randn(16, 1, 3))

@@ -136,6 +136,20 @@ def test_codes_keep_their_precision_when_loaded_in_another(name, tmp_path):
     assert torch.equal(loaded.quantizer.lookup(indices), model.quantizer.lookup(indices))
 
 
+def test_each_level_has_frequencies_of_its_own(z):
+    quantizer = make("residual_simvq", num_levels=2, codebook_size=32)
+    quantizer(torch.randn(z.shape))
+    quantizer.skip_step()  # leaves no trace
+    expected = torch.full((2, 32), 1 / 32)
+    for batch in (z, 2 * z):
+        indices = quantizer(batch).indices  # (B, N, L)
+        quantizer.after_step()
+        counts = [torch.bincount(level.flatten(), minlength=32) for level in indices.unbind(-1)]
+        expected = 0.99 * expected + 0.01 * torch.stack(counts) / 128
+        assert torch.allclose(quantizer.frequency, expected, atol=1e-6)
+    assert int(quantizer.num_steps) == 2
+
+
 def test_without_the_library_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     assert set(NAMES) <= set(spectok.list_quantizers())

@@ -2,7 +2,7 @@
 
 Each module of this package adds one group of commands; plugins add theirs through the hook
 ``spectok_commands``. Nothing here imports torch, diffusers, transformers, datasets or pydantic:
-commands import what they need when they run, so that ``spectok --help`` answers at once.
+commands import what they need when they run, so ``spectok --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not debug:  # what goes wrong is said in our own words; libraries need not add theirs
+    if not debug:  # we report errors ourselves; libraries need not add theirs
         for library in ("DIFFUSERS", "TRANSFORMERS"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with _one_line_warnings(debug):
@@ -128,4 +128,4 @@ def _global_options(
     ),
     debug: bool = typer.Option(False, "--debug", help="Show the full trace of an error."),
 ) -> None:
-    """Accept the options that every command has."""
+    """Accept the options common to all commands."""

@@ -1,7 +1,7 @@
 """``spectok train``: train a tokenizer from a key, a recipe or a file.
 
-``train`` is a group of commands: plugins add their own (``spectok train prior``), and any other
-first word is what ``spectok train tokenizer`` takes.
+``train`` is a group of commands, to which plugins add their own (``spectok train prior``). Words
+that begin with none of them are those of ``spectok train tokenizer``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FallThroughGroup(TyperGroup):
     """A group in which an unknown first word goes to the command ``tokenizer``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Name the command that the words leave out."""
+        """Put the command's name first where the words leave it out."""
         if args and args[0] not in self.commands and args[0] != "--help":
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
@@ -125,7 +125,7 @@ def default_output(name: str, recipe: TokenizerRecipe) -> Path:
     """
     path, data = Path(name), recipe.data
     if path.name == RUN_RECIPE:
-        return path.parent  # the recipe that a run wrote stands for that run
+        return path.parent  # a run's own recipe stands for that run
     is_file = path.suffix in (".yaml", ".yml")
     words = (
         [path.stem] if is_file else [w for w in path.parts if w not in (recipe.folder, "default")]
@@ -135,7 +135,7 @@ def default_output(name: str, recipe: TokenizerRecipe) -> Path:
 
 
 def name_of_data(data: DataConfig) -> str:
-    """Return what to call a data set: a pattern such as ``shards/*.tar`` by its folder."""
+    """Return a short name for a data set; ``shards/*.tar`` is named after its folder."""
     if data.path is None or data.name not in OWN_DATA:
         return data.name
     images = Path(data.path)

@@ -95,7 +95,7 @@ def _list_files(root: Path) -> _Listing:
 
 
 def _split_directory(listing: _Listing, split: str) -> tuple[str, bool]:
-    """Return the sub-directory of a split, and whether it is that split in full."""
+    """Return the sub-directory of a split, and whether it is the whole split."""
     splits = [name for name in _top_directories(listing) if name in KNOWN_SPLITS]
     if not any(name in splits for name in SPLIT_NAMES["train"]):
         return "", False

@@ -29,7 +29,7 @@ POSITIONS = "positions"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a tokenizer is evaluated.
+    """Settings of an evaluation.
 
     Args:
         batch_size: Images at once; affects only speed and memory.

@@ -26,7 +26,7 @@ def evaluate_reconstruction(
     more: Mapping[str, SetMetric] | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure what a tokenizer keeps of a data set, and what it spends on it.
+    """Measure what a tokenizer keeps of a data set, and the bits it spends.
 
     If the data has an added border, image metrics are computed inside it.
 

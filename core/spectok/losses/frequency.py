@@ -17,15 +17,15 @@ def focal_frequency(
     """Return the squared distance of spectra, weighted by how far each frequency is off (Eq. 8-10).
 
     The weight of a frequency is its distance to the power ``alpha``, divided by the largest of its
-    image and channel; no gradient passes through it. So it is in the released code, and FA-VAE
-    trained with that; FA-VAE's Eq. 6 shows the weight neither divided nor cut off.
+    image and channel; no gradient passes through it. That is what the released code does, with
+    which FA-VAE was trained; FA-VAE's Eq. 6 shows the weight neither divided nor detached.
 
-    Spectra are orthonormal, and float32 whatever the autocast.
+    Spectra are orthonormal, and computed in float32 even under autocast.
 
     Args:
         prediction: Images or features.
         target: What they should be.
-        alpha: How much harder the loss looks at what is far off; 0 weighs all frequencies alike.
+        alpha: How strongly the loss favours frequencies that are far off; 0 weighs all equally.
     """
     with torch.autocast(prediction.device.type, enabled=False):
         difference = prediction.float() - target.float()

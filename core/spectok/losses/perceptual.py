@@ -4,7 +4,7 @@ R. Zhang, P. Isola, A. A. Efros, E. Shechtman, O. Wang. *The Unreasonable Effect
 Features as a Perceptual Metric.* CVPR 2018.
 
 The package ``lpips`` brings the learned linear heads; the backbone they were learned on is a file
-of torchvision, up to half a gigabyte, which is read from this machine and never replaced by random
+of torchvision's, up to half a gigabyte. It is read from this machine and never replaced by random
 weights.
 """
 
@@ -106,8 +106,8 @@ def cached_backbone(network: str) -> Path:
     """Return torchvision's file of a backbone in torch's cache, checked against its hash.
 
     Raises:
-        CheckpointError: If it is not there: names the file and where it belongs; or if its content
-            is not what its name says.
+        CheckpointError: If it is missing (names the file and where it belongs), or its content does
+            not match its name.
     """
     file = BACKBONES[network].file
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -133,10 +133,10 @@ def file_hash(path: Path) -> str:
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Read a backbone's convolutions by torchvision's names, without ``features.`` before them.
+    """Read a backbone's convolutions under torchvision's names, less the prefix ``features.``.
 
     Raises:
-        CheckpointError: If the file is missing or is not one of tensors alone.
+        CheckpointError: If the file is missing or holds anything but tensors.
     """
     tensors = {k: v for k, v in read_weights(path).items() if k.startswith(PREFIX)}
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
@@ -146,7 +146,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a file of weights: floating-point numbers as float32.
 
     Raises:
-        CheckpointError: If the file is missing or is not one of tensors alone.
+        CheckpointError: If the file is missing or holds anything but tensors.
     """
     try:
         if path.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""Distances between pixels: means over everything, in float32 whatever the autocast.
+"""Distances between pixels: means over everything, in float32 even under autocast.
 
 Images are in [-1, 1]. On the [0, 1] scale of some papers L1 is half of this, L2 a quarter.
 """

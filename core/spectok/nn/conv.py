@@ -41,7 +41,7 @@ class ConvEncoder(nn.Sequential):
         channels: Hidden channels.
         num_blocks: Residual blocks.
         residual_channels: Hidden channels of a residual block.
-        downsample_factor: Power of two; height and width shrink by it.
+        downsample_factor: Power of two by which height and width shrink.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ConvDecoder(nn.Sequential):
         channels: Hidden channels.
         num_blocks: Residual blocks.
         residual_channels: Hidden channels of a residual block.
-        downsample_factor: Power of two; height and width grow by it.
+        downsample_factor: Power of two by which height and width grow.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Discriminators that any tokenizer can be trained against.
 
-A discriminator is a module made with ``image_shape=(C, H, W)`` and options of its own; it takes
-images in [-1, 1] to logits of any shape, which rise for real ones.
+A discriminator is a module built from ``image_shape=(C, H, W)`` and its own options. It maps images
+in [-1, 1] to logits of any shape; higher means real.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class PatchGAN(nn.Sequential):
     """One logit per overlapping patch: Isola et al. 2017, as VQGAN uses it.
 
     4x4 convolutions: ``num_layers`` of stride 2, one of stride 1, and one of stride 1 to the
-    logits; LeakyReLU(0.2) between them, norms except after the first. Three layers see patches of
-    70 pixels.
+    logits, with LeakyReLU(0.2) between them and a norm after all but the first and the last. With
+    ``num_layers`` 3, a patch is 70 pixels wide.
 
     Args:
         image_shape: ``(C, H, W)`` of the images.
         num_layers: Convolutions of stride 2.
-        channels: Channels after the first; they double with each, up to eight times as many.
-        norm: ``group``, or the ``batch`` of VQGAN. Batch norm uses the statistics of what one
-            process sees in one micro-batch, so results then depend on how a batch is split.
+        channels: Channels after the first layer; each further layer doubles them, up to eightfold.
+        norm: ``"group"``, or ``"batch"`` as in VQGAN. Batch norm uses the statistics of one process
+            and one micro-batch, so results then depend on how a batch is split.
 
     Raises:
-        InputError: If the images are too small for so many layers.
+        InputError: If the images are too small for that many layers.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class PatchGAN(nn.Sequential):
 def make_norm(kind: str, channels: int) -> nn.Module:
     """Return a norm with a gain and a bias.
 
-    Batch norm keeps no running statistics: a discriminator is never in eval mode, and ranks would
-    disagree on them.
+    Batch norm keeps no running statistics: a discriminator never runs in eval mode, and the
+    statistics would differ between ranks.
     """
     if kind == "batch":
         return nn.BatchNorm2d(channels, track_running_stats=False)
@@ -77,7 +77,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
 
 
 def init_small(module: nn.Module) -> None:
-    """Draw weights from N(0, 0.02), gains of norms from N(1, 0.02); biases of norms are zero."""
+    """Draw weights from N(0, 0.02) and norms' gains from N(1, 0.02); set norms' biases to zero."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
@@ -86,10 +86,10 @@ def init_small(module: nn.Module) -> None:
 
 
 def check_room(image_shape: tuple[int, int, int], num_layers: int) -> None:
-    """Check that a patch is left after so many layers; each of stride 1 takes a pixel.
+    """Check that the images are large enough to leave a logit after that many layers.
 
     Raises:
-        InputError: With the size that works.
+        InputError: Names the smallest size that works.
     """
     smallest = 3 * 2**num_layers
     if min(image_shape[1:]) < smallest:

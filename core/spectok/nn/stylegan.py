@@ -24,23 +24,23 @@ class StyleGAN2Discriminator(nn.Module):
         maps (B, D, H, W)
           | blocks         each halves the maps and doubles D, down to 4x4
         maps (B, D', 4, 4)
-          | deviation      of a group of images, one more channel; only with group_size > 1
+          | deviation      within a group of images, one more channel; only if group_size > 1
           | last           3x3 convolution, two linear layers
         logits (B, 1)
 
     All weights are drawn from N(0, 1) and scaled by their fan-in where they are used (equalised
-    learning rate, Karras et al. 2018). Maps are smoothed with the kernel 1-3-3-1 before every
-    second pixel is taken.
+    learning rate, Karras et al. 2018). Maps are halved by smoothing with the kernel 1-3-3-1 and
+    keeping every second pixel.
 
     Args:
         image_shape: ``(C, H, W)`` of the images; square, 4 pixels times a power of two.
         channels: Channels D at full size; they double with each block, up to ``max_channels``.
-        max_channels: Most channels; 512 in the paper.
-        group_size: Images whose deviation from one another is shown to the last layers; 4 in the
-            paper. Above 1, results depend on how a batch is split.
+        max_channels: Largest number of channels; 512 in the paper.
+        group_size: Images per group whose standard deviation the last layers see; 4 in the paper.
+            Above 1, results depend on how a batch is split.
 
     Raises:
-        InputError: If the images have another size.
+        InputError: If the images are not square, or not 4 pixels times a power of two.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class ScaledConv(nn.Conv2d):
         in_channels: Channels before.
         out_channels: Channels after.
         kernel: Side of the kernel.
-        padding: Pixels of zeros around. None: as many as keep the size.
-        bias: Whether there is one.
+        padding: Zeros on each side, in pixels. None: as many as keep the size.
+        bias: Whether to add a bias.
     """
 
     def __init__(
@@ -141,11 +141,11 @@ def halve(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h2 w2"]:
 
 
 def group_deviation(x: Float[Tensor, "b d h w"], size: int) -> Float[Tensor, "b 1 h w"]:
-    """Return how much the images of a group differ, the mean over all places: one constant map.
+    """Return the standard deviation within groups of images, averaged to one constant map each.
 
     Args:
         x: Maps.
-        size: Images in a group; fewer where the batch is no multiple of it.
+        size: Images per group; fewer if the batch is not a multiple of it.
     """
     batch, _, height, width = x.shape
     size = next(s for s in range(min(size, batch), 0, -1) if batch % s == 0)

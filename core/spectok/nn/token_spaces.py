@@ -1,4 +1,4 @@
-"""Token spaces without a mechanism of their own: a grid of local vectors, a list of global ones."""
+"""The two token spaces that tokenizers share: a grid of local vectors, a list of global ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from spectok.tokenizer import TokenSpace
 
 
 class GridTokens(TokenSpace):
-    """One vector per latent pixel: the space of VQ-VAE and all that follow it.
+    """One vector per latent pixel: the token space of VQ-VAE and its successors.
 
     Args:
         height: Latent height.
         width: Latent width.
-        dim: Latent channels, which are the vector's length.
+        dim: Latent channels, and so the length of a vector.
     """
 
     def __init__(self, height: int, width: int, dim: int):
@@ -39,12 +39,12 @@ class GridTokens(TokenSpace):
 class ListTokens(TokenSpace):
     """One vector per latent channel, through affine heads (QG-VAE, section 3.2).
 
-    Each of the C channels is a whole feature map; transposing channels and pixels makes the map
-    one long vector, which an affine map takes to D dimensions. Heads split the C tokens into
-    contiguous groups with an affine map each. A learned offset per token is added on the way back.
+    Each of the C channels is a whole feature map. Its pixels form one long vector, which an affine
+    map takes to D dimensions. Heads split the C tokens into contiguous groups, each with affine
+    maps of its own. On the way back, a learned offset is added to each token's vector.
 
     Args:
-        num_tokens: Latent channels C, each one token.
+        num_tokens: Latent channels C, one token each.
         height: Latent height.
         width: Latent width.
         dim: Length D of each token's vector.
@@ -69,7 +69,7 @@ class ListTokens(TokenSpace):
     def to_latents(
         self, z_q: Float[Tensor, "b n d"], keep: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b n h w"]:
-        """Expand each vector into a map; tokens from ``keep`` on count as zero (Eq. 9)."""
+        """Expand each vector into a map; vectors from number ``keep`` on are zero (Eq. 9)."""
         vectors = z_q + self.offset
         if keep is not None:
             place = torch.arange(self.num_tokens, device=z_q.device)
@@ -84,5 +84,5 @@ class ListTokens(TokenSpace):
 
 
 def _affine_init(heads: int, fan_in: int, fan_out: int) -> Tensor:
-    bound = fan_in**-0.5  # as torch's own linear layers start
+    bound = fan_in**-0.5  # the initial range of torch's own linear layers
     return torch.empty(heads, fan_in, fan_out).uniform_(-bound, bound)

@@ -174,8 +174,8 @@ class VQGANDecoder(nn.Module):
           | head   norm, SiLU, 3x3 convolution
         images
 
-    The 1x1 convolution is VQGAN's ``post_quant_conv``. Together the two are not one 3x3 convolution:
-    the zeros that pad the second one's input lack the first one's bias.
+    The 1x1 convolution is VQGAN's ``post_quant_conv``. Both together are not one 3x3 convolution,
+    for the zeros that pad the input of the second lack the bias of the first.
 
     Args:
         latent_channels: Latent channels: VQGAN's ``embed_dim``.

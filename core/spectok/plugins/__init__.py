@@ -1,7 +1,7 @@
-"""Plugins: the hooks they answer, how they are found, and what they registered.
+"""Plugins: the hooks they implement, how they are found, and what they register.
 
 ``hookspecs`` is the whole extension surface on one screen, ``loading`` finds entry points and calls
-hooks, ``registry`` looks names up, and ``builtin`` is what core registers through the same door.
+hooks, ``registry`` looks names up, and ``builtin`` is core's own plugin.
 """
 
 from spectok.plugins.hookspecs import hookimpl

@@ -1,4 +1,4 @@
-"""What core registers through the same door as plugins: data sets, metrics, discriminators."""
+"""Core's own plugin: data sets, metrics and discriminators."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def spectok_quantizers() -> dict[str, type[Quantizer]]:  # type: ignore[empty-bo
 
 @hookspec
 def spectok_discriminators() -> dict[str, type[nn.Module]]:  # type: ignore[empty-body]
-    """Return discriminators by name: made with ``image_shape``, they take images to logits."""
+    """Return discriminators by name: built with ``image_shape``, they map images to logits."""
 
 
 @hookspec

@@ -1,7 +1,7 @@
 """Find plugins through entry points, one at a time, and ask them what they register.
 
-One plugin that cannot be imported costs a warning that names it, and an error only when something
-it was expected to provide is asked for. A misspelt hook, or a name claimed twice, is an error.
+A plugin that cannot be imported causes a warning that names it, and an error only when something
+that it should provide is requested. A misspelt hook, or a name claimed twice, is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Plugin:
 
 @dataclass
 class Plugins:
-    """Everything that the entry points gave: the plugins that loaded and those that did not.
+    """The plugins of an environment: those that loaded and those that did not.
 
     Args:
         loaded: Plugins in a fixed order (by distribution, then by name).
@@ -76,7 +76,7 @@ class Plugins:
         return results
 
     def drop(self, plugin: Plugin, error: Exception) -> None:
-        """Go on without a loaded plugin of which a hook does not work."""
+        """Continue without a loaded plugin whose hook failed."""
         self.mark_broken(plugin.name, plugin.distribution, error)
         self.loaded.remove(plugin)
 

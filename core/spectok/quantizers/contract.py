@@ -35,15 +35,15 @@ class QuantizerLevel:
 
 
 class Quantizer(nn.Module, ABC):
-    """Maps each of N vectors to its nearest code, at one or more levels.
+    """Base class: maps each of N vectors to a code, at one or more levels.
 
     A subclass's constructor takes ``dim``, ``num_tokens`` and ``codebook_size`` by keyword, then
     its own options; that signature is the schema of the recipe section ``quantizer:``. A subclass
     defines :attr:`levels`, :meth:`quantize` and :meth:`lookup`. Distances, updates and losses run
     in float32: :meth:`forward` leaves autocast before it calls :meth:`quantize`.
 
-    Codes that are edited outside autograd are edited in :meth:`after_step`, once per optimiser
-    step, with the functions of :mod:`spectok.distributed`; never in eval mode.
+    Edits of codes outside autograd happen in :meth:`after_step` alone, once per optimiser step and
+    never in eval mode, with the functions that :mod:`spectok.quantizers` has for them.
 
     Args:
         dim: Length D of each vector.
@@ -115,18 +115,18 @@ class Quantizer(nn.Module, ABC):
         """Edit codes: called once after each optimiser step, on every rank."""
 
     def skip_step(self) -> None:
-        """Forget the micro-batches since the last step: called where no optimiser step is taken.
+        """Forget the micro-batches since the last step: called when no optimiser step is taken.
 
-        It takes the place of :meth:`before_step` and :meth:`after_step`, on every rank, where the
-        gradients overflowed in fp16.
+        It replaces :meth:`before_step` and :meth:`after_step`, on every rank, when gradients
+        overflow in fp16.
         """
 
 
 def outermost_quantizers(module: nn.Module) -> list[Quantizer]:
-    """Return the quantizers of a model, leaving out those that are parts of another quantizer.
+    """Return the quantizers of a model, except those that are parts of another quantizer.
 
-    A quantizer made of others passes ``before_step``, ``after_step`` and ``skip_step`` on to them
-    itself.
+    A quantizer made of others passes ``before_step``, ``after_step`` and ``skip_step`` on to its
+    parts itself.
     """
     if isinstance(module, Quantizer):
         return [module]

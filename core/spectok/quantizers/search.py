@@ -1,7 +1,7 @@
 """Exact nearest-code search with bounded memory.
 
 ``argmin_k |z - e_k|^2 = argmin_k (|e_k|^2 - 2 z.e_k)``: one matrix product with the squared code
-norms added, no square root, no ``|z|^2``, and never the whole N x K distance matrix at once.
+norms added, without square root or ``|z|^2``, and never the whole N x K distance matrix at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options of registered objects: what a recipe says of them, checked against their constructors."""
+"""Options of registered objects, checked against their constructors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUPPLIED = {
 
 
 def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
-    """Validate ``"name"`` or ``{name: …, option: …}`` of a registered kind; fill in defaults.
+    """Validate ``"name"`` or ``{name: …, option: …}`` of a registered object; fill in defaults.
 
     Args:
         kind: ``"quantizer"``, ``"tokenizer"``, ``"discriminator"``, ``"prior"``.
@@ -109,7 +109,7 @@ def keep_earlier_options(
 
 
 def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Let options without a name, such as ``quantizer: {decay: 0.9}``, be those of the default."""
+    """Take options without a name, such as ``quantizer: {decay: 0.9}``, for the default's."""
     named = dict(options)
     for name, field in model.model_fields.items():
         if any(isinstance(marker, Registered) for marker in field.metadata):

@@ -117,7 +117,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[Override]) -> di
     """Return a copy of a recipe with dotted overrides applied, sections before their contents.
 
     Raises:
-        ConfigError: If an override is not ``key=value`` or goes into something not a section.
+        ConfigError: If an override is not ``key=value``, or goes into what is not a section.
     """
     raw = copy.deepcopy(dict(raw))
     pairs = [_parse(override) for override in overrides]
@@ -128,7 +128,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[Override]) -> di
             section[part] = _as_section(section.get(part), ".".join(path[: depth + 1]))
             section = section[part]
         if path[-1] == "name" and section.get("name") != value:
-            section.clear()  # the options of one class mean nothing to another
+            section.clear()  # they are the options of another class
         section[path[-1]] = value
     return raw
 
@@ -175,7 +175,7 @@ def _find(name: str, model: type[Recipe]) -> Path | None:
 
 
 def _near(name: str, recipes: Iterable[str]) -> str:
-    """Suggest the recipe that is closest by its whole name, or whose last parts are."""
+    """Suggest the recipe with the closest name, whether or not its first folder is given."""
     known = {recipe: recipe for recipe in recipes}
     known |= {recipe.partition("/")[2]: recipe for recipe in recipes}
     close = difflib.get_close_matches(name.removeprefix("configs/"), known, n=1, cutoff=0.5)
@@ -243,7 +243,7 @@ def _unknown_section(key: str, model: type[Recipe]) -> str:
 
 
 def _problems(check: Callable[..., Any], *args: Any) -> list[str]:
-    """Run one check; return its lines of complaint."""
+    """Run one check, and return the lines of its error."""
     try:
         check(*args)
     except ConfigError as error:

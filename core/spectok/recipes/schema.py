@@ -24,7 +24,7 @@ from spectok.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class Registered:
-    """Marks an argument whose value is the name, or ``{name: …, option: …}``, of a registered kind.
+    """Marks an argument that is the name of a registered object, or ``{name: …, option: …}``.
 
     Args:
         kind: ``"quantizer"``, ``"tokenizer"``, ``"discriminator"``, ``"prior"`` or ``"dataset"``.
@@ -95,7 +95,7 @@ def _explain(problem: Any, model: type[BaseModel], path: str) -> str:
 
 
 def subsection(model: type[BaseModel], name: Any) -> type[BaseModel] | None:
-    """Return the section that a field holds, or may hold; None if it is not one."""
+    """Return the section that a field holds or may hold; None if it holds none."""
     annotation = model.model_fields[name].annotation if name in model.model_fields else None
     for option in (annotation, *typing.get_args(annotation)):
         if inspect.isclass(option) and issubclass(option, BaseModel):

@@ -1,11 +1,11 @@
-"""Training a tokenizer against a discriminator, alike however a batch is split.
+"""Training a tokenizer against a discriminator, the same however a batch is split.
 
-The adaptive weight of VQGAN is a ratio of the lengths of two gradients. Taken in each micro-batch
-and on each process by itself, it would make four small batches another training than one large one.
-Here both gradients are means over the whole batch of a step. Where a step is one micro-batch, that
-takes one small sum over processes. Where it is several, the weight is known only after the last,
-and the gradient of the generator's term is kept apart until then and added before clipping; that
-costs a second backward pass through the tokenizer.
+VQGAN's adaptive weight is the ratio of the norms of two gradients. If each micro-batch and each
+process took its own ratio, four small batches would train differently from one large one. Here both
+gradients are means over the whole batch of a step. If a step is a single micro-batch, that costs
+one small sum over processes. If it is several, the weight is known only after the last one: the
+gradient of the generator's term is kept apart until then and added before clipping, at the cost of
+a second backward pass through the tokenizer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ RECONSTRUCTION_TERMS = ("reconstruction", "l1", "l2", "perceptual")
 
 
 class Pair(nn.Module):
-    """A discriminator that looks at images and reconstructions in one call.
+    """A discriminator that sees images and reconstructions in one call.
 
-    Data parallelism prepares for one backward pass at each call, and here two belong to one.
+    Data parallelism expects one backward pass per call; two calls would share one.
 
     Args:
         network: Takes images to logits.
@@ -60,7 +60,7 @@ class Adversary:
 
     Raises:
         ConfigError: If an option of the discriminator is wrong.
-        InputError: If the images do not suit it.
+        InputError: If the discriminator cannot take images of this shape.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Adversary:
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return reconstructions where the tokenizer is not trained: in eval mode."""
+        """Return reconstructions in eval mode, for a step that does not train the tokenizer."""
         self.model.eval()
         reconstruction = self.model(images).reconstruction
         self.model.train()
@@ -102,8 +102,9 @@ class Adversary:
     def oppose(self, result: StepOutput, reconstruction: Float[Tensor, "b c h w"]) -> None:
         """Add the generator's term to a tokenizer's losses.
 
-        With an adaptive weight its value there is without it, for the log, and its gradient is
-        either that of the weighted term or, until :meth:`before_step`, none.
+        With an adaptive weight, the value that is logged is that of the unweighted term, and the
+        gradient is that of the weighted one. Where micro-batches are accumulated, the gradient is
+        zero until :meth:`before_step` adds it.
         """
         term = hinge_generator(self.pair.network(reconstruction))
         if not self.config.adaptive:
@@ -129,20 +130,20 @@ class Adversary:
 
         Args:
             reference: Gradient of the terms in ``balance`` at the last layer.
-            reconstruction: What the gradient goes back from.
-            pull: Gradient of the generator's term with respect to it.
+            reconstruction: Where the backward pass starts.
+            pull: Gradient of the generator's term with respect to the reconstruction.
         """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(
             reconstruction, parameters, pull, retain_graph=True, allow_unused=True
         )
         for parameter, gradient in zip(parameters, gradients):
-            if gradient is not None:  # the codebook takes none through the straight-through step
+            if gradient is not None:  # the codebook gets none: straight-through
                 self._generator[parameter] = gradient + self._generator.get(parameter, 0)
         self._reference = reference + (0 if self._reference is None else self._reference)
 
     def before_step(self) -> dict[str, Tensor]:
-        """Add the gradient that was collected, weighted, to that of the tokenizer's other terms.
+        """Add the collected gradient, weighted, to that of the tokenizer's other terms.
 
         Returns:
             The weight, for the log.
@@ -163,16 +164,16 @@ class Adversary:
         return self.config.weight * adaptive_weight(reference, generator, self.config.epsilon)
 
     def balance(self, names: Mapping[str, Any] | list[str]) -> list[str]:
-        """Return the terms whose gradient the generator's is measured by."""
+        """Return the terms whose gradient sets the scale of the generator's."""
         if self.config.balance is not None:
             return list(self.config.balance)
         return [name for name in RECONSTRUCTION_TERMS if name in names]
 
     def check_balance(self, names: list[str]) -> None:
-        """Check that the terms to balance will be there.
+        """Check that the terms in ``balance`` exist when the discriminator begins.
 
         Raises:
-            ConfigError: Names the one that is not, and those that are.
+            ConfigError: Names the one that does not, and those that do.
         """
         if not self.config.adaptive:
             return
@@ -181,7 +182,7 @@ class Adversary:
             if name not in names:
                 raise ConfigError(
                     f"adversarial.balance: {name!r} is not a term when the discriminator begins; "
-                    f"there are {', '.join(names)}: name some of these, or set "
+                    f"the terms then are {', '.join(names)}: name some of them, or set "
                     f"adversarial.adaptive=false"
                 )
 

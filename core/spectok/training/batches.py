@@ -1,7 +1,7 @@
-"""What every process sees at every micro-batch: its samples and its random numbers.
+"""What each process sees in each micro-batch: its samples and its random numbers.
 
-Both are functions of (seed, micro-batch number, rank) alone. Nothing has to be remembered to
-resume, and two processes see together exactly what one with the same global batch sees.
+Both are functions of (seed, micro-batch number, rank) alone. Resuming needs no saved state, and two
+processes together see exactly what one process with the same global batch sees.
 """
 
 from __future__ import annotations
@@ -70,14 +70,15 @@ class Stream(Sampler[list[Key]]):
 
 
 class EpochDataset(Dataset[Any]):
-    """A data set asked for samples by epoch and index.
+    """A data set that is indexed by epoch and sample.
 
-    The epoch travels with the key because a worker process cannot be told of it later; augmentation
-    that depends on it, and on nothing ambient, is then the same with any number of workers.
+    The epoch is part of the key because a running worker process cannot be told of a new one.
+    Augmentation that depends on the epoch, and on no global state, is then the same with any number
+    of workers.
 
     Args:
         dataset: Map-style data set; its ``set_epoch``, if it has one, is called before a sample of
-            another epoch is read.
+            a different epoch is read.
     """
 
     def __init__(self, dataset: Dataset[Any]):
@@ -106,13 +107,13 @@ def make_loader(dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_worke
         num_workers=num_workers,
         collate_fn=getattr(dataset, "collate", None),
         pin_memory=torch.cuda.is_available(),
-        # of its own, which leaves the global one alone
+        # its own, so the global random state is left alone
         generator=torch.Generator().manual_seed(derive_seed(stream.seed, 5)),
     )
 
 
 def read(loader: Any) -> Iterator[Any]:
-    """Yield a loader's batches; an error of ours in a worker process is one line here too."""
+    """Yield a loader's batches; our own errors stay one line even from a worker process."""
     try:
         yield from loader
     except SpectokError as error:
@@ -127,7 +128,7 @@ def seeded(seed: int, number: int, rank: int) -> Iterator[None]:
     """Seed the random numbers of one micro-batch.
 
     torch's global generators (dropout, noise) get a seed of their own on each rank;
-    :func:`spectok.distributed.draw_per_sample` draws alike on all ranks.
+    :func:`spectok.distributed.draw_per_sample` draws the same numbers on all ranks.
 
     Args:
         seed: Seed of the run.

@@ -5,12 +5,12 @@
         state.pt                optimisers, weight average, loss scaler: tensors and numbers only
         manifest.json           step, recipe, versions, and the size of every file
 
-A checkpoint is written to a temporary directory beside, flushed to the disk and renamed, so it is
-there completely or not at all; older ones are removed only then. One whose files have not the sizes
-in its manifest is passed over.
+A checkpoint is written to a temporary directory next to its own, flushed to disk and renamed, so it
+exists completely or not at all; only then are older ones removed. A checkpoint whose file sizes do
+not match its manifest is ignored.
 
-Random numbers, order of the data, and learning rates are functions of the seed and the step, so the
-step stands for all of them.
+Random numbers, the order of the data and learning rates are functions of the seed and the step, so
+the step stands for all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MANIFEST, STATE = "manifest.json", "state.pt"
 PARTIAL = ".partial"
 FREE_SETTINGS = {
     "output",
-    "losses.perceptual.weights",  # where the file lies on this machine
+    "losses.perceptual.weights",  # a path on this machine
     *(f"train.{name}" for name in FREE_TO_CHANGE),
 }
 
@@ -48,7 +48,7 @@ class Stateful(Protocol):
         """Return the state."""
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take over a state."""
+        """Restore a state."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: If it cannot be written; what was there before is untouched.
-        TrainingError: If the state is not finite: such a checkpoint would be of no use.
+        TrainingError: If the state is not finite: such a checkpoint would be useless.
     """
     check_finite(parts)
     folder, temporary = target.parent, target.with_name(target.name + PARTIAL)
@@ -87,7 +87,7 @@ def save_checkpoint(
         (temporary / MANIFEST).write_text(json.dumps(content, indent=1))
         for path in (*temporary.iterdir(), temporary):
             flush(path)
-        if target.exists():  # only an incomplete one: training starts from the newest complete
+        if target.exists():  # only an incomplete one: training continued from a complete one
             shutil.rmtree(target)
         os.replace(temporary, target)
         flush(folder)
@@ -114,10 +114,10 @@ def is_complete(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read what a checkpoint says of itself.
+    """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointError: If it is of a format that this version does not read.
+        CheckpointError: If this version does not read the checkpoint's format.
     """
     manifest = json.loads((path / MANIFEST).read_text())
     if manifest.get("format") != FORMAT:
@@ -129,10 +129,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path, parts: Parts) -> None:
-    """Put a checkpoint's state into the objects it was taken from.
+    """Restore a checkpoint's state into objects like those it was taken from.
 
     Raises:
-        CheckpointError: If it cannot be read or belongs to other objects.
+        CheckpointError: If it cannot be read or does not fit the objects.
     """
     try:
         for name, model in parts.models.items():
@@ -149,7 +149,10 @@ def load_checkpoint(path: Path, parts: Parts) -> None:
 
 
 def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to resume with settings that make it another run.
+    """Refuse to resume with settings that would make it a different run.
+
+    A setting that is None equals one that is missing, so a run that was started before a setting
+    existed still resumes.
 
     Args:
         recorded: The recipe in the checkpoint.
@@ -179,7 +182,7 @@ def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def check_finite(parts: Parts) -> None:
-    """Check every weight and every optimiser moment, with one look at the device.
+    """Check every weight and every optimiser moment, with one synchronisation per device.
 
     Raises:
         TrainingError: Names the first tensor that is not finite.

@@ -13,7 +13,7 @@ _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def codebook_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return everything that quantizers would save, by name."""
+    """Return the saved state of every quantizer in a model, by name."""
     return {
         f"{prefix}.{name}" if prefix else name: tensor
         for prefix, module in model.named_modules()
@@ -26,8 +26,8 @@ def codebook_state(model: nn.Module) -> dict[str, Tensor]:
 def check_ranks_agree(accelerator: Accelerator, model: nn.Module) -> None:
     """Compare a hash of every codebook tensor over the ranks.
 
-    Codes are edited outside autograd, where nothing else keeps ranks together; a difference would
-    only show as results that are quietly worse.
+    Codes are edited outside autograd, where nothing else keeps ranks in step; a difference would
+    show only as quietly worse results.
 
     Raises:
         TrainingError: On every rank; names the first tensor that differs.
@@ -42,12 +42,12 @@ def check_ranks_agree(accelerator: Accelerator, model: nn.Module) -> None:
         if bad:
             raise TrainingError(
                 f"{name} differs between processes; a quantizer may edit its codes only in "
-                f"after_step, with the functions of spectok.distributed, on every rank alike"
+                f"after_step, with the functions of spectok.distributed, the same on every rank"
             )
 
 
 def hash_bits(tensor: Tensor) -> Tensor:
-    """Return an int64 that depends on every bit of a tensor and on its place."""
+    """Return an int64 that depends on every bit of a tensor and on its position."""
     flat = tensor.detach().contiguous().flatten()
     bits = flat.view(_SAME_SIZE[flat.element_size()]).long()
     place = torch.arange(1, bits.numel() + 1, device=bits.device)

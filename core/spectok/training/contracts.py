@@ -15,12 +15,12 @@ Record = dict[str, Any]
 
 @dataclass
 class StepOutput:
-    """What one micro-batch comes to.
+    """The losses and metrics of one micro-batch.
 
     Args:
         losses: Weighted scalar terms; the objective is their sum. The same terms on every rank.
         metrics: Scalar tensors worth logging.
-        shared: What a later phase of the same micro-batch takes up, such as the reconstruction.
+        shared: What later phases of the same micro-batch reuse, such as the reconstruction.
     """
 
     losses: dict[str, Tensor]
@@ -39,11 +39,11 @@ class Phase:
     Args:
         name: Names its terms in the log and its file in a checkpoint.
         module: What it trains.
-        compute_losses: ``(module, batch, shared) -> StepOutput``, with the ``shared`` of the model,
-            which is None where the model is not trained.
+        compute_losses: ``(module, batch, shared) -> StepOutput``; ``shared`` is the model's, or
+            None in a step that does not train the model.
         first_step: Optimiser steps to wait before it begins.
         alternate: From then on, train this on odd steps and all else on even ones.
-        learning_rate: Its peak learning rate. None: that of the model.
+        learning_rate: Its peak learning rate. None: the model's.
     """
 
     name: str
@@ -56,19 +56,18 @@ class Phase:
 
 @dataclass
 class Callbacks:
-    """What a kind of model adds to the loop. Each takes the model itself, unwrapped.
+    """What a kind of model adds to the loop. All but the first get the model itself, unwrapped.
 
     Args:
-        begin_step: Called first in each optimiser step, with its number, counted from 0, in place
-            of the model.
-        before_step: Called when gradients are synchronised and unscaled, and not yet clipped; what
+        begin_step: Called first in each optimiser step, with its number, counted from 0.
+        before_step: Called when gradients are synchronised and unscaled but not yet clipped; what
             it returns is logged.
         after_step: Called after the optimiser step, with the optimisers.
-        skip_step: Called in place of both where no optimiser step is taken, because gradients
-            overflowed in fp16: forget what the micro-batches left behind.
-        sample: Called on the main process, in eval mode and with averaged weights: write samples
-            of a step into a directory.
-        save_final: Called on the main process with the final weights: write them to a directory.
+        skip_step: Called instead of both when no optimiser step is taken because gradients
+            overflowed in fp16, to forget what the micro-batches left behind.
+        sample: Called on the main process, in eval mode and with averaged weights, to write
+            samples of a step into a directory.
+        save_final: Called on the main process with the final weights, to write them to a directory.
     """
 
     begin_step: Callable[[int], None] | None = None
@@ -81,12 +80,12 @@ class Callbacks:
 
 @dataclass
 class Run:
-    """Where a run lives and what it is.
+    """Where a run is kept, and what defines it.
 
     Args:
         output: Folder of the run.
         seed: Decides everything random.
-        resume: Go on from the newest checkpoint in the folder, if there is one.
+        resume: Continue from the newest checkpoint in the folder, if it has one.
         recipe: The resolved recipe, in plain JSON types. Saved with the run and compared on
             resume.
     """
@@ -99,7 +98,7 @@ class Run:
 
 @dataclass
 class FitResult:
-    """What training came to.
+    """The outcome of training.
 
     Args:
         step: Optimiser steps taken.

@@ -14,10 +14,10 @@ from spectok.quantizers import Quantizer
 class WeightEMA:
     """Running average of the parameters, in float32.
 
-    The decay rises to its final value as ``(1 + n) / (10 + n)``, so that the random start is
-    forgotten soon. Buffers are not averaged: with the average go the model's current buffers, among
-    them the codebooks that quantizers average themselves. Codes that a quantizer edits by hand are
-    taken over as they are, for the mean of a code's old and new place is neither.
+    The decay rises to its final value as ``(1 + n) / (10 + n)``, so the random start is soon
+    forgotten. Buffers are not averaged: the average goes with the model's current buffers, which
+    include the codebooks that quantizers average themselves. Codes that a quantizer edits by hand
+    are copied as they are, because the mean of a code's old and new position is neither.
 
     Args:
         model: Model to follow.
@@ -39,7 +39,7 @@ class WeightEMA:
 
     @contextmanager
     def following_edits(self) -> Iterator[None]:
-        """Watch the codebooks while they are edited, and take over what was."""
+        """Watch the codebooks while they are edited, and copy every code that was."""
         before = {name: p.detach().clone() for name, p in self._codes.items()}
         yield
         for name, old in before.items():
@@ -57,7 +57,7 @@ class WeightEMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model the averaged weights; afterwards its own, bit for bit."""
+        """Give the model the averaged weights, and afterwards its own back, bit for bit."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._set(self.shadow)
         try:
@@ -79,7 +79,7 @@ class WeightEMA:
         return {"num_updates": self.num_updates, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take over the state of :meth:`state_dict`.
+        """Restore the state of :meth:`state_dict`.
 
         Raises:
             ValueError: If it was made from a model with other parameters.

@@ -1,4 +1,4 @@
-"""Starting Accelerate: the right device, and no launch that goes wrong without a word."""
+"""Starting Accelerate on the right device, and refusing launches that would silently go wrong."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ DATA_PARALLEL = (
 def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
     """Start Accelerate for one run, and leave it as it was found.
 
-    On a machine without an accelerator the CPU is asked for explicitly; otherwise ``torchrun``
-    would start as many independent runs as it starts processes.
+    On a machine without an accelerator the CPU is requested explicitly; otherwise each process
+    that ``torchrun`` starts would be a run of its own.
 
     Raises:
         ConfigError: If the precision or the tracker does not work on this machine.
@@ -62,7 +62,7 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
     try:
         check_group(accelerator)
         with warnings.catch_warnings():
-            # Said of every convolution with one input channel, as for grey images; of no account.
+            # torch warns of any convolution with one input channel (grey images); it is harmless.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield accelerator
     finally:
@@ -77,8 +77,11 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
 def check_launch() -> None:
     """Refuse ``accelerate launch --cpu --num_processes N``, which starts one process.
 
-    It leaves no trace but the address it would have used: a port, and no rank to go with it. That
-    the launcher was there shows in the precision, which nothing else sets.
+    Its only trace is the address it would have used: a port without a rank. The precision, which
+    nothing else sets, shows that the launcher ran.
+
+    Raises:
+        TrainingError: Names the launcher that works.
     """
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -90,7 +93,11 @@ def check_launch() -> None:
 
 
 def check_machine(config: TrainConfig) -> None:
-    """Check precision and tracker against what this machine has."""
+    """Check that this machine has what the precision and the tracker need.
+
+    Raises:
+        ConfigError: Names what is missing and the remedy.
+    """
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ConfigError(
             "train.mixed_precision: fp16 needs a GPU and this machine has none; use bf16 or no"
@@ -103,7 +110,11 @@ def check_machine(config: TrainConfig) -> None:
 
 
 def check_group(accelerator: Accelerator) -> None:
-    """Check that the launched processes found each other."""
+    """Check that the launched processes found each other.
+
+    Raises:
+        TrainingError: If they train apart, or not data-parallel.
+    """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != launched:
         raise TrainingError(
@@ -122,7 +133,7 @@ def check_group(accelerator: Accelerator) -> None:
 
 
 def close_group() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if this process is in one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

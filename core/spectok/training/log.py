@@ -33,7 +33,7 @@ def start_tracker(accelerator: Accelerator, run: Run, step: int) -> None:
     Args:
         accelerator: Made with ``log_with``.
         run: The run; curves go into its folder.
-        step: The step training continues from; what TensorBoard has of later ones is hidden.
+        step: The step training continues from; TensorBoard hides what it has of later ones.
     """
     if not accelerator.log_with:
         return

@@ -111,16 +111,16 @@ def fit(
 ) -> FitResult:
     """Train a model, and keep everything that belongs to the run in its folder.
 
-    Works alike in one process and under ``accelerate launch`` or ``torchrun``. The folder gets
+    Works the same in one process and under ``accelerate launch`` or ``torchrun``. The folder gets
     ``recipe.yaml``, ``log.jsonl`` and ``checkpoints/``, and from the callbacks ``samples/``
     and ``model/``.
 
     Args:
         model: The model; moved to the device and trained in place.
-        dataset: Map-style data set. ``set_epoch`` and ``collate`` are used where it has them.
+        dataset: Map-style data set. Its ``set_epoch`` and ``collate`` are used if it has them.
         compute_losses: ``(model, batch) -> StepOutput``. The model it gets may be wrapped for data
             parallelism: call it, and use none of its methods.
-        config: How long, how fast and how exactly.
+        config: How long, how fast and in what precision.
         run: Folder, seed and recipe.
         callbacks: What this kind of model adds.
         phases: Further objectives with optimisers of their own, such as a discriminator's.
@@ -128,7 +128,7 @@ def fit(
     Raises:
         TrainingError: If a loss is not finite, ranks drift apart, or the launch is wrong.
         CheckpointError: If state cannot be written, or the folder holds a run that was not resumed.
-        ConfigError: If the run to resume was another one.
+        ConfigError: If the run to resume was a different one.
     """
     first_phase = Phase(MAIN, model, lambda module, batch, _: compute_losses(module, batch))
     with accelerated(config, run.output) as accelerator:
@@ -255,7 +255,7 @@ def update(state: LoopState, phase: PreparedPhase, step: int) -> None:
 
 
 def gradients_are_finite(phase: PreparedPhase) -> bool:
-    """Return whether every gradient is finite: alike on all ranks, which hold the same gradients.
+    """Return whether every gradient is finite: the same on all ranks, as the gradients are.
 
     Waits for the device, as a gradient scaler does in every step anyway.
     """
@@ -264,15 +264,15 @@ def gradients_are_finite(phase: PreparedPhase) -> bool:
 
 
 def skip(state: LoopState, phase: PreparedPhase) -> None:
-    """Leave everything as it was before the step, but for the scale of the gradients."""
-    phase.optimizer.step()  # the scaler sees that it must not, and lowers the scale
+    """Leave everything as it was before the step, except the scale of the gradients."""
+    phase.optimizer.step()  # the scaler skips it and lowers the scale
     phase.optimizer.zero_grad()
     if phase is state.phases[0] and state.callbacks.skip_step is not None:
         state.callbacks.skip_step(state.model)
 
 
 def train_only(phase: PreparedPhase | None, phases: list[PreparedPhase]) -> None:
-    """Let only one phase's parameters take gradients (None: all); leave a lone phase as it is."""
+    """Let only one phase's parameters take gradients (None: all); a lone phase is left alone."""
     if len(phases) > 1:
         for other in phases:
             for parameter in other.parameters:
@@ -280,7 +280,7 @@ def train_only(phase: PreparedPhase | None, phases: list[PreparedPhase]) -> None
 
 
 def sample(state: LoopState, run: Run, step: int) -> None:
-    """Let the model show what it can do by now."""
+    """Write samples from the model as it is now."""
     callback = state.callbacks.sample
     if callback is None:
         return
@@ -304,7 +304,7 @@ def save(state: LoopState, run: Run, step: int, manifest: dict[str, Any]) -> Pat
 
 
 def finish(state: LoopState, run: Run) -> None:
-    """Leave the model with its final weights, in eval mode, free of wrappers; save it."""
+    """Leave the model unwrapped, in eval mode and with its final weights, and save it."""
     if state.ema is not None:
         state.ema.copy_to_model()
     train_only(None, state.phases)

@@ -28,7 +28,7 @@ class LossConfig(Section):
 
     Args:
         start_step: Optimiser steps with the tokenizer's own terms alone.
-        replaces: The tokenizer's own terms that end where these begin, such as
+        replaces: The tokenizer's own terms that end when these begin, such as
             ``[reconstruction]``.
         l1: Weight of the mean absolute error of pixels in [-1, 1].
         l2: Weight of their mean squared error.
@@ -50,16 +50,16 @@ class AdversarialConfig(Section):
     Args:
         discriminator: Name, or mapping of name and options, of a registered discriminator.
         weight: Weight of the tokenizer's term ``generator``.
-        adaptive: Multiply the weight in each step by the length of the gradient of the terms in
-            ``balance`` over that of the generator's term, at the decoder's last layer.
-        balance: Names of those terms. None: ``reconstruction``, ``l1``, ``l2`` and ``perceptual``,
-            those of them that there are.
-        epsilon: Added to the length that divides.
+        adaptive: Multiply the weight in each step by a ratio of gradient norms at the decoder's
+            last layer: that of the terms in ``balance`` over that of the generator's term.
+        balance: Names of those terms. None: whichever of ``reconstruction``, ``l1``, ``l2`` and
+            ``perceptual`` the tokenizer is trained for.
+        epsilon: Added to the norm in the denominator.
         start_step: Optimiser steps before it begins.
         alternate: Train the tokenizer on even steps and the discriminator on odd ones, rather than
             both on each.
-        learning_rate: The discriminator's; its schedule is the tokenizer's. None: as the
-            tokenizer's.
+        learning_rate: The discriminator's peak learning rate; the schedule is the tokenizer's.
+            None: the tokenizer's.
     """
 
     discriminator: Annotated[str | dict[str, Any], Registered("discriminator")] = "patchgan"

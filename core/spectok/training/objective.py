@@ -1,4 +1,4 @@
-"""What a tokenizer is trained for: its own terms, those of ``losses:``, a discriminator's say."""
+"""What a tokenizer is trained for: its own terms, those of ``losses:``, an adversarial one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Objective:
 
     Args:
         model: The tokenizer, unwrapped.
-        losses: What is added to its own terms, or put in their place. None: nothing.
+        losses: What is added to its own terms or replaces them. None: nothing.
         adversary: What it is trained against. None: nothing.
 
     Raises:
@@ -43,7 +43,7 @@ class Objective:
             self.perceptual = load_perceptual(section)
 
     def begin_step(self, step: int) -> None:
-        """Take note of the step, counted from 0."""
+        """Note the step, counted from 0."""
         self.step = step
 
     def before_step(self) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ class Objective:
             batch: With ``images``.
 
         Raises:
-            ConfigError: If the recipe names a term that there is not.
+            ConfigError: If the recipe names a term that does not exist.
         """
         output = module(batch["images"])
         self.check_names(output.losses)
@@ -92,7 +92,7 @@ class Objective:
         return weighted + (["perceptual"] if self.losses.perceptual is not None else [])
 
     def check_names(self, own: Iterable[str]) -> None:
-        """Check every term that the recipe names, long before the step at which it matters."""
+        """Check every term that the recipe names, long before the step that needs it."""
         own = list(own)
         for name in self.losses.replaces:
             if name not in own:
@@ -115,7 +115,7 @@ def load_perceptual(section: PerceptualConfig) -> LPIPS:
     """Load LPIPS.
 
     Raises:
-        CheckpointError: Says how a recipe names the file, or does without.
+        CheckpointError: If its weights are missing; says how a recipe names them or drops the term.
     """
     try:
         return LPIPS(section.network, section.weights)

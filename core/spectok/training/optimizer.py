@@ -15,10 +15,10 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """Return the optimiser of a module's trainable parameters.
 
     Weight decay spares vectors (biases, gains of norms) and everything inside a quantizer: codes
-    are places, and decay would drag the unused ones to the origin.
+    are positions, and decay would drag the unused ones to the origin.
 
-    A module's attribute ``own_learning_rate``, where it has one and it is not None, takes the place
-    of ``config.learning_rate`` for the parameters in it; warm-up and schedule are the same.
+    If a module has an attribute ``own_learning_rate`` that is not None, it replaces
+    ``config.learning_rate`` for the parameters in that module; warm-up and schedule are the same.
     """
     codes = {
         id(p)
@@ -47,7 +47,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
     """Set the learning rates of a step, counted from 0, and return that of most parameters.
 
-    A function of the step rather than a scheduler object: there is no state to save, and the number
+    A function of the step rather than a scheduler object: it has no state to save, and the number
     of processes cannot change its pace.
     """
     factor = learning_rate_factor(config, step)

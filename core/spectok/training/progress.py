@@ -47,14 +47,14 @@ class Reporter:
 
     Args:
         steps: Number of the last step.
-        step: Steps that are behind us.
+        step: Steps taken so far.
         enabled: Whether this is the main process.
     """
 
     def __init__(self, steps: int, step: int, enabled: bool):
         self.console = console(highlight=False, soft_wrap=True)
         self.console.quiet |= not enabled
-        self.steps, self.start = steps, step
+        self.steps = steps
         self._low_usage_lines = 0
         self._bar = Progress(
             TextColumn("step"),
@@ -84,7 +84,7 @@ class Reporter:
         self._bar.advance(self._task)
 
     def show(self, record: dict[str, float]) -> None:
-        """Show one line of the log, and sound the codebook alarm once if it is due."""
+        """Show one line of the log, and warn once if codebook usage stays low."""
         summary = "  ".join(
             f"{name} {value:.4g}"
             for name, value in record.items()

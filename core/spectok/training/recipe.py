@@ -41,13 +41,13 @@ class TokenizerRecipe(Recipe):
 
     @classmethod
     def complete(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Make tokenizer and data agree on the images: what one side leaves out, the other sets.
+        """Make tokenizer and data agree on image size and channels; either may leave them out.
 
-        Where neither says, the data set's own size counts; for one's own images, which have any
-        size, the constructor's default.
+        If neither gives them, they are the data set's own. Your own images have no size of their
+        own; for them it is the constructor's default.
 
         Raises:
-            ConfigError: If both say, and differ.
+            ConfigError: If both give one, and they differ.
         """
         tokenizer, data = dict(raw["tokenizer"]), dict(raw["data"])
         known = section_model(registry.get_tokenizer(tokenizer["name"])).model_fields

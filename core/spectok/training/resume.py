@@ -57,12 +57,12 @@ def begin(
     """Prepare the folder of a run, and load the newest checkpoint if it is resumed.
 
     Returns:
-        The step to go on from, and the seconds of training behind it.
+        The step to continue from, and the seconds of training so far.
 
     Raises:
         CheckpointError: If the folder holds a run and ``run.resume`` is off, or its newest
             checkpoint cannot be read.
-        ConfigError: If the run to resume was another one.
+        ConfigError: If the run to resume was a different one.
     """
     folder = run.output / CHECKPOINTS
     found = list_checkpoints(folder)
@@ -72,7 +72,7 @@ def begin(
             f"another output folder"
         )
     recorded = read_manifest(found[-1]) if found else None
-    if recorded is not None:  # before anything is written: what is refused leaves no trace
+    if recorded is not None:  # before anything is written: a refusal leaves no trace
         _check_same_data(recorded, manifest)
         check_same_run(upgrade_recipe(recorded["recipe"]), manifest["recipe"])
     on_main(accelerator, lambda: _tidy(run, folder))
@@ -116,7 +116,7 @@ def _check_same_data(recorded: dict[str, Any], current: dict[str, Any]) -> None:
     if any(recorded[key] != current[key] for key in ("num_samples", "data")):
         raise ConfigError(
             f"the data differ from those of the run to resume: it had {recorded['num_samples']} "
-            f"samples, now there are {current['num_samples']}, or they are prepared differently"
+            f"samples and this one has {current['num_samples']}, or they are prepared differently"
         )
     if recorded["seed"] != current["seed"]:
         raise ConfigError(

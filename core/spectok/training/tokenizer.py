@@ -29,7 +29,7 @@ NUM_SAMPLES = 8
 
 
 def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: bool = False) -> FitResult:
-    """Train a tokenizer as a recipe says; works alike in one process and in many.
+    """Train a tokenizer as a recipe says; works the same in one process and in many.
 
     Where the data adds a border to the images, the tokenizer's losses leave it out; a
     discriminator sees the whole image.
@@ -41,10 +41,10 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: bool = Fal
     Args:
         recipe: A validated recipe.
         output: Folder of the run; takes the place of the recipe's ``output``.
-        resume: Go on from the newest checkpoint, if there is one.
+        resume: Continue from the newest checkpoint in the folder, if it has one.
 
     Raises:
-        ConfigError: If options are wrong, or the run to resume was another one.
+        ConfigError: If options are wrong, or the run to resume was a different one.
         InputError: If the images do not have the tokenizer's shape, or do not suit a loss.
         DataError: If images are missing or damaged.
         CheckpointError: If weights cannot be read or state cannot be written.

@@ -21,19 +21,19 @@ FREE_TO_CHANGE = (
     "num_workers",
     "tracker",
 )
-"""Settings that a resumed run may change; every other one would make it another run. The product
-of batch size, accumulation and processes must stay the same all the same."""
+"""Settings that a resumed run may change; any other would make it a different run. The product of
+batch size, accumulation and number of processes must not change."""
 
 
 class TrainConfig(Section):
-    """How long, how fast and how exactly to train.
+    """How long, how fast and in what precision to train.
 
     Args:
         steps: Optimiser steps.
         batch_size: Samples per process and micro-batch. The global batch is ``batch_size`` times
             the number of processes times ``gradient_accumulation``.
-        gradient_accumulation: Micro-batches per optimiser step. The last step of an epoch takes
-            the micro-batches that are left.
+        gradient_accumulation: Micro-batches per optimiser step. Every step takes that many:
+            epochs follow one another without a gap.
         optimizer: ``adam``, or ``adamw`` with decoupled weight decay.
         learning_rate: Peak learning rate.
         betas: Decay of the optimiser's first and second moments.
@@ -42,15 +42,15 @@ class TrainConfig(Section):
             ``cosine``.
         warmup_steps: Steps over which the learning rate rises linearly from zero.
         max_grad_norm: Clip the gradient to this norm. None: no clipping.
-        mixed_precision: Autocast type. Quantizers run in float32 whatever this says.
+        mixed_precision: Autocast type. Quantizers always run in float32.
         ema_decay: Keep an exponential moving average of the weights, and save that as the final
             model. None: save the weights themselves.
-        log_every: Steps between lines of the log; each line holds the means since the last.
+        log_every: Steps between lines of the log; each line holds the means since the one before.
         save_every: Steps between checkpoints. One is always written at the end.
         sample_every: Steps between sample images. None: none.
         keep_last: Checkpoints to keep.
         num_workers: Worker processes that load data. 0: load in the training process.
-        tracker: Where curves go besides ``log.jsonl``. None: nowhere else.
+        tracker: Where curves go besides ``log.jsonl``; needs the extra of its name. None: nowhere.
     """
 
     steps: int = Field(10_000, ge=1)

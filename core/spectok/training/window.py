@@ -1,4 +1,4 @@
-"""Means of losses and metrics between two lines of the log, kept on the device until then."""
+"""Means of losses and metrics between two lines of the log, kept on the device until read."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ Columns = Annotated[
 ]
 Compiled = Annotated[bool, typer.Option("--compile", help="Run steps through torch.compile.")]
 
-# What make_options takes: how one image is drawn.
+# The sampling options, which make_options takes.
 Temperature = Annotated[
     float | None, typer.Option(help="Below 1: likelier and less varied images (default: 1).")
 ]
@@ -107,12 +107,18 @@ def sample(
     if keep is not None and complete is None:
         raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
     picture = Picture(out, num_images, seed, batch_size, columns, compiled)
-    wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    wishes |= {"scheduler": scheduler, "num_steps": num_steps}
-    wishes |= {"guidance": guidance, "guidance_interval": guidance_interval}
+    values = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "scheduler": scheduler,
+        "num_steps": num_steps,
+        "guidance": guidance,
+        "guidance_interval": guidance_interval,
+    }
     with process_device() as device:
         model, decoder = load_pair(prior, tokenizer)
-        options = make_options(model, wishes)
+        options = make_options(model, values)
         known = complete and read_known(complete, keep, model.token_spec, num_images)
         labels = choose_labels(model, num_images, label)
         picture.draw(model.to(device), decoder.to(device), labels, options, known)
@@ -156,13 +162,18 @@ def text_to_image(
     if pretrained is not None and text is None:
         raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
     picture = Picture(out, num_images, seed, batch_size, columns, compiled)
-    wishes = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    wishes |= {"scheduler": scheduler, "num_steps": num_steps}
-    wishes |= {"guidance": TEXT_GUIDANCE if guidance is None else guidance}
-    wishes |= {"guidance_interval": guidance_interval}
+    values = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "scheduler": scheduler,
+        "num_steps": num_steps,
+        "guidance": TEXT_GUIDANCE if guidance is None else guidance,
+        "guidance_interval": guidance_interval,
+    }
     with process_device() as device:
         prior, decoder = load_pair(model, tokenizer)
-        options = make_options(prior, wishes)
+        options = make_options(prior, values)
         features = load_encoder(prior, model, text, pretrained).to(device)([prompt])
         texts = features[[0] * num_images]
         picture.draw(prior.to(device), decoder.to(device), texts, options)

@@ -1,1 +1,1 @@
-"""Text: encoders from open_clip, the features of a data set's captions, and a CLIP of one's own."""
+"""Text: encoders from open_clip, features of the captions of a data set, and a small CLIP."""

@@ -1,0 +1,57 @@
+"""Tokenizers on equal terms: trained as their recipes say, and only once."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from spectok.errors import ConfigError
+from spectok.evaluation import Evaluation
+from spectok.evaluation.comparison import Competitor, check_run, compare
+from spectok.training import TokenizerRecipe, load_tokenizer_recipe
+from spectok.training.log import read_log
+
+TRAIN = {"steps": 2, "batch_size": 8, "log_every": 1, "sample_every": None}
+
+
+def recipe_of(tokenizer, **sections):
+    data = {"name": "digits", "image_size": 8, "limit": 40}
+    raw = {"tokenizer": tokenizer, "data": data, "train": TRAIN, **sections}
+    return TokenizerRecipe.model_validate(raw)
+
+
+def run_comparison(recipe, folder):
+    held_out = recipe.data.model_copy(update={"split": "test", "limit": 8})
+    stages = []
+    compare(
+        {"one": Competitor("one", recipe)}, held_out, folder, Evaluation(), on_stage=stages.append
+    )
+    return stages
+
+
+def test_a_competitor_is_trained_once_with_every_section_of_its_recipe(tmp_path, vqvae):
+    recipe = recipe_of(vqvae, losses={"l1": 0.5}, seed=3)
+    assert run_comparison(recipe, tmp_path) == ["train one", "evaluate one"]
+    assert "loss/l1" in read_log(tmp_path / "one" / "log.jsonl")[-1]
+    written = load_tokenizer_recipe(tmp_path / "one" / "recipe.yaml")
+    assert (written.losses, written.seed) == (recipe.losses, 3)
+    assert run_comparison(recipe, tmp_path) == ["evaluate one"]
+
+
+def test_a_folder_with_a_run_of_another_recipe_is_refused(tmp_path, vqvae):
+    run_comparison(recipe_of(vqvae), tmp_path)
+    check_run(recipe_of(vqvae), tmp_path / "one")
+    with pytest.raises(ConfigError, match=r"holds a run with init_from None, not 'runs/first'"):
+        run_comparison(recipe_of(vqvae, init_from="runs/first"), tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a run with losses\.\w+ None, not"):
+        run_comparison(recipe_of(vqvae, losses={"l1": 0.5}), tmp_path)
+
+
+def test_a_missing_tracker_is_refused_before_anything_is_trained(tmp_path, vqvae, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    tracked = recipe_of(vqvae, train=TRAIN | {"tracker": "wandb"})
+    competitors = {"first": Competitor("a", recipe_of(vqvae)), "last": Competitor("b", tracked)}
+    with pytest.raises(ConfigError, match=r"pip install 'spectok\[wandb\]'"):
+        compare(competitors, tracked.data, tmp_path, Evaluation())
+    assert not list(tmp_path.iterdir())
