@@ -56,7 +56,17 @@ class SpectokModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def upgraded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Translate a config, perhaps of an earlier version, to this version's options."""
+        """Translate a config, perhaps of an earlier version, to this version's options.
+
+        Raises:
+            CheckpointError: If it has an option under both its names.
+        """
+        for before, now in cls.renamed_options.items():
+            if before in config and now in config:
+                raise CheckpointError(
+                    f"a {cls.__name__} is saved with {before} and with {now}, which are one "
+                    f"option; remove either from {CONFIG_NAME}"
+                )
         renamed = {cls.renamed_options.get(key, key): value for key, value in config.items()}
         return {**cls.added_options, **renamed}
 

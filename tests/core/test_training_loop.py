@@ -368,10 +368,13 @@ def test_resuming_does_not_ask_for_the_first_weights_again(tmp_path, train, loss
 
 def test_weights_that_do_not_fit_are_refused_before_the_first_step(tmp_path, train, vqvae):
     train(tmp_path / "first", vqvae, steps=1)
-    with pytest.raises(CheckpointError, match=r"cannot start from .*size mismatch.*same options"):
+    with pytest.raises(CheckpointError, match=r"first, a VQVAE, do not fit this VQVAE \(4 diff"):
         train(tmp_path / "run", vqvae | {"codebook_size": 8}, init_from=str(tmp_path / "first"))
     with pytest.raises(ConfigError, match="'vqvae' names an untrained tokenizer"):
         train(tmp_path / "run", vqvae, init_from="vqvae")
+    for nowhere in ("nowhere", "runs/nowhere", str(tmp_path / "nowhere")):
+        with pytest.raises(CheckpointError, match=f"^init_from {nowhere}: not a folder with a"):
+            train(tmp_path / "run", vqvae, init_from=nowhere)
     assert not (tmp_path / "run").exists()
 
 

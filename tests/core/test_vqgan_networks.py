@@ -10,6 +10,7 @@ from torch.nn.functional import conv2d
 
 from spectok import load_tokenizer
 from spectok.cli import main
+from spectok.errors import InputError
 from spectok.nn import VQGANDecoder, VQGANEncoder
 from spectok.training.log import read_log
 
@@ -139,3 +140,18 @@ def test_a_run_of_this_version_keeps_its_options(tmp_path, capsys):
     words = ["train.steps=3", "--resume", "tokenizer.post_quant_conv=false"]
     assert train(tmp_path, *words) == 2
     assert "post_quant_conv: the run to resume has True, not False" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_latent_width_below_one_is_refused_by_name(width):
+    with pytest.raises(InputError, match=f"z_channels {width} must be at least 1"):
+        VQGANEncoder(
+            1,
+            4,
+            image_size=8,
+            channels=4,
+            channel_multipliers=[1],
+            num_blocks=1,
+            attention_sizes=[],
+            z_channels=width,
+        )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spectok import Level, TokenSpec
-from spectok.errors import ConfigError
+from spectok.errors import CheckpointError, ConfigError
 from spectok.training.checkpoint import MANIFEST, list_checkpoints
 from spectok_generation import create_prior, load_prior
 from spectok_generation.prior_recipe import load_prior_recipe
@@ -51,11 +51,29 @@ def test_a_recipe_is_read(name):
     assert prior.condition_dropout == 0.3
 
 
-def test_both_names_at_once_are_refused(name):
-    own = [("tokenizer", "smoke/qgvae"), ("prior.class_dropout", 0.3)]
+def test_both_names_at_once_are_refused(name, tmp_path):
     both = r"prior\.class_dropout: is now called 'condition_dropout', which is given too"
+    path = tmp_path / "both.yaml"
+    path.write_text(
+        f"prior: {{name: {name}, class_dropout: 0.3, condition_dropout: 0.3}}\n"
+        "tokenizer: smoke/qgvae\n"
+    )
     with pytest.raises(ConfigError, match=both):
-        load_prior_recipe(name, [*own, ("prior.condition_dropout", 0.3)])
+        load_prior_recipe(str(path))
+    create_prior(name, SPEC, num_classes=2, **TINY[name]).save_pretrained(tmp_path / "prior")
+    config = tmp_path / "prior" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"class_dropout": 0.9}))
+    with pytest.raises(CheckpointError, match="with class_dropout and with condition_dropout"):
+        load_prior(tmp_path / "prior")
+
+
+@pytest.mark.parametrize("key", ["class_dropout", "condition_dropout"])
+@pytest.mark.parametrize("written", ["class_dropout", "condition_dropout"])
+def test_either_name_overrides_either(name, key, written, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"prior: {{name: {name}, {written}: 0.1}}\ntokenizer: smoke/qgvae\n")
+    recipe = load_prior_recipe(str(path), [f"prior.{key}=0.3"])
+    assert recipe.prior["condition_dropout"] == 0.3
 
 
 def test_a_run_is_resumed(tokenizer_folder, tmp_path):

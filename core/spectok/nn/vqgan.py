@@ -135,7 +135,7 @@ class VQGANEncoder(nn.Module):
         z_channels: int | None = None,
     ):
         super().__init__()
-        z_channels = z_channels or latent_channels
+        z_channels = _check_width(z_channels, latent_channels)
         widths = [channels * multiplier for multiplier in channel_multipliers]
         levels: list[nn.Module] = []
         for i, (before, width) in enumerate(zip([channels, *widths], widths)):
@@ -250,7 +250,7 @@ def _decoder_stem(
 ) -> nn.Module:
     if not post_quant_conv:
         return nn.Conv2d(latent_channels, out_channels, 3, padding=1)
-    z_channels = z_channels or latent_channels
+    z_channels = _check_width(z_channels, latent_channels)
     return nn.Sequential(
         nn.Conv2d(latent_channels, z_channels, 1),
         nn.Conv2d(z_channels, out_channels, 3, padding=1),
@@ -271,3 +271,10 @@ def _middle(channels: int) -> nn.Sequential:
         PixelAttention(channels),
         ResidualBlock(channels, channels),
     )
+
+
+def _check_width(z_channels: int | None, latent_channels: int) -> int:
+    """Return ``z_channels``, or ``latent_channels`` where it is None; refuse what is below 1."""
+    if z_channels is not None and z_channels < 1:
+        raise InputError(f"z_channels {z_channels} must be at least 1, or None")
+    return latent_channels if z_channels is None else z_channels

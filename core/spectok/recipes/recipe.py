@@ -129,8 +129,22 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[Override]) -> di
             section = section[part]
         if path[-1] == "name" and section.get("name") != value:
             section.clear()  # they are the options of another class
-        section[path[-1]] = value
+        section[_current_name(path, section)] = value
     return raw
+
+
+def _current_name(path: list[str], section: dict[str, Any]) -> str:
+    """Return the present name of the option to override, whose earlier name leaves its section."""
+    key, kind = path[-1], path[0]
+    if len(path) != 2 or kind not in registry.HOOKS:
+        return key
+    cls = registry.list_registered(kind).get(section.get("name", ""))
+    renamed = getattr(cls, "renamed_options", {})
+    current = renamed.get(key, key)
+    for before, now in renamed.items():
+        if now == current:
+            section.pop(before, None)
+    return current
 
 
 def resolve_recipe(raw: Mapping[str, Any], model: type[RecipeT]) -> RecipeT:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spectok.data import build_dataset
-from spectok.errors import CheckpointError, ConfigError
+from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.images import save_grid
 from spectok.loading import load_tokenizer, load_trained
 from spectok.messages import console
@@ -50,6 +50,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: bool = Fal
         CheckpointError: If weights cannot be read or state cannot be written.
         TrainingError: If training cannot go on.
     """
+    output = Path(output)
     recorded = recorded_recipe(output) if resume else {}
     earlier = keep_earlier_options("tokenizer", recipe.tokenizer, recorded.get("tokenizer", {}))
     recipe = recipe.model_copy(update={"tokenizer": earlier})
@@ -130,15 +131,25 @@ def copy_weights(model: ImageTokenizer, source: Path | str) -> None:
         ConfigError: If the source is a registered key, which has no weights.
         CheckpointError: If its weights cannot be read or do not fit this tokenizer.
     """
-    trained = load_trained(source)
     try:
-        model.load_state_dict(trained.state_dict())
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        detail = lines[1].strip() if len(lines) > 1 else lines[0]
+        trained = load_trained(source)
+    except SpectokError as error:
+        kind = ConfigError if isinstance(error, ConfigError) else CheckpointError
+        raise kind(f"init_from {source}: not a folder with a trained model: {error}") from error
+    theirs, ours = trained.state_dict(), model.state_dict()
+    differing = [
+        name
+        for name in sorted({*theirs, *ours})
+        if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+    ]
+    if differing:
+        shown = ", ".join(differing[:3]) + (" …" if len(differing) > 3 else "")
         raise CheckpointError(
-            f"cannot start from {source}: {detail}; it must have been built with the same options"
-        ) from error
+            f"init_from: the weights of {source}, a {type(trained).__name__}, do not fit this "
+            f"{type(model).__name__} ({len(differing)} differ: {shown}); give a model that was "
+            f"built with the same options"
+        )
+    model.load_state_dict(theirs)
 
 
 def save_samples(model: ImageTokenizer, images: Tensor, step: int, folder: Path) -> None:
