@@ -357,6 +357,22 @@ def test_a_folder_without_a_trained_classifier_is_refused(tmp_path, tokenizer):
         load_classifier(tmp_path / "tokenizer")
 
 
+def test_a_classifier_learns_digits_from_its_seed_alone(tmp_path):
+    from spectok.evaluation import ClassifierRecipe, train_classifier
+
+    def learn(seed):
+        options = {"steps": 40, "batch_size": 32, "learning_rate": 1e-2, "warmup_steps": 5}
+        raw = {"data": {"name": "digits", "max_shift": 1}, "train": options, "seed": seed}
+        run = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        train_classifier(ClassifierRecipe.model_validate(ClassifierRecipe.complete(raw)), run)
+        torch.rand(3)  # the global random state decides nothing
+        return load_classifier(run)
+
+    first, again, other = learn(0), learn(0), learn(1)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert min(model.config["held_out_accuracy"] for model in (first, other)) > 0.8
+
+
 def test_images_without_classes_train_no_classifier(tmp_path):
     from spectok.evaluation import ClassifierRecipe, train_classifier
 

@@ -27,6 +27,7 @@ from spectok.evaluation.terms import (
     images_per_step,
     recipe_of_run,
     seconds_of_run,
+    terms_of,
 )
 from spectok.loading import load_tokenizer
 from spectok.recipes.yaml12 import parse_yaml
@@ -62,13 +63,7 @@ class Competitor:
 
     def terms(self) -> dict[str, Any]:
         """Return what must be equal for all; empty for a model without its recipe."""
-        if self.recipe is None:
-            return {}
-        return {
-            "images": self.recipe.data.model_dump(mode="json", exclude_defaults=True),
-            "steps": self.recipe.train.steps,
-            "images per step": images_per_step(self.recipe),
-        }
+        return {} if self.recipe is None else terms_of(self.recipe)
 
 
 @dataclass

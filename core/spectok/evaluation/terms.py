@@ -28,6 +28,15 @@ def images_per_step(recipe: TokenizerRecipe) -> int:
     return recipe.train.batch_size * recipe.train.gradient_accumulation
 
 
+def terms_of(recipe: TokenizerRecipe) -> dict[str, Any]:
+    """Return what must be equal, besides the bits per image, for recipes that are compared."""
+    return {
+        "images": recipe.data.model_dump(mode="json", exclude_defaults=True),
+        "steps": recipe.train.steps,
+        "images per step": images_per_step(recipe),
+    }
+
+
 def check_equal(what: str, values: Mapping[str, Any], remedy: str) -> None:
     """Refuse values that differ.
 

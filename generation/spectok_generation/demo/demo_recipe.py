@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from pydantic import Field
 
-from spectok import load_tokenizer
 from spectok.errors import ConfigError
+from spectok.evaluation.terms import bits_per_image, check_equal, terms_of
 from spectok.recipes.recipe import read_recipe
 from spectok.recipes.schema import Section, validate_section
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
@@ -19,6 +16,7 @@ from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.sampling import SamplingOptions
 
 DEFAULT = "demo/demo"
+ALIKE = "the demo compares like with like: make them equal in the recipes of its tokenizers"
 RESERVED = ("seconds", "peak_memory_bytes", "prior", "classifier", "samples", "stages", "machine")
 
 
@@ -106,7 +104,7 @@ def load_plan(name_or_path: str | os.PathLike[str] = DEFAULT) -> Plan:
     tokenizers = {}
     for label, name in recipe.tokenizers.items():
         if label in RESERVED:
-            raise ConfigError(f"tokenizers.{label}: metrics.json has its own {label!r}; rename it")
+            raise ConfigError(f"tokenizers.{label}: the demo has its own {label!r}; rename it")
         tokenizers[label] = load_tokenizer_recipe(name, [("seed", recipe.seed)])
     first = next(iter(recipe.tokenizers.values()))
     prior = load_prior_recipe(recipe.prior, [("tokenizer", first), ("seed", recipe.seed)])
@@ -122,29 +120,9 @@ def check_equal_terms(tokenizers: dict[str, TokenizerRecipe]) -> None:
     Raises:
         ConfigError: If not; names what differs, with the values.
     """
-    terms: dict[str, Callable[[TokenizerRecipe], Any]] = {
-        "bits per image": bits_per_image,
-        "images": lambda recipe: recipe.data.model_dump(mode="json", exclude_defaults=True),
-        "steps": lambda recipe: recipe.train.steps,
-        "images per step": images_per_step,
+    terms = {
+        label: {"bits per image": bits_per_image(recipe), **terms_of(recipe)}
+        for label, recipe in tokenizers.items()
     }
-    for what, read in terms.items():
-        values = {label: read(recipe) for label, recipe in tokenizers.items()}
-        if any(value != next(iter(values.values())) for value in values.values()):
-            listing = ", ".join(f"{label} {value}" for label, value in values.items())
-            raise ConfigError(
-                f"tokenizers: {what} differ ({listing}); the demo compares like with like: make "
-                f"them equal in the recipes"
-            )
-
-
-def bits_per_image(recipe: TokenizerRecipe) -> float:
-    """Return the bits of the tokens of one image."""
-    options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
-    with torch.device("meta"):  # only the layout is needed, not the weights
-        return load_tokenizer(recipe.tokenizer["name"], **options).token_spec.bits_per_image
-
-
-def images_per_step(recipe: TokenizerRecipe) -> int:
-    """Return the images per optimiser step of one process."""
-    return recipe.train.batch_size * recipe.train.gradient_accumulation
+    for what in next(iter(terms.values())):
+        check_equal(what, {label: found[what] for label, found in terms.items()}, ALIKE)

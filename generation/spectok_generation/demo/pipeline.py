@@ -30,14 +30,14 @@ from spectok.evaluation import (
     load_classifier,
     train_classifier,
 )
-from spectok.evaluation.classifier_training import TRAIN_DEFAULTS
+from spectok.evaluation.terms import images_per_step
 from spectok.images import save_grid, to_pil
 from spectok.machine import describe_machine, peak_memory_bytes
 from spectok.messages import progress
 from spectok.metrics import psnr
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import FitResult, train_tokenizer
-from spectok_generation.demo.demo_recipe import Plan, images_per_step
+from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.judge import (
     Closeness,
     accuracy,
@@ -152,9 +152,8 @@ class Demo:
         options = self.plan.recipe.classifier.model_dump() | {"warmup_steps": 20}
         main = self.plan.tokenizers[self.plan.main]
         data = main.data.model_copy(update={"max_shift": 1})
-        recipe = ClassifierRecipe.model_validate(
-            {"data": data, "train": TRAIN_DEFAULTS | options, "seed": self.plan.recipe.seed}
-        )
+        raw = {"data": data, "train": options, "seed": self.plan.recipe.seed}
+        recipe = ClassifierRecipe.model_validate(ClassifierRecipe.complete(raw))
         folder = self.out / "models" / "classifier"
         doing = f"train a classifier on real images: {recipe.train.steps:,} steps"
         with self.stages.stage("classifier", doing):
