@@ -6,7 +6,8 @@ A cache is a directory::
     tokens.bin        one row of ceil(T * width / 8) bytes per image; index t is bits
                       [t * width, (t + 1) * width) of its row, least significant bit first
     labels.bin        int64 class of each image, if the data has classes
-    captions.jsonl    one JSON string per image, if the data has captions
+    captions.jsonl    a JSON list of its captions per image, if the data has captions (format 1,
+                      and still where every image has one caption: a JSON string)
 
 ``width`` is the number of bits that the largest vocabulary needs. Rows are whole bytes, so any row
 is one seek away. A cache is written under another name and renamed once complete.
@@ -26,10 +27,12 @@ from jaxtyping import Int, UInt8
 from torch.utils.data import Dataset
 
 from spectok import TokenSpec
+from spectok.data.augment import caption_turn
 from spectok.errors import CheckpointError
 from spectok_generation.records import describe_record, same_tokenizer
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""With one caption per image, and with several."""
 HEADER, TOKENS, LABELS, CAPTIONS = "header.json", "tokens.bin", "labels.bin", "captions.jsonl"
 
 
@@ -45,6 +48,7 @@ class CacheHeader:
         num_classes: Number of classes; 0 without labels.
         class_names: Name of each class, if classes have names.
         has_captions: Whether rows have captions.
+        copies: Rows of each image: row ``c * (count / copies) + i`` is copy c of image i.
         format: Version of the file layout.
     """
 
@@ -55,7 +59,8 @@ class CacheHeader:
     num_classes: int = 0
     class_names: list[str] | None = None
     has_captions: bool = False
-    format: int = FORMAT
+    copies: int = 1
+    format: int = FORMATS[0]
 
     @property
     def fingerprint(self) -> str:
@@ -66,18 +71,21 @@ class CacheHeader:
 class TokenCache(Dataset[dict[str, Any]]):
     """The tokens of a data set, memory-mapped from disk.
 
-    An item is ``{"indices": int64 (T,), "index": int}``, plus ``"label": int`` and
-    ``"caption": str`` if the data has them.
+    An item is ``{"indices": int64 (T,), "index": int}``, plus ``"label": int`` if the data has
+    labels, and ``"caption": str`` with its place ``"caption_number": int`` among the captions of
+    the image if it has captions: the first one, and after :meth:`set_epoch` each in its turn.
 
     Args:
         directory: A finished cache.
+        seed: Seed of the order in which the captions of an image take turns.
 
     Raises:
         CheckpointError: If it is missing or damaged.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], seed: int = 0):
         self.directory = Path(directory)
+        self._seed, self._epoch = seed, None
         self.header = read_header(self.directory)
         self.token_spec = TokenSpec.from_dict(self.header.token_spec)
         self._width = index_width(self.token_spec)
@@ -86,10 +94,11 @@ class TokenCache(Dataset[dict[str, Any]]):
         self.labels = None
         if self.header.num_classes:
             self.labels = self._map(LABELS, np.dtype("<i8"), (self.header.count,))
-        self.captions: list[str] | None = None
+        self.captions: list[tuple[str, ...]] | None = None
         if self.header.has_captions:
             lines = (self.directory / CAPTIONS).read_text(encoding="utf-8").splitlines()
-            self.captions = [json.loads(line) for line in lines]
+            found = [json.loads(line) for line in lines]
+            self.captions = [tuple([c] if isinstance(c, str) else c) for c in found]
 
     @property
     def num_classes(self) -> int:
@@ -121,6 +130,14 @@ class TokenCache(Dataset[dict[str, Any]]):
         """Return the int64 tokens of several rows at once."""
         return unpack(self._rows[rows], self.token_spec.num_tokens, self._width)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; each caption of an image is carried once per round.
+
+        A round is as many rows of the image as it has captions, whether they are its copies in one
+        epoch or come from several epochs.
+        """
+        self._epoch = epoch
+
     def __len__(self) -> int:
         return self.header.count
 
@@ -136,9 +153,19 @@ class TokenCache(Dataset[dict[str, Any]]):
             if self.labels is not None:
                 item["label"] = int(self.labels[number])
             if self.captions is not None:
-                item["caption"] = self.captions[number]
+                captions = self.captions[number]
+                turn = self._turn(number, len(captions))
+                item["caption"] = captions[turn] if captions else ""
+                item["caption_number"] = turn
             items.append(item)
         return items
+
+    def _turn(self, row: int, count: int) -> int:
+        """Return which of its captions a row carries in this epoch."""
+        if self._epoch is None or count == 0:
+            return 0
+        copy, image = divmod(row, self.header.count // self.header.copies)
+        return caption_turn(count, self._seed, self._epoch * self.header.copies + copy, image)
 
     def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         path = self.directory / name
@@ -165,8 +192,9 @@ def read_header(directory: Path) -> CacheHeader:
         header = CacheHeader(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not the header of a token cache: {error}") from error
-    if header.format != FORMAT:
-        raise CheckpointError(f"{path} has format {header.format}; this version reads {FORMAT}")
+    if header.format not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise CheckpointError(f"{path} has format {header.format}; this version reads {known}")
     return header
 
 

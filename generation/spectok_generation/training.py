@@ -154,7 +154,7 @@ def prepare_tokens(
         CheckpointError: If they were not made by the tokenizer of the recipe.
     """
     if recipe.tokens is not None:
-        cache = TokenCache(recipe.tokens)
+        cache = TokenCache(recipe.tokens, recipe.seed)
         if tokenizer is not None:
             cache.check_tokenizer(tokenizer_record(tokenizer, path))
         return cache
