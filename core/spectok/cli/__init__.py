@@ -13,14 +13,14 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
 
 from spectok import __version__, plugins
 from spectok.cli import evaluate, listing, models, tokens, train
-from spectok.errors import SpectokError
+from spectok.errors import SpectokError, one_line
 
 ERROR, INTERRUPTED = 2, 130
 
@@ -78,14 +78,14 @@ def _run(words: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         for line in _lines(error):
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {one_line(line)}", file=sys.stderr)
         return ERROR
 
 
-def _lines(error: Any) -> list[str]:
+def _lines(error: Any) -> Iterable[str]:
     """Return what to print: one line, or one per problem of a recipe."""
     if isinstance(error, SpectokError):
-        return str(error).splitlines() or [type(error).__name__]
+        return [line or type(error).__name__ for line in error.problems]
     if isinstance(error, OSError):
         return [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
     context = getattr(error, "ctx", None)
@@ -111,7 +111,7 @@ def _one_line_warnings(debug: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         if not debug:
             warnings.showwarning = lambda message, *_, **__: print(
-                f"warning: {str(message).strip().splitlines()[0]}", file=sys.stderr
+                f"warning: {one_line(str(message).strip())}", file=sys.stderr
             )
         yield
 
