@@ -8,6 +8,8 @@ can account for; each in one line that names the file.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import os
@@ -48,17 +50,20 @@ def read_text(
         raise error(f"{path} cannot be read: {_reason(problem)}") from problem
 
 
-def read_json(path: str | os.PathLike[str], error: type[SpectokError]) -> Any:
+def read_json(
+    path: str | os.PathLike[str], error: type[SpectokError], max_bytes: int = MAX_TEXT_BYTES
+) -> Any:
     """Return what a JSON file holds.
 
     Args:
         path: The file.
         error: What to raise.
+        max_bytes: Largest size.
 
     Raises:
         SpectokError: Of the class ``error``: names the file and what is wrong with it.
     """
-    return parse_json(read_text(path, error), str(path), error)
+    return parse_json(read_text(path, error, max_bytes), str(path), error)
 
 
 def parse_json(text: str, place: str, error: type[SpectokError]) -> Any:
@@ -128,6 +133,30 @@ def _claimed_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
         }
         shape, _, dtype = read_header[version](stream)
     return max(member.file_size, math.prod(shape) * dtype.itemsize)
+
+
+def sha256_of_file(path: str | os.PathLike[str], error: type[SpectokError]) -> str:
+    """Return the hash of a file's bytes, read once per process as long as the file stays as it is.
+
+    Args:
+        path: The file.
+        error: What to raise.
+
+    Raises:
+        SpectokError: Of the class ``error``: if it cannot be read.
+    """
+    check_regular(path, error)
+    found = os.stat(path)
+    try:
+        return _hash(os.path.realpath(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {_reason(problem)}") from problem
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(path: str, *_state: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_regular(

@@ -9,27 +9,32 @@ A cache is a directory::
     captions.jsonl    one JSON string per image, if the data has captions
 
 ``width`` is the number of bits that the largest vocabulary needs. Rows are whole bytes, so any row
-is one seek away. A cache is written under another name and renamed once complete.
+is one seek away. A cache is written under another name and renamed once complete. The header holds
+the hash of each other file, which is compared when a cache is opened, once per process.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from pydantic import Field
 from torch.utils.data import Dataset
 
 from spectok import TokenSpec
-from spectok.errors import CheckpointError
-from spectok_generation.records import describe_record, same_tokenizer
+from spectok.errors import CheckpointError, ConfigError, TokenError
+from spectok.reading import parse_json, read_json, read_text
+from spectok.recipes.schema import section_model, validate_section
+from spectok_generation.records import check_hashes, check_record, describe_record, same_tokenizer
 
 FORMAT = 1
+MAX_CAPTION_BYTES = 1 << 34
 HEADER, TOKENS, LABELS, CAPTIONS = "header.json", "tokens.bin", "labels.bin", "captions.jsonl"
 
 
@@ -46,21 +51,23 @@ class CacheHeader:
         class_names: Name of each class, if classes have names.
         has_captions: Whether rows have captions.
         format: Version of the file layout.
+        hashes: SHA-256 of each of the other files; None in caches of earlier versions.
     """
 
     token_spec: dict[str, Any]
-    count: int
+    count: Annotated[int, Field(ge=0)]
     tokenizer: dict[str, Any]
     data: str
-    num_classes: int = 0
+    num_classes: Annotated[int, Field(ge=0)] = 0
     class_names: list[str] | None = None
     has_captions: bool = False
     format: int = FORMAT
+    hashes: dict[str, str] | None = None
 
     @property
     def fingerprint(self) -> str:
         """Identifies the weights and the data that the tokens were made from."""
-        return f"{self.tokenizer['fingerprint']} {self.data}"
+        return f"{self.tokenizer.get('fingerprint')} {self.data}"
 
 
 class TokenCache(Dataset[dict[str, Any]]):
@@ -80,16 +87,18 @@ class TokenCache(Dataset[dict[str, Any]]):
         self.directory = Path(directory)
         self.header = read_header(self.directory)
         self.token_spec = TokenSpec.from_dict(self.header.token_spec)
+        self._limits = np.array(self.token_spec.vocab_sizes)
         self._width = index_width(self.token_spec)
         row_bytes = -(-self.token_spec.num_tokens * self._width // 8)
         self._rows = self._map(TOKENS, np.uint8, (self.header.count, row_bytes))
         self.labels = None
         if self.header.num_classes:
             self.labels = self._map(LABELS, np.dtype("<i8"), (self.header.count,))
+            self._check_labels(self.labels)
         self.captions: list[str] | None = None
         if self.header.has_captions:
-            lines = (self.directory / CAPTIONS).read_text(encoding="utf-8").splitlines()
-            self.captions = [json.loads(line) for line in lines]
+            self.captions = self._read_captions()
+        check_hashes(self.directory, self.header.hashes)
 
     @property
     def num_classes(self) -> int:
@@ -118,8 +127,20 @@ class TokenCache(Dataset[dict[str, Any]]):
             )
 
     def indices(self, rows: slice | Int[np.ndarray, "n"]) -> Int[np.ndarray, "n t"]:
-        """Return the int64 tokens of several rows at once."""
-        return unpack(self._rows[rows], self.token_spec.num_tokens, self._width)
+        """Return the int64 tokens of several rows at once.
+
+        Raises:
+            CheckpointError: If one is outside its vocabulary.
+        """
+        found = unpack(self._rows[rows], self.token_spec.num_tokens, self._width)
+        wrong = found >= self._limits
+        if wrong.any():
+            row, place = np.argwhere(wrong)[0]
+            raise CheckpointError(
+                f"{self.directory / TOKENS} is damaged: index {found[row, place]} at place {place} "
+                f"is outside 0..{self._limits[place] - 1}; {self._again}"
+            )
+        return found
 
     def __len__(self) -> int:
         return self.header.count
@@ -140,15 +161,39 @@ class TokenCache(Dataset[dict[str, Any]]):
             items.append(item)
         return items
 
+    @property
+    def _again(self) -> str:
+        return f"delete {self.directory} and extract the tokens again"
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        outside = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(outside):
+            raise CheckpointError(
+                f"{self.directory / LABELS} is damaged: label {outside[0]} is outside "
+                f"0..{self.num_classes - 1}; {self._again}"
+            )
+
+    def _read_captions(self) -> list[str]:
+        path = self.directory / CAPTIONS
+        lines = read_text(path, CheckpointError, MAX_CAPTION_BYTES).split("\n")[:-1]
+        captions = [parse_json(line, str(path), CheckpointError) for line in lines]
+        texts = all(isinstance(caption, str) for caption in captions)
+        if len(captions) != self.header.count or not texts:
+            raise CheckpointError(
+                f"{path} is damaged: it does not hold {self.header.count} texts; {self._again}"
+            )
+        return captions
+
     def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         path = self.directory / name
-        expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        expected = math.prod(shape) * np.dtype(dtype).itemsize
         found = path.stat().st_size if path.is_file() else -1
         if found != expected:
             raise CheckpointError(
-                f"{path} is damaged: {max(found, 0)} bytes instead of {expected}; delete "
-                f"{self.directory} and extract the tokens again"
+                f"{path} is damaged: {max(found, 0)} bytes instead of {expected}; {self._again}"
             )
+        if not expected:
+            return np.empty(shape, dtype)  # nothing to map
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
 
@@ -161,12 +206,21 @@ def read_header(directory: Path) -> CacheHeader:
     path = directory / HEADER
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no token cache (no {HEADER}); extract one first")
+    content = read_json(path, CheckpointError)
     try:
-        header = CacheHeader(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the header of a token cache: {error}") from error
+        fields = validate_section(section_model(CacheHeader), content, "").model_dump()
+        TokenSpec.from_dict(fields["token_spec"])
+    except (ConfigError, TokenError) as error:
+        reason = error.problems[0]
+        raise CheckpointError(f"{path} is not the header of a token cache: {reason}") from error
+    header = CacheHeader(**fields)
+    check_record(header.tokenizer, f"tokenizer of {path}")
     if header.format != FORMAT:
         raise CheckpointError(f"{path} has format {header.format}; this version reads {FORMAT}")
+    if header.class_names is not None and len(header.class_names) != header.num_classes:
+        raise CheckpointError(
+            f"{path} names {len(header.class_names)} classes of {header.num_classes}"
+        )
     return header
 
 

@@ -277,7 +277,12 @@ def test_yaml_with_aliases_is_read():
         *("a.b.c.d=1", "=", "x=", "train.steps=[", "train.steps=1e15", "train.steps=" + "9" * 40),
         *("train.steps=1000000000000000", "train.learning_rate=1e300", "train.learning_rate=.inf"),
         *("train.learning_rate=.nan", "train.learning_rate=-0.0", "train.betas=[.nan, 0.9]"),
-        *("tokenizer.name=[1]", "tokenizer={name: {a: 1}}", "tokenizer.name.x=1", "seed=" + "9" * 30),
+        *(
+            "tokenizer.name=[1]",
+            "tokenizer={name: {a: 1}}",
+            "tokenizer.name.x=1",
+            "seed=" + "9" * 30,
+        ),
         *("train.max_grad_norm=.inf", "tokenizer.quantizer=[]", "train=1", ".=1", "\udcff=1"),
         *("data.name=[]", "data.image_size={a: 1}", "tokenizer.image_size=" + "9" * 400),
         *("train.steps=\udcff", "tokenizer.name=" + "x" * 100_000, "x" * 100_000 + "=1"),

@@ -36,7 +36,9 @@ def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
     path = path or kind
     options = {"name": value} if isinstance(value, str) else value
     if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
-        raise ConfigError(f"{path}: needs a name, or a mapping with the key 'name' (got {shown(value)})")
+        raise ConfigError(
+            f"{path}: needs a name, or a mapping with the key 'name' (got {shown(value)})"
+        )
     name, rest = options["name"], {k: v for k, v in options.items() if k != "name"}
     try:
         target = registry.get_registered(kind, name)

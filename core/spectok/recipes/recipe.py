@@ -198,9 +198,7 @@ def _parse(override: Override) -> tuple[list[str], Any]:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ConfigError(
-            f"override {shown(override)} is not key=value, such as train.steps=2000"
-        )
+        raise ConfigError(f"override {shown(override)} is not key=value, such as train.steps=2000")
     return path, parse_yaml(text, f"override {key[:SHOWN]}")
 
 
