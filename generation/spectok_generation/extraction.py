@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from spectok import ImageTokenizer
 from spectok.distributed import world
 from spectok.errors import CheckpointError, DataError
+from spectok.reading import sha256_of_file
 from spectok_generation.records import describe_record, tokenizer_record
 from spectok_generation.tokens import (
     CAPTIONS,
@@ -179,7 +180,8 @@ def _write_cache(
     barrier()
     if rank == 0:
         _join_shares(directory, header, size)
-        text = json.dumps(asdict(header), indent=2) + "\n"
+        hashes = {name: sha256_of_file(directory / name, DataError) for name in _file_names(header)}
+        text = json.dumps(asdict(header) | {"hashes": hashes}, indent=2) + "\n"
         (directory / HEADER).write_text(text, encoding="utf-8")
 
 

@@ -15,7 +15,12 @@ from spectok.loading import load_trained
 from spectok_generation.drawing import DRAWABLE
 from spectok_generation.pipeline_folder import is_pipeline, load_component
 from spectok_generation.priors import Prior, load_prior
-from spectok_generation.records import describe_record, same_tokenizer, tokenizer_record
+from spectok_generation.records import (
+    check_record,
+    describe_record,
+    same_tokenizer,
+    tokenizer_record,
+)
 from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.encoder_loading import load_text_encoder
 
@@ -81,15 +86,16 @@ def load_encoder(
     if name is None and is_pipeline(prior_path):
         encoder = load_component(prior_path, "text_encoder")
     elif name is None:
-        needed = prior.config["text"]
+        needed = check_record(prior.config["text"], f"text of {prior_path}")
         own = [path / OWN_CLIP for path in (Path(prior_path), Path(prior_path).parent)]
-        places = [Path(needed["path"]), *own] if needed["path"] else own
-        found = next((place for place in places if place.is_dir()), needed["path"])
+        recorded = needed.get("path")
+        places = [Path(recorded), *own] if recorded else own
+        found = next((place for place in places if place.is_dir()), recorded)
         if not found:
             raise CheckpointError(
                 f"{prior_path} does not record its text encoder; give it with --text"
             )
-        encoder = load_text_encoder(str(found), needed["pretrained"])
+        encoder = load_text_encoder(str(found), needed.get("pretrained"))
     else:
         encoder = load_text_encoder(name, pretrained)
     check_encoder(prior, encoder)
@@ -138,8 +144,8 @@ def check_encoder(prior: Prior, encoder: TextEncoder | None) -> None:
         return
     if not prior.text_width:
         raise InputError(f"this {kind} reads no text; leave the text encoder out")
-    needed = prior.config["text"]
-    if encoder.fingerprint != needed["fingerprint"]:
+    needed = check_record(prior.config["text"], "text of the prior's config")
+    if encoder.fingerprint != needed.get("fingerprint"):
         raise CheckpointError(
             f"this prior reads the features of {describe_record(needed)}, not those of "
             f"{describe_record(encoder.record)}; give the encoder it was trained with"

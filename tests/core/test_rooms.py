@@ -13,7 +13,8 @@ import spectok
 ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
-    {"errors", "lazy", "machine", "messages", "outputs", "reading", "token_spec", "distributed"},
+    {"errors", "lazy", "machine", "messages", "outputs", "reading", "writing", "token_spec"}
+    | {"distributed"},
     {"images"},
     {"token_files"},
     {"plugins"},

@@ -13,13 +13,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from spectok.data import DataConfig, ImageDataset, build_dataset
-from spectok.errors import DataError
+from spectok.errors import CheckpointError, DataError
 from spectok.evaluation.classifier import BATCH_SIZE, ImageClassifier
 from spectok.evaluation.reconstruction import interior_of
 from spectok.recipes.recipe import Recipe
 from spectok.recipes.schema import Registered, Section
 from spectok.training import Callbacks, FitResult, Run, StepOutput, TrainConfig, fit
 from spectok.training.batches import derive_seed
+from spectok.writing import write_text
 
 TRAIN_DEFAULTS = {
     "steps": 1500,
@@ -104,7 +105,7 @@ def train_classifier(recipe: ClassifierRecipe, output: Path, *, resume: bool = F
         }
         model.register_to_config(**{**model.config, **record})
         model.save_pretrained(folder)
-        (output / "classifier.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_text(output / "classifier.json", json.dumps(record, indent=1) + "\n", CheckpointError)
 
     run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
     callbacks = Callbacks(save_final=save_final)

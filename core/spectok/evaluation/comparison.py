@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectok.data import DataConfig, ImageDataset, build_dataset
-from spectok.errors import CheckpointError, ConfigError
+from spectok.errors import CheckpointError, ConfigError, shown
 from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
 from spectok.evaluation.protocol import compare_results
 from spectok.evaluation.terms import (
@@ -30,11 +30,12 @@ from spectok.evaluation.terms import (
     terms_of,
 )
 from spectok.loading import load_tokenizer
-from spectok.recipes.yaml12 import parse_yaml
+from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
 from spectok.training.launch import check_machine
 from spectok.training.recipe import TokenizerRecipe
+from spectok.writing import write_text
 
 ALIKE = "tokenizers are compared on equal terms: make them equal"
 MODEL = "model"
@@ -181,12 +182,13 @@ def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
     path = folder / RUN_RECIPE
     if not path.is_file():
         return
-    recorded = _flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    recorded = _flatten(read_yaml(path))
     current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
     for key in sorted({*recorded, *current} - {"output"}):
         if recorded.get(key) != current.get(key):
             raise ConfigError(
-                f"{folder} holds a run with {key} {recorded.get(key)!r}, not {current.get(key)!r}; "
+                f"{folder} holds a run with {key} {shown(recorded.get(key))}, not "
+                f"{shown(current.get(key))}; "
                 f"give another --output"
             )
 
@@ -239,11 +241,7 @@ def write_json(value: Any, path: Path) -> None:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, json.dumps(value, indent=1) + "\n", CheckpointError)
 
 
 def find_competitor(name: str, recipe: TokenizerRecipe | None) -> Competitor:

@@ -169,7 +169,7 @@ def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> N
         if name not in FREE_SETTINGS and old.get(name) != new.get(name)
     ]
     if differing:
-        raise ConfigError("\n".join(differing))
+        raise ConfigError(*differing)
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

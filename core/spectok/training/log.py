@@ -11,19 +11,23 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
 from spectok.errors import CheckpointError
+from spectok.reading import parse_json, read_text
 from spectok.training.checkpoint import flatten
 from spectok.training.contracts import Record, Run
 
 
 def read_log(path: Path) -> list[Record]:
-    """Read a run's log; a last line cut short by a crash is left out."""
+    """Read a run's log, up to a line that is cut short or damaged, as by a crash."""
     records = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in read_text(path, CheckpointError).splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = parse_json(line, str(path), CheckpointError)
+            except CheckpointError:
                 break
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                break
+            records.append(record)
     return records
 
 

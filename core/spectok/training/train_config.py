@@ -8,6 +8,7 @@ from pydantic import Field
 
 from spectok.recipes.schema import Section
 
+Count = Annotated[int, Field(le=1_000_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 FREE_TO_CHANGE = (
@@ -53,21 +54,21 @@ class TrainConfig(Section):
         tracker: Where curves go besides ``log.jsonl``; needs the extra of its name. None: nowhere.
     """
 
-    steps: int = Field(10_000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
+    steps: Count = Field(10_000, ge=1)
+    batch_size: Count = Field(64, ge=1)
+    gradient_accumulation: Count = Field(1, ge=1)
     optimizer: Literal["adam", "adamw"] = "adamw"
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, le=1_000)
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), strict=False)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1_000)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Count = Field(0, ge=0)
     max_grad_norm: float | None = Field(None, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     ema_decay: Fraction | None = None
-    log_every: int = Field(50, ge=1)
-    save_every: int = Field(1_000, ge=1)
-    sample_every: int | None = Field(1_000, ge=1)
-    keep_last: int = Field(2, ge=1)
-    num_workers: int = Field(0, ge=0)
+    log_every: Count = Field(50, ge=1)
+    save_every: Count = Field(1_000, ge=1)
+    sample_every: Count | None = Field(1_000, ge=1)
+    keep_last: Count = Field(2, ge=1)
+    num_workers: int = Field(0, ge=0, le=1_000)
     tracker: Literal["tensorboard", "wandb"] | None = None

@@ -11,6 +11,7 @@ from pydantic import Field
 from spectok.data.choice import data_override
 from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
+from spectok.reading import read_text
 from spectok.recipes.files import list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, Section
@@ -127,6 +128,6 @@ def clip_recipe_file(name: str) -> Path | None:
 def _is_clip(path: Path) -> bool:
     """Return whether a file has the section ``clip:``; assume so if it cannot be read."""
     try:
-        return "\nclip:" in f"\n{path.read_text(encoding='utf-8')}"
-    except OSError:
+        return "\nclip:" in f"\n{read_text(path, ConfigError)}"
+    except ConfigError:
         return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from spectok.errors import CheckpointError, ConfigError, did_you_mean
+from spectok.errors import CheckpointError, ConfigError, did_you_mean, shown
+from spectok.reading import read_json
 from spectok_generation.text.encoder import CONFIG, TEXT_HALF, TEXT_WEIGHTS, TextEncoder
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -130,9 +130,10 @@ def _build_half(folder: Path, config: dict[str, Any]) -> Any:
     """Rebuild the text half that :meth:`TextEncoder.save_pretrained` saved."""
     import open_clip
 
-    kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(TEXT_HALF)
+    content = read_json(folder / CONFIG, CheckpointError)
+    kind = content.get(TEXT_HALF) if isinstance(content, dict) else None
     if kind not in HALVES:
-        raise CheckpointError(f"{CONFIG} names an unknown {TEXT_HALF} {kind!r}")
+        raise CheckpointError(f"{CONFIG} names an unknown {TEXT_HALF} {shown(kind)}")
     sizes = {key: value for key, value in config.items() if key != "custom_text"}
     model = getattr(open_clip, kind)(**sizes | {"vision_cfg": NO_IMAGES})
     del model.visual

@@ -23,19 +23,39 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch.utils.data import Dataset, default_collate
 
 from spectok.data.rows import Captions
 from spectok.distributed import world
-from spectok.errors import CheckpointError, DataError
+from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.reading import check_regular, read_json, read_npz, sha256_of_file
+from spectok.recipes.schema import Section, validate_section
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.extraction import barrier
+from spectok_generation.records import check_hashes, check_record
 from spectok_generation.text.encoder import TextEncoder
 
 NO_CAPTIONS = "the data has no captions to learn from; see docs/data.md for their forms"
 HEADER, FEATURES, TEXTS = "header.json", "features.bin", "texts.npz"
 CHUNK = 256
 """Captions encoded at a time, between updates of the progress bar."""
+
+
+class Header(Section):
+    """Contents of ``header.json``.
+
+    Args:
+        encoder: Record of the encoder.
+        captions: Hash of all captions.
+        width: Length of a vector.
+        hashes: SHA-256 of each of the other files; None in those of earlier versions.
+    """
+
+    encoder: dict[str, Any]
+    captions: str
+    width: int = Field(ge=1)
+    hashes: dict[str, str] | None = None
 
 
 class CaptionFeatures:
@@ -51,16 +71,23 @@ class CaptionFeatures:
     def __init__(self, directory: str | os.PathLike[str]):
         path = Path(directory)
         self.header = read_header(path)
+<<<<<<< HEAD
         with np.load(path / TEXTS) as texts:
             self._ends, self._texts = texts["ends"], texts["rows"]
             # without it, as earlier versions wrote it, each row has one caption
             self._first = texts["first"] if "first" in texts else np.arange(len(self._texts))
         shape = (int(self._ends[-1]), int(self.header["width"]))
+=======
+        self._ends, self._texts = _read_texts(path / TEXTS)
+        shape = (int(self._ends[-1]), self.header["width"])
+        check_regular(path / FEATURES, CheckpointError)
+>>>>>>> work-doors
         expected, found = 2 * shape[0] * shape[1], (path / FEATURES).stat().st_size
         if found != expected:
             raise CheckpointError(
                 f"{path / FEATURES} is damaged: {found} bytes instead of {expected}; delete {path}"
             )
+        check_hashes(path, self.header["hashes"])
         self._features = np.memmap(path / FEATURES, dtype="<f2", mode="r", shape=shape)
 
     @property
@@ -150,10 +177,10 @@ def encode_captions(
     target, texts = Path(directory), hash_captions(captions)
     if (target / HEADER).is_file():
         found = read_header(target)
-        if (found["encoder"]["fingerprint"], found["captions"]) != (encoder.fingerprint, texts):
+        if (found["encoder"].get("fingerprint"), found["captions"]) != (encoder.fingerprint, texts):
             raise CheckpointError(
                 f"{target} already holds the features of other captions or of another encoder "
-                f"({found['encoder']['path']}); choose another directory or delete it"
+                f"({found['encoder'].get('path')}); choose another directory or delete it"
             )
         return CaptionFeatures(target)
     if world()[0] == 0:
@@ -173,9 +200,30 @@ def read_header(directory: Path) -> dict[str, Any]:
         CheckpointError: If the directory holds no features.
     """
     try:
-        return json.loads((directory / HEADER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} holds no text features: {error}") from error
+        header = validate_section(Header, read_json(directory / HEADER, CheckpointError), "")
+    except (CheckpointError, ConfigError) as error:
+        reason = error.problems[0]
+        raise CheckpointError(f"{directory} holds no text features: {reason}") from error
+    check_record(header.encoder, f"encoder of {directory / HEADER}")
+    return header.model_dump()
+
+
+def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each caption's tokens end, beginning with 0, and the caption of each row."""
+    arrays = read_npz(path, CheckpointError)
+    ends, rows = (arrays.get(name, np.empty(0)) for name in ("ends", "rows"))
+    whole = all(
+        array.ndim == 1 and array.dtype.kind in "iu" and len(array) for array in (ends, rows)
+    )
+    if (
+        not whole
+        or ends[0] != 0
+        or (ends[1:] <= ends[:-1]).any()
+        or rows.min() < 0
+        or rows.max() >= len(ends) - 1
+    ):
+        raise CheckpointError(f"{path} is damaged; delete {path.parent}")
+    return ends, rows
 
 
 def hash_captions(captions: Sequence[Captions]) -> str:
@@ -206,8 +254,15 @@ def _write(
             lengths += text.mask.sum(1).tolist()
             if on_captions is not None:
                 on_captions(len(text))
+<<<<<<< HEAD
     rows = np.array([place[caption] for caption in chain.from_iterable(captions)])
     first = np.cumsum([0, *(len(texts) for texts in captions[:-1])])
     np.savez(temporary / TEXTS, ends=np.cumsum(lengths), rows=rows, first=first)
+=======
+    rows = np.array([place[caption] for caption in captions])
+    np.savez(temporary / TEXTS, ends=np.cumsum(lengths), rows=rows)
+    hashes = {name: sha256_of_file(temporary / name, DataError) for name in (FEATURES, TEXTS)}
+    header = header | {"hashes": hashes}
+>>>>>>> work-doors
     (temporary / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, target)
