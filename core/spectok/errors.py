@@ -17,7 +17,15 @@ command line prints the message alone and exits with status 2; ``--debug`` adds 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+SHOWN = 200  # characters
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlong, _REPR.maxother = 3, SHOWN, SHOWN
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 16
+_REPR.maxstring = SHOWN
 
 
 class SpectokError(Exception):
@@ -74,3 +82,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: its ``repr``, cut short where it is long or nested."""
+    text = _REPR.repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def one_line(text: str) -> str:
+    """Return a text with line breaks and other control characters written as escapes.
+
+    A name may hold a line break or a terminal's escape character; printed as it is, it could pass
+    for a message of our own, or change what is shown.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

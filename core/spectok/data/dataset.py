@@ -63,7 +63,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         memory_limit: int = MEMORY_LIMIT,
     ):
         fits = len(rows) * int(np.prod(preprocessing.image_shape)) <= memory_limit
-        checks = decode_rows(rows, preprocessing) if fits else inspect_rows(rows)
+        checks = decode_rows(rows, preprocessing) if fits else inspect_rows(rows, preprocessing)
         self._rows = _readable_rows(rows, checks, name, skip_unreadable)
         self._pixels = checks.pixels
         self._preprocessing, self._augmentation = preprocessing, augmentation
