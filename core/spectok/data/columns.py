@@ -10,7 +10,7 @@ from unicodedata import normalize
 import numpy as np
 
 from spectok.data.rows import Captions
-from spectok.errors import DataError, did_you_mean, shown
+from spectok.errors import DataError, did_you_mean, one_line, shown
 
 IMAGE_COLUMNS = ("image", "img", "images", "jpg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "prompt")
@@ -56,9 +56,10 @@ def as_captions(values: Any, where: str) -> Captions:
                 continue
             if isinstance(text, bool) or not isinstance(text, str | int | float):
                 raise DataError(
-                    f"{where}: caption {shown(text)} is not a text; write texts, or lists of texts"
+                    f"{one_line(where)}: caption {shown(text)} is not a text; write texts, or "
+                    "lists of texts"
                 )
-            texts.append(str(text).strip(_BYTE_ORDER_MARK).strip())
+            texts.append(str(text).strip().strip(_BYTE_ORDER_MARK).strip())
     return tuple(text for text in texts if text)
 
 
@@ -99,10 +100,10 @@ def number_labels(
     for row, value in enumerate(values):
         number = numbers.get(normalize("NFC", value)) if isinstance(value, str) else value
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < MAX_CLASSES:
+            name = one_line(names[row]) if names else f"row {row}"
             raise DataError(
-                f"{where}: label {shown(value)} of {names[row] if names else f'row {row}'} is not "
-                "a class; use integers from 0 throughout, or texts throughout, or set data.labels "
-                "to false where none are needed"
+                f"{where}: label {shown(value)} of {name} is not a class; use integers from 0 "
+                "throughout, or texts throughout, or set data.labels to false if none are needed"
             )
         labels[row] = number
     return labels, []

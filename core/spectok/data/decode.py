@@ -28,6 +28,9 @@ _TAIL = 4096
 _LONGEST_REASON = 200
 MAX_16_BIT = 65535
 
+# Pillow refuses what is twice as large as what it warns of; below that, the image is only large.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 class UnreadableImage(DataError):
     """One image cannot be opened; the message is the reason, in a few words."""
@@ -105,17 +108,17 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
 
     Raises:
         UnreadableImage: If the pixels are floating-point and ``max_value`` is not given, or not
-            numbers; or if the record of the orientation is damaged.
+            numbers; or if the mode or the record of the orientation cannot be understood.
     """
     with _decoding():
         image = ImageOps.exif_transpose(image)
-    if is_deep(image.mode):
-        image = _to_8_bits(image, max_value)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        image = Image.alpha_composite(white, rgba)
-    return image.convert("L" if channels == 1 else "RGB")
+        if is_deep(image.mode):
+            image = _to_8_bits(image, max_value)
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, "white")
+            image = Image.alpha_composite(white, rgba)
+        return image.convert("L" if channels == 1 else "RGB")
 
 
 def check_mode(mode: str, max_value: float | None) -> None:
@@ -140,10 +143,7 @@ def _to_8_bits(image: Image.Image, max_value: float | None) -> Image.Image:
 def _decoding() -> Iterator[None]:
     """Raise whatever Pillow's decoders raise on damaged files as an unreadable image."""
     try:
-        with warnings.catch_warnings():
-            # Pillow refuses what is twice as large; below that, the image is only large
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
+        yield
     except Exception as error:
         raise UnreadableImage(_reason(error)) from error
 

@@ -74,12 +74,12 @@ class _Group:
 
     Args:
         name: The shard and the name.
-        images: Images by the part of their names between the first and the last dot.
+        images: Suffix and image by the part of the name between the first and the last dot.
         texts: That part, and the columns, of texts, labels and JSON.
     """
 
     name: str
-    images: dict[str, Member] = field(default_factory=dict)
+    images: dict[str, tuple[str, Member]] = field(default_factory=dict)
     texts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -208,7 +208,7 @@ def _add_member(
     elif f".{suffix}" in IMAGE_SUFFIXES:
         if middle in group.images:
             findings.several.append(group.name)
-        group.images[middle] = Member(str(path), member.offset_data, member.size)
+        group.images[middle] = suffix, Member(str(path), member.offset_data, member.size)
     elif suffix in _SMALL:
         place = f"{path.name}:{member.name}"
         if member.size > MAX_TEXT_BYTES:
@@ -226,9 +226,9 @@ def _rows_of(group: _Group, findings: _Findings) -> Iterator[_Row]:
     if not images:
         findings.bare.append(group.name)
     if "" in images:
-        findings.unread.update(f".{m}{os.path.splitext(m)[1]}" for m in images if m)
+        findings.unread.update(f".{m}.{suffix}" for m, (suffix, _) in images.items() if m)
         images = {"": images[""]}
-    for middle, image in images.items():
+    for middle, (_, image) in images.items():
         columns: dict[str, Any] = {}
         for part, values in sorted(group.texts, key=lambda text: text[0] == middle):
             if part in ("", middle):

@@ -39,12 +39,22 @@ class EncodedImages(Sequence[Any]):
         table: The table.
         column: A column of type ``Image``, or of encoded images, or of paths.
         places: Directories in which relative paths are looked up.
+
+    Raises:
+        DataError: If the column cannot be read as images.
     """
 
     def __init__(self, table: datasets.Dataset, column: str, places: Sequence[Path] = ()):
         import datasets as hf
 
-        self.table = table.select_columns([column]).cast_column(column, hf.Image(decode=False))
+        try:
+            chosen = table.select_columns([column])
+            self.table = chosen.cast_column(column, hf.Image(decode=False))
+        except Exception as error:  # pyarrow and datasets share no base
+            raise DataError(
+                f"column {column!r} cannot be read as images ({_root_cause(error)}); name another "
+                "with data.image_column"
+            ) from error
         self.column, self.places = column, places
 
     def __len__(self) -> int:
