@@ -13,7 +13,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from spectok.data import DataConfig, ImageDataset, Preprocessing, build_dataset, config_for_path
+from spectok.data import (
+    DataConfig,
+    ImageDataset,
+    Preprocessing,
+    build_dataset,
+    config_for_path,
+    data_override,
+)
 from spectok.errors import DataError, SpectokError
 from spectok.plugins.registry import get_dataset
 
@@ -240,6 +247,15 @@ class TestHostile:
         (tmp_path / "s" / "0.tar").unlink()
         with pytest.raises(DataError, match=r"image 0\.tar:a .*missing"):
             found["s"][0]
+
+    @pytest.mark.parametrize("path", ["", "~nobody-here/x", "x" * 5000, "~nobody-here/*.tar"])
+    def test_what_is_no_path(self, path):
+        for kind in ("folder", "webdataset", "parquet"):
+            with pytest.raises(DataError, match=r"is not a path|is empty") as caught:
+                build_dataset(DataConfig(name=kind, path=path))
+            assert len(str(caught.value)) < 400
+        with pytest.raises(DataError, match=r"is not a path|is empty"):
+            data_override(path)
 
     def test_names_are_shown_on_one_line(self, tmp_path):
         bad = "a\nerror: b\x1b[31m.png"

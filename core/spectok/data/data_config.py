@@ -81,8 +81,10 @@ def config_for_path(path: str | os.PathLike[str], **options: Any) -> DataConfig:
 
 def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "webdataset", "hub"]:
     """Return which reader a path needs; an ``owner/name`` that does not exist here is a hub id."""
+    from spectok.data.listing import local_path
+
     text = os.fspath(path)
-    local = Path(text).expanduser()
+    local = local_path(text)
     if text.endswith(".tar"):
         return "webdataset"
     if text.endswith(".parquet"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from spectok.data.rows import Problem
-from spectok.errors import DataError, one_line
+from spectok.errors import DataError, one_line, shown
 
 _SHOWN = 6
 _LONGEST_SUFFIX = 12
@@ -103,6 +103,24 @@ def walk(
                 (linked if entry.is_symlink() else own).append(name)
             else:
                 yield name
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a person wrote, which need not exist.
+
+    Raises:
+        DataError: If no file can have it: it is empty, too long, or in an unknown person's home.
+    """
+    text = os.fspath(path)
+    try:
+        found = Path(text).expanduser()
+        found.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{shown(text)} is not a path ({reason}); give another") from error
+    if not text:
+        raise DataError("the path of the data is empty; for this directory, give '.'")
+    return found
 
 
 def suffix_of(name: str) -> str:

@@ -33,7 +33,7 @@ from spectok.data.columns import (
 )
 from spectok.data.data_config import DataConfig
 from spectok.data.decode import IMAGE_SUFFIXES, UnreadableImage
-from spectok.data.listing import composed, list_files, some, suffix_of, unread_note
+from spectok.data.listing import composed, list_files, local_path, some, suffix_of, unread_note
 from spectok.data.rows import Problem, Rows
 from spectok.data.split_names import Division
 from spectok.errors import DataError
@@ -144,7 +144,7 @@ def _find_shards(pattern: str) -> tuple[Path, list[str], list[Problem], list[str
 
     Shards in sub-directories count where there are none above them.
     """
-    path, problems, notes = Path(pattern).expanduser(), list[Problem](), list[str]()
+    path, problems, notes = local_path(pattern), list[Problem](), list[str]()
     if path.is_dir():
         root, listing = path, list_files(path)
         every = listing.with_suffix([".tar"])
