@@ -18,7 +18,7 @@ from spectok.data.decode import UnreadableImage, open_image
 from spectok.data.preprocessing import Box, Preprocessing
 from spectok.data.report import describe_problems
 from spectok.data.rows import Captions, Rows
-from spectok.errors import DataError
+from spectok.errors import DataError, one_line
 from spectok.images import to_float
 
 MEMORY_LIMIT = 1 << 30
@@ -64,7 +64,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         memory_limit: int = MEMORY_LIMIT,
     ):
         fits = len(rows) * int(np.prod(preprocessing.image_shape)) <= memory_limit
-        checks = decode_rows(rows, preprocessing) if fits else inspect_rows(rows)
+        checks = decode_rows(rows, preprocessing) if fits else inspect_rows(rows, preprocessing)
         self._rows = _readable_rows(rows, checks, name, skip_unreadable)
         self._pixels = checks.pixels
         self._preprocessing, self._augmentation = preprocessing, augmentation
@@ -170,7 +170,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _raise_or_warn(self, index: int, error: UnreadableImage) -> None:
         """Raise for damage that the header did not show, or warn that the next image is used."""
-        name = self.name_of(index)
+        name = one_line(self.name_of(index))
         if not self._skip_unreadable:
             raise DataError(
                 f"image {name} cannot be read ({error}); repair or remove it, "

@@ -71,17 +71,9 @@ class CaptionFeatures:
     def __init__(self, directory: str | os.PathLike[str]):
         path = Path(directory)
         self.header = read_header(path)
-<<<<<<< HEAD
-        with np.load(path / TEXTS) as texts:
-            self._ends, self._texts = texts["ends"], texts["rows"]
-            # without it, as earlier versions wrote it, each row has one caption
-            self._first = texts["first"] if "first" in texts else np.arange(len(self._texts))
-        shape = (int(self._ends[-1]), int(self.header["width"]))
-=======
-        self._ends, self._texts = _read_texts(path / TEXTS)
+        self._ends, self._texts, self._first = _read_texts(path / TEXTS)
         shape = (int(self._ends[-1]), self.header["width"])
         check_regular(path / FEATURES, CheckpointError)
->>>>>>> work-doors
         expected, found = 2 * shape[0] * shape[1], (path / FEATURES).stat().st_size
         if found != expected:
             raise CheckpointError(
@@ -208,12 +200,16 @@ def read_header(directory: Path) -> dict[str, Any]:
     return header.model_dump()
 
 
-def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each caption's tokens end, beginning with 0, and the caption of each row."""
+def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where each caption's tokens end, the captions of all rows, and where a row's begin.
+
+    The ends begin with 0. Earlier versions did not write where rows begin: each had one caption.
+    """
     arrays = read_npz(path, CheckpointError)
     ends, rows = (arrays.get(name, np.empty(0)) for name in ("ends", "rows"))
+    first = arrays.get("first", np.arange(len(rows)))
     whole = all(
-        array.ndim == 1 and array.dtype.kind in "iu" and len(array) for array in (ends, rows)
+        array.ndim == 1 and array.dtype.kind in "iu" and len(array) for array in (ends, rows, first)
     )
     if (
         not whole
@@ -221,9 +217,12 @@ def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray]:
         or (ends[1:] <= ends[:-1]).any()
         or rows.min() < 0
         or rows.max() >= len(ends) - 1
+        or first[0] != 0
+        or (first[1:] <= first[:-1]).any()
+        or first[-1] >= len(rows)
     ):
         raise CheckpointError(f"{path} is damaged; delete {path.parent}")
-    return ends, rows
+    return ends, rows, first
 
 
 def hash_captions(captions: Sequence[Captions]) -> str:
@@ -254,15 +253,10 @@ def _write(
             lengths += text.mask.sum(1).tolist()
             if on_captions is not None:
                 on_captions(len(text))
-<<<<<<< HEAD
     rows = np.array([place[caption] for caption in chain.from_iterable(captions)])
     first = np.cumsum([0, *(len(texts) for texts in captions[:-1])])
     np.savez(temporary / TEXTS, ends=np.cumsum(lengths), rows=rows, first=first)
-=======
-    rows = np.array([place[caption] for caption in captions])
-    np.savez(temporary / TEXTS, ends=np.cumsum(lengths), rows=rows)
     hashes = {name: sha256_of_file(temporary / name, DataError) for name in (FEATURES, TEXTS)}
     header = header | {"hashes": hashes}
->>>>>>> work-doors
     (temporary / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, target)
