@@ -5,6 +5,7 @@ A prior stores the fingerprints of both; any other tokenizer or text encoder is 
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ OWN_TOKENIZER, OWN_CLIP = Path("tokenizer", "model"), Path("clip", "model")
 
 
 def load_pair(
-    prior_path: str | os.PathLike[str], tokenizer_path: str | os.PathLike[str] | None = None
+    prior_path: str | os.PathLike[str],
+    tokenizer_path: str | os.PathLike[str] | None = None,
+    *,
+    trust: bool = False,
 ) -> tuple[Any, ImageTokenizer]:
     """Load a trained prior and its tokenizer, in eval mode.
 
@@ -34,6 +38,7 @@ def load_pair(
         prior_path: Folder of a saved prior, of its run, or of a pipeline.
         tokenizer_path: Its tokenizer. None: the one in the pipeline, or the one recorded when the
             prior was trained.
+        trust: See :func:`~spectok_generation.pipeline_folder.load_component`.
 
     Raises:
         CheckpointError: If one of them is missing, or they do not belong together.
@@ -41,7 +46,8 @@ def load_pair(
     """
     folder = Path(prior_path)
     whole = is_pipeline(folder)
-    prior: Any = load_component(folder, "prior") if whole else load_prior(folder)
+    load = functools.partial(load_component, folder, trust=trust)
+    prior: Any = load("prior") if whole else load_prior(folder, trust=trust)
     if not isinstance(prior, DRAWABLE):
         kinds = " or ".join(kind.__name__ for kind in DRAWABLE)
         raise InputError(
@@ -49,10 +55,10 @@ def load_pair(
             f"an {kinds}"
         )
     if whole and tokenizer_path is None:
-        where, tokenizer = str(folder / "tokenizer"), load_component(folder, "tokenizer")
+        where, tokenizer = str(folder / "tokenizer"), load("tokenizer")
     else:
         where = os.fspath(tokenizer_path or _recorded_path(prior, folder))
-        tokenizer = load_trained(where)
+        tokenizer = load_trained(where, trust=trust)
     check_pair(prior, tokenizer, where)
     return prior, tokenizer
 
@@ -62,6 +68,8 @@ def load_encoder(
     prior_path: str | os.PathLike[str],
     name: str | None = None,
     pretrained: str | None = None,
+    *,
+    trust: bool = False,
 ) -> TextEncoder:
     """Load the text encoder that a prior was trained with.
 
@@ -71,6 +79,7 @@ def load_encoder(
         name: Folder or name of the encoder. None: the one in the pipeline, or the one recorded
             when the prior was trained.
         pretrained: With a name: tag or file of its weights.
+        trust: See :func:`load_text_encoder`.
 
     Raises:
         InputError: If the prior reads no text.
@@ -79,7 +88,7 @@ def load_encoder(
     if not prior.text_width:
         raise InputError(f"{prior_path} holds a prior that reads no text; see 'spectok sample'")
     if name is None and is_pipeline(prior_path):
-        encoder = load_component(prior_path, "text_encoder")
+        encoder = load_component(prior_path, "text_encoder", trust=trust)
     elif name is None:
         needed = prior.config["text"]
         own = [path / OWN_CLIP for path in (Path(prior_path), Path(prior_path).parent)]
@@ -89,9 +98,9 @@ def load_encoder(
             raise CheckpointError(
                 f"{prior_path} does not record its text encoder; give it with --text"
             )
-        encoder = load_text_encoder(str(found), needed["pretrained"])
+        encoder = load_text_encoder(str(found), needed["pretrained"], trust=trust)
     else:
-        encoder = load_text_encoder(name, pretrained)
+        encoder = load_text_encoder(name, pretrained, trust=trust)
     check_encoder(prior, encoder)
     return encoder
 

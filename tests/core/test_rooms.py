@@ -14,6 +14,7 @@ ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
     {"errors", "lazy", "machine", "messages", "outputs", "reading", "token_spec", "distributed"},
+    {"bounds", "saving", "weights"},
     {"images"},
     {"token_files"},
     {"plugins"},
