@@ -189,6 +189,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
             with bounds, torch.device("meta"):
                 validate_section(section_model(cls), options, "")
                 network: Any = cls(**options)
+                getattr(network, "token_spec", None)  # layouts are computed, and bounded, when read
         except CheckpointError:
             raise
         except SpectokError as error:

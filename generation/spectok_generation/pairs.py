@@ -122,6 +122,12 @@ def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None
             f"this prior models the tokens of {describe_record(needed)}, not those of "
             f"{describe_record(given)}; give the tokenizer it was trained with"
         )
+    for key in ("image_shape", "latent_shape"):
+        if key in needed and needed[key] != given[key]:
+            raise CheckpointError(
+                f"this prior is recorded for a tokenizer of {key} {needed[key]}, not {given[key]}; "
+                f"give the tokenizer it was trained with"
+            )
     if prior.token_spec != tokenizer.token_spec:
         raise CheckpointError(
             f"this prior models {prior.token_spec.num_tokens} tokens laid out differently from the "

@@ -100,7 +100,16 @@ class Quantizer(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, z: Float[Tensor, "b n d"]) -> Int[Tensor, "b n l"]:
-        """Return the indices of vectors as in eval mode, leaving training statistics untouched."""
+        """Return the indices of vectors as in eval mode, leaving training statistics untouched.
+
+        Raises:
+            InputError: If a vector is infinite or NaN, which no code is nearest to.
+        """
+        if not z.isfinite().all():
+            raise InputError(
+                "vectors to quantise are infinite or NaN: the network overflows "
+                f"{str(z.dtype).removeprefix('torch.')}, or its input does; use float32 or bfloat16"
+            )
         training = self.training
         self.eval()
         try:
