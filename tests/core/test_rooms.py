@@ -15,6 +15,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
     {"errors", "lazy", "machine", "messages", "outputs", "reading", "writing", "token_spec"}
     | {"distributed"},
+    {"bounds", "saving", "weights"},
     {"images"},
     {"token_files"},
     {"plugins"},

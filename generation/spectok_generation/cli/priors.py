@@ -11,6 +11,7 @@ from spectok.cli.console import say_next
 from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok_generation.cli.device import process_device
+from spectok_generation.cli.sampling import Trust
 
 PRIOR = "gpt"
 TOKENIZER_HELP = "Trained tokenizer: its folder or that of its run; or the name of a recipe."
@@ -120,11 +121,12 @@ def export(
     text: Annotated[
         str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write prior, tokenizer and text encoder as one folder, a diffusers pipeline."""
     from spectok_generation.pipeline import TokenPipeline
 
-    pipeline = TokenPipeline.from_run(run, tokenizer, text)
+    pipeline = TokenPipeline.from_run(run, tokenizer, text, trust=trust)
     pipeline.save_pretrained(out)
     parts = [type(part).__name__ for part in pipeline.components.values() if part is not None]
     say(f"{' + '.join(parts)}: {out}")

@@ -20,11 +20,11 @@ from spectok.data import build_dataset
 from spectok.distributed import sum_over_ranks, world
 from spectok.errors import ConfigError, DataError
 from spectok.messages import say
-from spectok.modeling import saving
+from spectok.saving import saving
 from spectok.training import Callbacks, FitResult, Run, StepOutput, fit
 from spectok.training.launch import accelerated
 from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe
-from spectok_generation.text.encoder_loading import CONFIG, WEIGHTS
+from spectok_generation.text.encoder import CLIP_FILES, CONFIG, WEIGHTS
 
 VOCABULARY = 49408  # of the BPE tokenizer that comes with open_clip
 LARGEST_SCALE = math.log(100)
@@ -185,6 +185,6 @@ def save_clip(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     size = config["vision_cfg"]["image_size"]
     content = {"model_cfg": config, "preprocess_cfg": {"size": [size, size], **half}}
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    with saving(folder) as temporary:
+    with saving(folder, CONFIG, CLIP_FILES) as temporary:
         save_file(state, temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
