@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -79,8 +80,21 @@ def test_seed_decides_the_run(tmp_path, train, losses):
     assert losses(a.history) == losses(b.history) != losses(c.history)
 
 
-def test_resume_with_nothing_to_resume_starts_afresh(tmp_path, train):
-    assert train(tmp_path, steps=2, resume=True).step == 2
+def test_resume_with_nothing_to_resume_says_so_unless_told_otherwise(tmp_path, train):
+    run = tmp_path / "run"
+    with pytest.raises(CheckpointError, match=r"run holds no checkpoint to resume from;.*auto"):
+        train(run, steps=2, resume=True)
+    assert not run.exists()
+    assert train(run, steps=2, resume="auto").step == 2
+    assert train(run, steps=3, resume="auto").step == 3
+
+
+def test_a_trained_model_without_checkpoints_is_not_overwritten(tmp_path, train):
+    train(tmp_path, steps=2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    for resume, words in [(True, "no checkpoint to resume"), ("auto", "holds a trained model but")]:
+        with pytest.raises(CheckpointError, match=words):
+            train(tmp_path, steps=2, resume=resume)
 
 
 def test_finished_run_is_not_overwritten(tmp_path, train):

@@ -21,7 +21,6 @@ from spectok.errors import CheckpointError, ConfigError
 from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
 from spectok.evaluation.protocol import compare_results
 from spectok.evaluation.terms import (
-    RUN_RECIPE,
     bits_per_image,
     check_equal,
     images_per_step,
@@ -30,6 +29,7 @@ from spectok.evaluation.terms import (
     terms_of,
 )
 from spectok.loading import load_tokenizer
+from spectok.recipes.files import RUN_RECIPE
 from spectok.recipes.yaml12 import parse_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
@@ -164,7 +164,7 @@ def train(competitor: Competitor, folder: Path) -> None:
     """Train a tokenizer, or resume where an earlier comparison stopped."""
     if competitor.recipe is None:
         raise ConfigError(f"{competitor.source} has neither weights nor a recipe to train")
-    train_tokenizer(competitor.recipe, folder, resume=True)
+    train_tokenizer(competitor.recipe, folder, resume="auto")
 
 
 def is_finished(folder: Path) -> bool:

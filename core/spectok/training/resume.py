@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training.checkpoint import (
@@ -20,11 +21,11 @@ from spectok.training.checkpoint import (
     load_checkpoint,
     read_manifest,
 )
-from spectok.training.contracts import Run
+from spectok.training.contracts import Resume, Run
 from spectok.training.launch import on_main
 from spectok.training.train_config import TrainConfig
 
-CHECKPOINTS = "checkpoints"
+MODEL = "model"
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
@@ -65,12 +66,8 @@ def begin(
         ConfigError: If the run to resume was a different one.
     """
     folder = run.output / CHECKPOINTS
+    check_resume(run.output, run.resume)
     found = list_checkpoints(folder)
-    if found and not run.resume:
-        raise CheckpointError(
-            f"{run.output} already holds a run, at {found[-1].name}; resume it (--resume), or give "
-            f"another output folder"
-        )
     recorded = read_manifest(found[-1]) if found else None
     if recorded is not None:  # before anything is written: a refusal leaves no trace
         _check_same_data(recorded, manifest)
@@ -80,6 +77,31 @@ def begin(
         return 0, 0.0
     load_checkpoint(found[-1], parts)
     return recorded["step"], recorded["seconds"]
+
+
+def check_resume(output: Path, resume: Resume) -> None:
+    """Check that the folder of a run and what was said about resuming go together.
+
+    Raises:
+        CheckpointError: If it holds a run and ``resume`` is off; if ``resume`` is True and there is
+            no checkpoint; or if beginning would overwrite a trained model.
+    """
+    found = list_checkpoints(output / CHECKPOINTS)
+    if found and not resume:
+        raise CheckpointError(
+            f"{output} already holds a run, at {found[-1].name}; resume it (--resume), or give "
+            f"another output folder"
+        )
+    if not found and resume is True:
+        raise CheckpointError(
+            f"{output} holds no checkpoint to resume from; leave --resume out to begin a run "
+            f"there, or give --resume auto: go on, or begin where there is nothing yet"
+        )
+    if not found and resume and (output / MODEL).is_dir():
+        raise CheckpointError(
+            f"{output} holds a trained model but no checkpoint to go on from, and beginning again "
+            f"would overwrite it; give another output folder"
+        )
 
 
 def recorded_recipe(output: Path) -> dict[str, Any]:
@@ -101,7 +123,7 @@ def _tidy(run: Run, folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         if run.recipe:
             text = dump_yaml(dict(run.recipe))
-            (run.output / "recipe.yaml").write_text(text, encoding="utf-8")
+            (run.output / RUN_RECIPE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write to {run.output}: {error.strerror}") from error
 
