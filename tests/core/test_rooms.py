@@ -14,7 +14,7 @@ ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
     {"errors", "lazy", "machine", "messages", "outputs", "reading", "token_spec", "distributed"},
-    {"images"},
+    {"images", "processes"},
     {"token_files"},
     {"plugins"},
     {"recipes"},

@@ -35,9 +35,12 @@ from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
 from spectok.training.launch import check_machine
 from spectok.training.recipe import TokenizerRecipe
+from spectok.training.train_config import INCIDENTAL
 
 ALIKE = "tokenizers are compared on equal terms: make them equal"
 MODEL = "model"
+FREE = {"output", *(f"train.{name}" for name in INCIDENTAL)}
+"""Settings that two runs of one recipe need not share."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
         return
     recorded = _flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
     current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
-    for key in sorted({*recorded, *current} - {"output"}):
+    for key in sorted({*recorded, *current} - FREE):
         if recorded.get(key) != current.get(key):
             raise ConfigError(
                 f"{folder} holds a run with {key} {recorded.get(key)!r}, not {current.get(key)!r}; "

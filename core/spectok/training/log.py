@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
 from spectok.errors import CheckpointError
-from spectok.training.checkpoint import flatten
+from spectok.training.checkpoint import flatten, write_text
 from spectok.training.contracts import Record, Run
 
 
@@ -19,11 +18,14 @@ def read_log(path: Path) -> list[Record]:
     """Read a run's log; a last line cut short by a crash is left out."""
     records = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except ValueError:
                 break
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                break
+            records.append(record)
     return records
 
 
@@ -71,9 +73,7 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
 
     def _guarded(self, action: Any) -> None:
         try:
