@@ -31,9 +31,27 @@ _REPR.maxstring = SHOWN
 class SpectokError(Exception):
     """Base of every error that spectok raises on purpose."""
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, each to be told on a line of its own."""
+        return (str(self),)
+
 
 class ConfigError(SpectokError, ValueError):
-    """A recipe, an override or a constructor argument is not valid."""
+    """A recipe, an override or a constructor argument is not valid.
+
+    Args:
+        *problems: What is wrong, one problem each.
+    """
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self._problems = problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, each to be told on a line of its own."""
+        return self._problems
 
 
 class UnknownNameError(SpectokError, LookupError):
@@ -50,7 +68,7 @@ class UnknownNameError(SpectokError, LookupError):
         known = sorted(known)
         self.kind, self.name, self.known = kind, name, known
         listing = ", ".join(known) or "none"
-        message = f"unknown {kind} {name!r}{did_you_mean(name, known)}; installed: {listing}"
+        message = f"unknown {kind} {shown(name)}{did_you_mean(name, known)}; installed: {listing}"
         super().__init__(message + (f". {note}" if note else ""))
 
 
@@ -80,7 +98,7 @@ class TrainingError(SpectokError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    close = difflib.get_close_matches(str(name)[:SHOWN], [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Num, UInt8
 from torch import Tensor
 
 from spectok.errors import InputError
+from spectok.writing import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,8 +95,23 @@ def save_grid(
         path: Its suffix determines the format, such as ``.png``.
         columns: Images per row. None: as square as possible.
         gap: Pixels between images.
+
+    Raises:
+        InputError: If the file cannot be written; names it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(make_grid(images, columns, gap)).save(path)
-    return path
+    save_picture(to_pil(make_grid(images, columns, gap)), path)
+    return Path(path)
+
+
+def save_picture(picture: Image, path: str | os.PathLike[str]) -> None:
+    """Save a picture, whole or not at all; missing directories are created.
+
+    Args:
+        picture: The picture.
+        path: Its suffix determines the format, such as ``.png``.
+
+    Raises:
+        InputError: If the file cannot be written; names it.
+    """
+    with whole_file(path, InputError) as unfinished:
+        picture.save(unfinished)

@@ -30,7 +30,7 @@ def processor_name() -> str:
     """Return the processor's name, as precisely as the system reports it."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from spectok.errors import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -51,7 +53,7 @@ def say(message: str) -> None:
 def note(message: str) -> None:
     """Print one remark to stderr."""
     if speaks():
-        print(f"note: {message}", file=sys.stderr, flush=True)
+        print(f"note: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def console(**options: Any) -> Console:

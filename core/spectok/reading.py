@@ -8,8 +8,12 @@ can account for; each in one line that names the file.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import math
 import os
+import re
 import stat
 import zipfile
 from pathlib import Path
@@ -46,17 +50,20 @@ def read_text(
         raise error(f"{path} cannot be read: {_reason(problem)}") from problem
 
 
-def read_json(path: str | os.PathLike[str], error: type[SpectokError]) -> Any:
+def read_json(
+    path: str | os.PathLike[str], error: type[SpectokError], max_bytes: int = MAX_TEXT_BYTES
+) -> Any:
     """Return what a JSON file holds.
 
     Args:
         path: The file.
         error: What to raise.
+        max_bytes: Largest size.
 
     Raises:
         SpectokError: Of the class ``error``: names the file and what is wrong with it.
     """
-    return parse_json(read_text(path, error), str(path), error)
+    return parse_json(read_text(path, error, max_bytes), str(path), error)
 
 
 def parse_json(text: str, place: str, error: type[SpectokError]) -> Any:
@@ -69,7 +76,7 @@ def parse_json(text: str, place: str, error: type[SpectokError]) -> Any:
 
     Raises:
         SpectokError: Of the class ``error``: if it is no JSON, nests deeper than 100 levels, or
-            holds an integer of thousands of digits.
+            holds an integer of thousands of digits or text that is not Unicode.
     """
     try:
         value = json.loads(text)
@@ -79,6 +86,8 @@ def parse_json(text: str, place: str, error: type[SpectokError]) -> Any:
         raise error(f"{place} is not valid JSON: {_reason(problem)}") from problem
     if _is_deeper(value, MAX_DEPTH):
         raise error(f"{place} is not valid JSON: it nests deeper than {MAX_DEPTH} levels")
+    if r"\u" in text and not _is_unicode(value):
+        raise error(f"{place} is not valid JSON: it holds half of a surrogate pair")
     return value
 
 
@@ -98,7 +107,7 @@ def read_npz(path: str | os.PathLike[str], error: type[SpectokError]) -> dict[st
     allowed = max(SMALLEST_BOUND, EXPANSION * path.stat().st_size)
     try:
         with zipfile.ZipFile(path) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
+            claimed = sum(_claimed_bytes(archive, member) for member in archive.infolist())
         if claimed > allowed:
             raise error(
                 f"{path} cannot be read: its arrays claim {claimed:,} bytes, over {allowed:,} for "
@@ -110,6 +119,44 @@ def read_npz(path: str | os.PathLike[str], error: type[SpectokError]) -> dict[st
         raise
     except Exception as problem:  # zip, zlib and numpy fail in many ways on damaged bytes
         raise error(f"{path} cannot be read as npz: {_reason(problem)}") from problem
+
+
+def _claimed_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Return the memory that a member asks for: by its directory entry, or its array's header."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is compressed in a way that npz files are not")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = read_header[version](stream)
+    return max(member.file_size, math.prod(shape) * dtype.itemsize)
+
+
+def sha256_of_file(path: str | os.PathLike[str], error: type[SpectokError]) -> str:
+    """Return the hash of a file's bytes, read once per process as long as the file stays as it is.
+
+    Args:
+        path: The file.
+        error: What to raise.
+
+    Raises:
+        SpectokError: Of the class ``error``: if it cannot be read.
+    """
+    check_regular(path, error)
+    found = os.stat(path)
+    try:
+        return _hash(os.path.realpath(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {_reason(problem)}") from problem
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(path: str, *_state: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_regular(
@@ -151,6 +198,15 @@ def _is_deeper(value: Any, depth: int) -> bool:
         if not level:
             return False
     return True
+
+
+def _is_unicode(value: Any) -> bool:
+    """Return whether every text inside could be written to a file."""
+    if isinstance(value, str):
+        return re.search("[\ud800-\udfff]", value) is None
+    if isinstance(value, dict):
+        return all(_is_unicode(part) for pair in value.items() for part in pair)
+    return not isinstance(value, list) or all(map(_is_unicode, value))
 
 
 def _reason(problem: BaseException) -> str:

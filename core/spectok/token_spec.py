@@ -10,6 +10,8 @@ import functools
 import itertools
 import json
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,11 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from spectok.errors import TokenError
+from spectok.errors import SHOWN, TokenError, one_line, shown
 
 CodebookKind = Literal["shared", "position", "path"]
 Order = Literal["level", "position"]
 Prefix = Literal["none", "tokens", "levels"]
+
+MAX_LEVELS, MAX_TOKENS, MAX_CODES = 1 << 10, 1 << 20, 1 << 62
+"""Bounds of a layout: tokens per image, and codes in all codebooks, whose numbers are int64."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,18 @@ class Level:
     num_codebooks: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(s) for s in self.shape))
-        if len(self.shape) not in (1, 2) or min(self.shape) < 1:
-            raise TokenError(f"level shape {self.shape} must be (T,) or (h, w) of positive sizes")
-        if self.vocab_size < 1:
-            raise TokenError(f"vocab_size {self.vocab_size} must be at least 1")
+        object.__setattr__(self, "shape", _as_shape(self.shape))
+        for name in ("vocab_size", "num_codebooks"):
+            value = _as_integer(getattr(self, name))
+            if value is None or not 1 <= value <= MAX_CODES:
+                raise TokenError(
+                    f"{name} {shown(getattr(self, name))} must be an integer from 1 to 2**62"
+                )
+            object.__setattr__(self, name, value)
         if self.codebook not in ("shared", "position", "path"):
-            raise TokenError(f"codebook {self.codebook!r} must be 'shared', 'position' or 'path'")
+            raise TokenError(
+                f"codebook {shown(self.codebook)} must be 'shared', 'position' or 'path'"
+            )
         if self.codebook != "position" and self.num_codebooks != 1:
             raise TokenError(f"num_codebooks {self.num_codebooks} needs codebook='position'")
         if self.num_tokens % self.num_codebooks:
@@ -85,6 +95,8 @@ class TokenSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
+        if not all(isinstance(level, Level) for level in self.levels):
+            raise TokenError(f"levels {shown(self.levels)} must each be a Level")
         shapes = {level.shape for level in self.levels}
         if not self.levels:
             raise TokenError("a TokenSpec needs at least one level")
@@ -93,7 +105,19 @@ class TokenSpec:
             "tokens",
             "levels",
         ):
-            raise TokenError(f"order {self.order!r} or prefix {self.prefix!r} is not known")
+            raise TokenError(
+                f"order {shown(self.order)} or prefix {shown(self.prefix)} is not known"
+            )
+        if self.num_levels > MAX_LEVELS or self.num_tokens > MAX_TOKENS:
+            raise TokenError(
+                f"{self.num_tokens:,} tokens per image in {self.num_levels:,} levels are over "
+                f"{MAX_TOKENS:,} in {MAX_LEVELS:,}; choose a coarser layout"
+            )
+        if sum(self._level_code_counts) > MAX_CODES:
+            raise TokenError(
+                "the codebooks of all levels have over 2**62 codes together; choose smaller "
+                "vocabularies, or fewer levels of codebook='path'"
+            )
         if self.levels[0].codebook == "path":
             raise TokenError("level 0 has no level above it: its codebook cannot be 'path'")
         if self.order == "position" and len(shapes) > 1:
@@ -283,12 +307,35 @@ class TokenSpec:
         """Rebuild from :meth:`to_dict`.
 
         Raises:
-            TokenError: If a field is missing or unknown.
+            TokenError: If a field is missing, unknown or of the wrong type.
         """
         try:
             levels = tuple(
-                Level(**{**level, "shape": tuple(level["shape"])}) for level in data["levels"]
+                Level(**{**level, "shape": _as_shape(level["shape"])}) for level in data["levels"]
             )
             return cls(**{**data, "levels": levels})
         except (KeyError, TypeError) as error:
-            raise TokenError(f"not a TokenSpec: {error}") from error
+            raise TokenError(f"not a TokenSpec: {one_line(str(error))[:SHOWN]}") from error
+
+
+def _as_integer(value: Any) -> int | None:
+    """Return an integer, NumPy's too; None for a truth value or anything else."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    return operator.index(value)
+
+
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape of a level.
+
+    Raises:
+        TokenError: If it is not one or two positive integers.
+    """
+    sizes = [_as_integer(size) for size in shape] if isinstance(shape, Sequence) else []
+    found = tuple(size for size in sizes if size is not None and 1 <= size <= MAX_TOKENS)
+    if len(found) != len(sizes) or len(found) not in (1, 2):
+        raise TokenError(
+            f"level shape {shown(shape)} must be (T,) or (h, w) of positive sizes, at most "
+            f"{MAX_TOKENS:,}"
+        )
+    return found

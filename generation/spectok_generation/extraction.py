@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader, Subset
 from spectok import ImageTokenizer
 from spectok.distributed import world
 from spectok.errors import CheckpointError, DataError
+from spectok.reading import sha256_of_file
 from spectok_generation.records import describe_record, tokenizer_record
 from spectok_generation.tokens import (
     CAPTIONS,
+    FORMATS,
     HEADER,
     LABELS,
     TOKENS,
@@ -114,6 +116,8 @@ def _plan_header(
         num_classes=dataset.num_classes or 0,
         class_names=dataset.class_names,
         has_captions=dataset.has_captions,
+        copies=how.copies,
+        format=FORMATS[any(len(dataset.captions_of(row)) > 1 for row in range(len(dataset)))],
     )
 
 
@@ -168,15 +172,23 @@ def _write_cache(
             if LABELS in files:
                 files[LABELS].write(batch["label"].numpy().astype("<i8").tobytes())
             if CAPTIONS in files:
-                lines = "".join(json.dumps(caption) + "\n" for caption in batch["caption"])
+                captions = (dataset.captions_of(index) for index in batch["index"].tolist())
+                lines = "".join(_caption_line(texts, header.format) for texts in captions)
                 files[CAPTIONS].write(lines.encode())
             if on_images is not None:
                 on_images(len(images))
     barrier()
     if rank == 0:
         _join_shares(directory, header, size)
-        text = json.dumps(asdict(header), indent=2) + "\n"
+        hashes = {name: sha256_of_file(directory / name, DataError) for name in _file_names(header)}
+        text = json.dumps(asdict(header) | {"hashes": hashes}, indent=2) + "\n"
         (directory / HEADER).write_text(text, encoding="utf-8")
+
+
+def _caption_line(captions: Sequence[str], format: int) -> str:
+    """Return the line of one image in the file of captions."""
+    content = list(captions) if format == FORMATS[1] else (*captions, "")[0]
+    return json.dumps(content) + "\n"
 
 
 def _file_names(header: CacheHeader) -> list[str]:

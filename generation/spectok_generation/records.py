@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from spectok import ImageTokenizer
+from spectok.errors import CheckpointError, shown
+from spectok.reading import sha256_of_file
+
+TEXTS = ("fingerprint", "class", "path", "pretrained")
+"""What a record has as text, where it has it."""
 
 
 def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict[str, Any]:
@@ -37,12 +43,51 @@ def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
     return digest.hexdigest()
 
 
+def check_record(record: Any, place: str) -> dict[str, Any]:
+    """Return the record that a cache or a prior stores, if it is one.
+
+    Args:
+        record: What was read.
+        place: Where, for the message.
+
+    Raises:
+        CheckpointError: If it is no record.
+    """
+    texts = [record.get(key) for key in TEXTS] if isinstance(record, dict) else [0]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise CheckpointError(f"{place} is not the record of a model: {shown(record)}")
+    return record
+
+
+def check_hashes(directory: Path, hashes: dict[str, str] | None) -> None:
+    """Compare the files of a cache with the hashes in its header.
+
+    Reading them costs about a second per gigabyte, once per process. A cache of an earlier version
+    has no hashes, and passes.
+
+    Args:
+        directory: The cache.
+        hashes: SHA-256 of each file, by name.
+
+    Raises:
+        CheckpointError: Names the file that is missing or was changed.
+    """
+    for name, expected in (hashes or {}).items():
+        if sha256_of_file(directory / name, CheckpointError) != expected:
+            raise CheckpointError(
+                f"{directory / name} is damaged: its bytes are not those that were written; delete "
+                f"{directory} and make it again"
+            )
+
+
 def describe_record(record: dict[str, Any]) -> str:
     """Describe a record in a few words, for messages."""
     where = f" in {record['path']}" if record.get("path") else ""
-    return f"the {record.get('class', 'tokenizer')}{where} (weights {record['fingerprint'][:12]})"
+    weights = (record.get("fingerprint") or "unknown")[:12]
+    return f"the {record.get('class', 'tokenizer')}{where} (weights {weights})"
 
 
 def same_tokenizer(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Return whether two records agree in class, configuration and weights."""
-    return first["fingerprint"] == second["fingerprint"]
+    found = first.get("fingerprint")
+    return found is not None and found == second.get("fingerprint")

@@ -1,5 +1,7 @@
 """Recipes: YAML, overrides, validation, agreement of sections, and writing them down again."""
 
+import itertools
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,86 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path):
     assert "a recipe is a mapping of sections" in problem(write(tmp_path, "- 1\n"))
     assert "not valid YAML" in problem(write(tmp_path, "a: [\n"))
     assert problem(write(tmp_path, "tokenizer: qgvea\n")).startswith("tokenizer.name: unknown")
+
+
+def yaml_bomb():
+    """Return 919 bytes that stand for 9 ** 9 values."""
+    lines = ["seed: 0", "train:", "  a: &a [x,x,x,x,x,x,x,x,x]"]
+    for above, name in itertools.pairwise("abcdefghi"):
+        lines.append(f"  {name}: &{name} [{','.join([f'*{above}'] * 9)}]")
+    return "\n".join([*lines, "  steps: *i"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (yaml_bomb(), "over 10,000 values, repetitions by aliases counted"),
+        ("a: &a [*a]", "alias 'a' contains itself"),
+        ("[" * 5_000, "nests deeper than 100 levels"),
+        ("{a: " * 5_000, "nests deeper than 100 levels"),
+        ("- " * 5_000, "nests deeper than 100 levels"),
+        ("a: " + "1" * 10_000, "too many digits"),
+        ("a: !!int " + "0x" + "f" * 10_000, "tag .*int' does not fit"),
+        ("a: !!int abc", "tag .*int' does not fit"),
+        ("a: !!bool foo", "tag .*bool' does not fit"),
+        ("a: !!timestamp x", "tag .*timestamp' does not fit"),
+        ("a: !!map [1]", "tag .*map' does not fit"),
+        ("{[a]: 1}", "the key is not a word"),
+        ("1: x", "the key '1' is not a word; put it in quotes"),
+        ('a: "\\U99999999"', "digits"),
+        ('a: "\\ud800"', "a character that no text can have"),
+        ('a: "\\0"', "a character that no text can have"),
+        ("a: \udcff", "unacceptable character"),
+        ("a: " + "x" * 200_000, "200,003 characters, over 131,072"),
+    ],
+)
+def test_yaml_that_costs_more_than_it_says_is_one_short_line(text, reason):
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=reason) as caught:
+        parse_yaml(text, "here")
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_with_aliases_is_read():
+    assert parse_yaml("a: &a [1, 2]\nb: [*a, *a]", "here")["b"] == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("a.b.c.d=1", "=", "x=", "train.steps=[", "train.steps=1e15", "train.steps=" + "9" * 40),
+        *("train.steps=1000000000000000", "train.learning_rate=1e300", "train.learning_rate=.inf"),
+        *("train.learning_rate=.nan", "train.learning_rate=-0.0", "train.betas=[.nan, 0.9]"),
+        *(
+            "tokenizer.name=[1]",
+            "tokenizer={name: {a: 1}}",
+            "tokenizer.name.x=1",
+            "seed=" + "9" * 30,
+        ),
+        *("train.max_grad_norm=.inf", "tokenizer.quantizer=[]", "train=1", ".=1", "\udcff=1"),
+        *("data.name=[]", "data.image_size={a: 1}", "tokenizer.image_size=" + "9" * 400),
+        *("train.steps=\udcff", "tokenizer.name=" + "x" * 100_000, "x" * 100_000 + "=1"),
+    ],
+)
+def test_an_override_that_cannot_be_is_one_short_line(override):
+    with pytest.raises((ConfigError, UnknownNameError)) as caught:
+        load_tokenizer_recipe("vqvae", [override])
+    for problem in caught.value.problems:
+        assert "\n" not in problem
+        assert len(problem) < 2_000
+
+
+def test_each_problem_is_a_line_and_no_name_can_forge_one(capsys):
+    from spectok.cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "vqvae", "train.a\nerror: fine=1", "train.\x1b[2J=2", "train.stepz=3"])
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("error: ") for line in lines)
+    assert "train.a\\nerror: fine: unknown key" in lines[0]
+    assert "\x1b" not in lines[1]

@@ -13,8 +13,10 @@ import spectok
 ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
-    {"errors", "lazy", "machine", "messages", "outputs", "reading", "token_spec", "distributed"},
-    {"images"},
+    {"errors", "lazy", "machine", "messages", "outputs", "reading", "writing", "token_spec"}
+    | {"distributed"},
+    {"bounds", "saving", "weights"},
+    {"images", "processes"},
     {"token_files"},
     {"plugins"},
     {"recipes"},

@@ -13,14 +13,14 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
 
 from spectok import __version__, plugins
 from spectok.cli import evaluate, listing, models, tokens, train
-from spectok.errors import SpectokError
+from spectok.errors import PluginError, SpectokError, one_line
 
 ERROR, INTERRUPTED = 2, 130
 
@@ -43,8 +43,42 @@ def build_app() -> typer.Typer:
     evaluate.add_commands(app, train_app)
     for module in (models, tokens, listing):
         module.add_commands(app)
-    plugins.installed().call("spectok_commands", app=app, train=train_app)
+    _add_plugin_commands(app, train_app)
     return app
+
+
+def _add_plugin_commands(app: typer.Typer, train_app: typer.Typer) -> None:
+    """Add the commands of each plugin, except of those that take a name twice or cannot be read."""
+    installed, groups = plugins.installed(), (app, train_app)
+    for plugin in list(installed.loaded):
+        before = [(list(g.registered_commands), list(g.registered_groups)) for g in groups]
+        if installed.call_one(plugin, "spectok_commands", app=app, train=train_app):
+            try:
+                for group in groups:
+                    _check_names(group)
+                typer.main.get_command(app)
+            except Exception as error:  # typer and click fail in many ways on a wrong signature
+                installed.drop(plugin, error)
+        if plugin not in installed.loaded:
+            for group, (commands, subgroups) in zip(groups, before):
+                group.registered_commands[:], group.registered_groups[:] = commands, subgroups
+
+
+def _check_names(group: typer.Typer) -> None:
+    """Refuse two commands of one name.
+
+    Raises:
+        PluginError: Names the command.
+    """
+    names = [info.name or _command_name(info.callback) for info in group.registered_commands]
+    names += [info.name for info in group.registered_groups]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise PluginError(f"spectok_commands() adds a second command {twice[0]!r}")
+
+
+def _command_name(function: Any) -> str:
+    return typer.main.get_command_name(getattr(function, "__name__", ""))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,14 +112,36 @@ def _run(words: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         for line in _lines(error):
-            print(f"error: {line}", file=sys.stderr)
+            _print_error(line)
+        return ERROR
+    except (Exception, SystemExit) as error:
+        plugin = _culprit(error)
+        if plugin is None or debug:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        _print_error(
+            f"plugin {plugin.name!r} of {plugin.distribution} failed ({what}); --debug shows where"
+        )
         return ERROR
 
 
-def _lines(error: Any) -> list[str]:
+def _print_error(line: str) -> None:
+    print(f"error: {one_line(line)}", file=sys.stderr)
+
+
+def _culprit(error: BaseException) -> plugins.Plugin | None:
+    """Return the plugin of somebody else whose code raised an error; None if ours did."""
+    installed = plugins.installed()
+    ours, found = installed.owner(__name__), None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = installed.owner(frame.f_globals.get("__name__", "")) or found
+    return found if ours and found and found.distribution != ours.distribution else None
+
+
+def _lines(error: Any) -> Iterable[str]:
     """Return what to print: one line, or one per problem of a recipe."""
     if isinstance(error, SpectokError):
-        return str(error).splitlines() or [type(error).__name__]
+        return [line or type(error).__name__ for line in error.problems]
     if isinstance(error, OSError):
         return [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
     context = getattr(error, "ctx", None)
@@ -111,7 +167,7 @@ def _one_line_warnings(debug: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         if not debug:
             warnings.showwarning = lambda message, *_, **__: print(
-                f"warning: {str(message).strip().splitlines()[0]}", file=sys.stderr
+                f"warning: {one_line(str(message).strip())}", file=sys.stderr
             )
         yield
 

@@ -65,7 +65,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
     """Say how many images are not of the size that a tokenizer takes."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     channels, height, width = image_shape
     resized = 0
@@ -73,8 +73,8 @@ def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
         try:
             with Image.open(file) as image:
                 resized += image.size != (width, height)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-            continue  # loading it will fail with the reason
+        except Exception:  # Pillow fails in many ways; loading it will fail with the reason
+            continue
     if resized:
         kind = "grey" if channels == 1 else "colour"
         note(f"{resized} of {len(files)} images resized and cropped to {width}×{height} {kind}")

@@ -70,11 +70,13 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
+    from spectok.errors import PluginError
+    from spectok.reading import read_text
     from spectok.recipes.files import list_recipes
 
     rows = []
     for name, path in list_recipes().items():
-        first = path.read_text(encoding="utf-8").splitlines()[:1]
+        first = read_text(path, PluginError).splitlines()[:1]
         summary = first[0].lstrip("# ").strip() if first and first[0].startswith("#") else ""
         rows.append({"name": name, "summary": summary, "path": str(path)})
     return rows

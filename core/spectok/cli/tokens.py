@@ -60,18 +60,17 @@ def decode(
     """Turn tokens into images."""
     import torch
 
-    from spectok.images import to_pil
+    from spectok.images import save_picture, to_pil
     from spectok.token_files import read_tokens
 
     tokenizer = load_on_device(model)
     indices, names = read_tokens(tokens, tokenizer.token_spec)
-    out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{name}.png" for name in distinct_stems(names)]
     with torch.no_grad(), progress("decoding", len(files)) as advance:
         for start in range(0, len(files), BATCH_SIZE):
             batch = torch.from_numpy(indices[start : start + BATCH_SIZE]).to(tokenizer.device)
             for image, file in zip(tokenizer.decode(batch, num_tokens), files[start:]):
-                to_pil(image.float().cpu()).save(file)
+                save_picture(to_pil(image.float().cpu()), file)
             advance(len(batch))
     say(f"{count_images(len(files))}: {out}")
     say_next(["spectok", "reconstruct", model, str(files[0]), "--out", "again.png"])
@@ -79,9 +78,13 @@ def decode(
 
 def distinct_stems(names: list[str]) -> list[str]:
     """Return a file stem for each image: its own name, numbered if not unique."""
+    own = [Path(name).stem for name in names]
     counts: dict[str, int] = {}
-    stems = []
-    for stem in (Path(name).stem for name in names):
-        counts[stem] = counts.get(stem, 0) + 1
-        stems.append(stem if counts[stem] == 1 else f"{stem}-{counts[stem]}")
+    taken, stems = set(own), []
+    for stem in own:
+        counts[stem] = number = counts.get(stem, 0) + 1
+        while number > 1 and f"{stem}-{number}" in taken:
+            counts[stem] = number = number + 1
+        stems.append(stem if number == 1 else f"{stem}-{number}")
+        taken.add(stems[-1])
     return stems

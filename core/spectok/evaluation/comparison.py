@@ -17,11 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectok.data import DataConfig, ImageDataset, build_dataset
-from spectok.errors import CheckpointError, ConfigError
+from spectok.errors import CheckpointError, ConfigError, shown
 from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
 from spectok.evaluation.protocol import compare_results
 from spectok.evaluation.terms import (
-    RUN_RECIPE,
     bits_per_image,
     check_equal,
     images_per_step,
@@ -30,14 +29,19 @@ from spectok.evaluation.terms import (
     terms_of,
 )
 from spectok.loading import load_tokenizer
-from spectok.recipes.yaml12 import parse_yaml
+from spectok.recipes.files import RUN_RECIPE
+from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
 from spectok.training.launch import check_machine
 from spectok.training.recipe import TokenizerRecipe
+from spectok.training.train_config import INCIDENTAL
+from spectok.writing import write_text
 
 ALIKE = "tokenizers are compared on equal terms: make them equal"
 MODEL = "model"
+FREE = {"output", *(f"train.{name}" for name in INCIDENTAL)}
+"""Settings that two runs of one recipe need not share."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ def train(competitor: Competitor, folder: Path) -> None:
     """Train a tokenizer, or resume where an earlier comparison stopped."""
     if competitor.recipe is None:
         raise ConfigError(f"{competitor.source} has neither weights nor a recipe to train")
-    train_tokenizer(competitor.recipe, folder, resume=True)
+    train_tokenizer(competitor.recipe, folder, resume="auto")
 
 
 def is_finished(folder: Path) -> bool:
@@ -181,12 +185,13 @@ def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
     path = folder / RUN_RECIPE
     if not path.is_file():
         return
-    recorded = _flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    recorded = _flatten(read_yaml(path))
     current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
-    for key in sorted({*recorded, *current} - {"output"}):
+    for key in sorted({*recorded, *current} - FREE):
         if recorded.get(key) != current.get(key):
             raise ConfigError(
-                f"{folder} holds a run with {key} {recorded.get(key)!r}, not {current.get(key)!r}; "
+                f"{folder} holds a run with {key} {shown(recorded.get(key))}, not "
+                f"{shown(current.get(key))}; "
                 f"give another --output"
             )
 
@@ -239,11 +244,7 @@ def write_json(value: Any, path: Path) -> None:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, json.dumps(value, indent=1) + "\n", CheckpointError)
 
 
 def find_competitor(name: str, recipe: TokenizerRecipe | None) -> Competitor:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from spectok.images import make_grid, to_pil
+from spectok.errors import CheckpointError
+from spectok.images import make_grid, save_picture, to_pil
+from spectok.writing import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,9 +75,13 @@ def labelled_rows(rows: Mapping[str, Float[Tensor, "n c h w"]]) -> Image:
 
 
 def write_report(record: Mapping[str, Any], rows: Mapping[str, Tensor], folder: Path) -> None:
-    """Write ``comparison.md`` and ``comparison.png``."""
-    (folder / "comparison.md").write_text(to_markdown(record), encoding="utf-8")
-    labelled_rows(rows).save(folder / "comparison.png")
+    """Write ``comparison.md`` and ``comparison.png``.
+
+    Raises:
+        SpectokError: If one cannot be written.
+    """
+    write_text(folder / "comparison.md", to_markdown(record), CheckpointError)
+    save_picture(labelled_rows(rows), folder / "comparison.png")
 
 
 def format_metric(name: str, value: float) -> str:

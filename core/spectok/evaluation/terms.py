@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 
 from spectok.errors import ConfigError
 from spectok.loading import load_tokenizer
+from spectok.recipes.files import RUN_RECIPE
+from spectok.training.log import read_log
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
-
-RUN_RECIPE = "recipe.yaml"
 
 
 def bits_per_image(recipe: TokenizerRecipe) -> float:
@@ -68,9 +67,9 @@ def recipe_of_run(model: Path) -> TokenizerRecipe | None:
 
 def seconds_of_run(folder: Path) -> float | None:
     """Return the seconds of training over all resumptions, from a run's log."""
-    path = folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return json.loads(lines[-1])["seconds"] if lines else None
+    records = read_log(folder / "log.jsonl")
+    seconds = records[-1].get("seconds") if records else None
+    return seconds if isinstance(seconds, (int, float)) else None
 
 
 def _show(value: Any) -> str:

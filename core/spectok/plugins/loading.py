@@ -1,21 +1,28 @@
 """Find plugins through entry points, one at a time, and ask them what they register.
 
-A plugin that cannot be imported causes a warning that names it, and an error only when something
-that it should provide is requested. A misspelt hook, or a name claimed twice, is an error.
+A plugin that cannot be imported, has a misspelt hook or registers what its hook is not for causes a
+warning that names it, and an error only when something that it should provide is requested. A name
+claimed twice is an error. A plugin that ends the program at import does not end it.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from spectok.errors import PluginError, did_you_mean
+from spectok.errors import SHOWN, PluginError, did_you_mean, shown
 from spectok.plugins import hookspecs
+
+_NO_REASON_TO_END = (Exception, SystemExit, GeneratorExit)
+"""What a plugin may raise without ending the program; the user's Ctrl-C is not among them."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,15 @@ class Plugins:
     def collect(self, hook: str) -> dict[str, tuple[Any, Plugin]]:
         """Call a ``dict``-returning hook on each plugin; return ``{name: (object, plugin)}``.
 
+        A plugin that returns anything else, or registers what the hook is not for, becomes broken.
+
         Raises:
             PluginError: If two plugins claim one name.
         """
         found: dict[str, tuple[Any, Plugin]] = {}
         for plugin, result in self.call(hook):
-            if not isinstance(result, dict):
-                kind = type(result).__name__
-                self.drop(plugin, TypeError(f"{hook}() returned a {kind}, not a dict"))
+            if fault := _fault(hook, result):
+                self.drop(plugin, TypeError(f"{hook}() {fault}"))
                 continue
             for name, value in result.items():
                 if name in found:
@@ -64,25 +72,35 @@ class Plugins:
 
     def call(self, hook: str, **kwargs: Any) -> list[tuple[Plugin, Any]]:
         """Call one hook on every plugin that implements it; a failing plugin becomes broken."""
-        results = []
-        for plugin in list(self.loaded):
-            function = getattr(plugin.module, hook, None)
-            if function is None or not hasattr(function, "spectok_impl"):
-                continue
-            try:
-                results.append((plugin, function(**kwargs)))
-            except Exception as error:
-                self.drop(plugin, error)
-        return results
+        plugins = list(self.loaded)
+        return [found for plugin in plugins for found in self.call_one(plugin, hook, **kwargs)]
 
-    def drop(self, plugin: Plugin, error: Exception) -> None:
+    def call_one(self, plugin: Plugin, hook: str, **kwargs: Any) -> list[tuple[Plugin, Any]]:
+        """Call one hook on one plugin; nothing is returned if it lacks the hook, or fails."""
+        try:
+            function = getattr(plugin.module, hook, None)
+            if function is not None and hasattr(function, "spectok_impl"):
+                return [(plugin, function(**kwargs))]
+        except _NO_REASON_TO_END as error:
+            self.drop(plugin, error)
+        return []
+
+    def owner(self, module: str) -> Plugin | None:
+        """Return the plugin in whose package a module is; None if it is in none."""
+        package = module.partition(".")[0]
+        found = (p for p in self.loaded if p.module.__name__.partition(".")[0] == package)
+        return next(found, None)
+
+    def drop(self, plugin: Plugin, error: BaseException) -> None:
         """Continue without a loaded plugin whose hook failed."""
         self.mark_broken(plugin.name, plugin.distribution, error)
         self.loaded.remove(plugin)
 
-    def mark_broken(self, name: str, distribution: str, error: Exception) -> None:
+    def mark_broken(self, name: str, distribution: str, error: BaseException) -> None:
         """Remember why a plugin does not work and warn once."""
-        self.broken[name] = f"{type(error).__name__}: {_one_line(error)}"
+        reason = _one_line(error)[:SHOWN]
+        own = isinstance(error, PluginError)
+        self.broken[name] = reason if own else f"{type(error).__name__}: {reason}"
         warnings.warn(
             f"plugin {name!r} of {distribution} is not available: {self.broken[name]}",
             RuntimeWarning,
@@ -95,30 +113,15 @@ def load_plugins(points: list[EntryPoint]) -> Plugins:
 
     Args:
         points: Entry points of the group ``spectok.plugins``.
-
-    Raises:
-        PluginError: If a module marks a function as a hook that does not exist.
     """
     plugins = Plugins()
-    checker = pluggy.PluginManager("spectok")
-    checker.add_hookspecs(hookspecs)
-    known = [name for name in vars(hookspecs) if name.startswith("spectok_")]
     for point in sorted(points, key=lambda p: (_distribution(p), p.name)):
         try:
             module = point.load()
-        except Exception as error:
+            _check_hooks(module)
+        except _NO_REASON_TO_END as error:
             plugins.mark_broken(point.name, _distribution(point), error)
             continue
-        try:
-            checker.register(module, name=f"{point.name} ({point.value})")
-            checker.check_pending()
-        except pluggy.PluginValidationError as error:
-            wrong = [n for n in vars(module) if n.startswith("spectok_") and n not in known]
-            hint = did_you_mean(wrong[0], known) if wrong else ""
-            raise PluginError(
-                f"plugin {point.name!r} of {_distribution(point)} has a wrong hook: "
-                f"{_one_line(error)}{hint}"
-            ) from error
         plugins.loaded.append(Plugin(point.name, _distribution(point), module))
     return plugins
 
@@ -129,9 +132,69 @@ def installed() -> Plugins:
     return load_plugins(list(entry_points(group=hookspecs.GROUP)))
 
 
+def _check_hooks(module: Any) -> None:
+    """Refuse what is no module, and a function that is marked as a hook that does not exist.
+
+    Raises:
+        PluginError: Names the hook, and the closest one.
+    """
+    if not isinstance(module, ModuleType):
+        raise PluginError(f"the entry point names a {type(module).__name__}, not a module")
+    checker = pluggy.PluginManager("spectok")
+    checker.add_hookspecs(hookspecs)
+    known = [name for name in vars(hookspecs) if name.startswith("spectok_")]
+    try:
+        checker.register(module)
+        checker.check_pending()
+    except pluggy.PluginValidationError as error:
+        wrong = [n for n in vars(module) if n.startswith("spectok_") and n not in known]
+        hint = did_you_mean(wrong[0], known) if wrong else ""
+        raise PluginError(f"it has a wrong hook: {_one_line(error)}{hint}") from error
+
+
+def _fault(hook: str, result: Any) -> str | None:
+    """Return what is wrong with what a hook returned; None if nothing is."""
+    if not isinstance(result, dict):
+        return f"returned a {type(result).__name__}, not a dict"
+    for name, value in result.items():
+        if not isinstance(name, str) or not name.strip():
+            return f"registers the name {shown(name)}, which is no text"
+        if fault := _REGISTERED[hook](value):
+            return f"registers {shown(value)} as {shown(name)}, which {fault}"
+    return None
+
+
+def _class_fault(value: Any, base: str | None = None) -> str | None:
+    """Return why a value is no class of a kind; where such a class exists, its base is imported."""
+    if not isinstance(value, type):
+        return "is not a class"
+    module, _, name = (base or "builtins.object").rpartition(".")
+    parent = getattr(sys.modules.get(module), name, None)
+    if parent is None or not issubclass(value, parent):
+        return f"is not a subclass of {base}"
+    missing = sorted(getattr(value, "__abstractmethods__", ()))
+    return f"does not define {', '.join(missing)}" if missing else None
+
+
+def _dataset_fault(value: Any) -> str | None:
+    fault = _class_fault(type(value), "spectok.data.sources.DatasetSource")
+    return fault and "is not a DatasetSource"
+
+
+_REGISTERED: dict[str, Callable[[Any], str | None]] = {
+    "spectok_tokenizers": lambda value: _class_fault(value, "spectok.tokenizer.ImageTokenizer"),
+    "spectok_quantizers": lambda value: _class_fault(value, "spectok.quantizers.Quantizer"),
+    "spectok_discriminators": lambda value: _class_fault(value, "torch.nn.Module"),
+    "spectok_priors": _class_fault,
+    "spectok_datasets": _dataset_fault,
+    "spectok_metrics": lambda value: None if callable(value) else "cannot be called",
+}
+"""What each hook registers: a check of one value."""
+
+
 def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

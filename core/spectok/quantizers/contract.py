@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spectok.errors import InputError
+from spectok.errors import InputError, PluginError
 from spectok.outputs import QuantizerOutput
 from spectok.token_spec import CodebookKind, Level
 
@@ -90,23 +90,59 @@ class Quantizer(nn.Module, ABC):
 
         Raises:
             InputError: If the shape differs from ``(B, num_tokens, dim)``.
+            PluginError: If :meth:`quantize` returns something else.
         """
         if z.ndim != 3 or z.shape[1:] != (self.num_tokens, self.dim):
             raise InputError(
                 f"vectors of shape {tuple(z.shape)} are not (B, {self.num_tokens}, {self.dim})"
             )
         with torch.autocast(z.device.type, enabled=False):
-            return self.quantize(z.float())
+            output = self.quantize(z.float())
+        if not (
+            isinstance(output, QuantizerOutput)
+            and output.indices.dtype == torch.int64
+            and output.indices.ndim == 3
+            and output.indices.shape[:2] == z.shape[:2]
+            and output.z_q.shape == z.shape
+        ):
+            raise PluginError(f"{self._described} does not return what Quantizer.forward describes")
+        return output
 
     @torch.no_grad()
     def encode(self, z: Float[Tensor, "b n d"]) -> Int[Tensor, "b n l"]:
-        """Return the indices of vectors as in eval mode, leaving training statistics untouched."""
+        """Return the indices of vectors as in eval mode, leaving training statistics untouched.
+
+        Raises:
+            InputError: If a vector is infinite or NaN, which no code is nearest to.
+            PluginError: If the codes are not finite, or an index is outside its level.
+        """
+        checked = not (z.is_meta or torch.compiler.is_compiling())
+        if checked and not z.isfinite().all():
+            raise InputError(
+                "vectors to quantise are infinite or NaN: the network overflows "
+                f"{str(z.dtype).removeprefix('torch.')}, or its input does; use float32 or bfloat16"
+            )
         training = self.training
         self.eval()
         try:
-            return self(z).indices
+            output = self(z)
         finally:
             self.train(training)
+        if checked:
+            self._check_values(output)
+        return output.indices
+
+    def _check_values(self, output: QuantizerOutput) -> None:
+        if not output.z_q.isfinite().all():
+            raise PluginError(f"{self._described} has codes that are not finite; train it again")
+        sizes = [level.vocab_size for level in self.levels]
+        if (output.indices < 0).any() or (output.indices >= output.indices.new_tensor(sizes)).any():
+            raise PluginError(f"{self._described} returns an index outside its levels of {sizes}")
+
+    @property
+    def _described(self) -> str:
+        """The class, and the module of the plugin that it comes from, for messages."""
+        return f"the quantizer {type(self).__name__} of {type(self).__module__}"
 
     def before_step(self) -> None:
         """Read gradients: called once per optimiser step, synchronised and unscaled, unclipped."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spectok.errors import ConfigError, UnknownNameError
+from spectok.errors import ConfigError, UnknownNameError, shown
 from spectok.plugins import registry
 from spectok.recipes.schema import Registered, join_path, section_model, validate_section
 
@@ -36,7 +36,9 @@ def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
     path = path or kind
     options = {"name": value} if isinstance(value, str) else value
     if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
-        raise ConfigError(f"{path}: needs a name, or a mapping with the key 'name' (got {value!r})")
+        raise ConfigError(
+            f"{path}: needs a name, or a mapping with the key 'name' (got {shown(value)})"
+        )
     name, rest = options["name"], {k: v for k, v in options.items() if k != "name"}
     try:
         target = registry.get_registered(kind, name)
@@ -129,6 +131,6 @@ def upgrade_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for kind in ("tokenizer", "prior"):
         section = sections.get(kind)
         if isinstance(section, Mapping):
-            cls = registry.list_registered(kind).get(section.get("name", ""))
+            cls = registry.list_registered(kind).get(str(section.get("name")))
             sections[kind] = getattr(cls, "upgraded", dict)(section)
     return sections

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field
 
-from spectok.errors import ConfigError, UnknownNameError
+from spectok.errors import SHOWN, ConfigError, UnknownNameError, shown
 from spectok.plugins import registry
-from spectok.recipes.files import list_recipes
+from spectok.recipes.files import is_run_recipe, list_recipes
 from spectok.recipes.options import validate_named, validate_registered
 from spectok.recipes.schema import (
     Registered,
@@ -29,7 +29,7 @@ from spectok.recipes.schema import (
     unknown_key,
     validate_section,
 )
-from spectok.recipes.yaml12 import parse_yaml
+from spectok.recipes.yaml12 import parse_yaml, read_yaml
 
 Override = str | tuple[str, Any]
 RecipeT = TypeVar("RecipeT", bound="Recipe")
@@ -53,7 +53,7 @@ class Recipe(Section):
     main: ClassVar[str]
     folder: ClassVar[str]
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 53)
     output: str | None = None
 
     @classmethod
@@ -88,6 +88,9 @@ def load_recipe(
 def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
     """Return a recipe as written, not yet validated.
 
+    The recipe of a run means the folder it lies in, also where the run was copied or moved: an
+    ``output`` that an earlier version wrote into it is left out.
+
     Raises:
         ConfigError: If a file is missing or is not a YAML mapping.
         UnknownNameError: If no recipe and no registered key has that name.
@@ -98,18 +101,16 @@ def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
         if found is None:
             return {model.main: {"name": name}}
         path = found
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not os.path.exists(path):
         stem, recipes = path.with_suffix("").as_posix(), list_recipes()
         raise ConfigError(
             f"no recipe file {name}{_near(stem, recipes)}; 'spectok list recipes' shows all"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the recipe {name}: {error}") from error
-    raw = parse_yaml(text, str(path))
+        )
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, such as '{model.main}: …'")
+    if is_run_recipe(path):
+        raw.pop("output", None)
     return raw
 
 
@@ -138,7 +139,7 @@ def _current_name(path: list[str], section: dict[str, Any]) -> str:
     key, kind = path[-1], path[0]
     if len(path) != 2 or kind not in registry.HOOKS:
         return key
-    cls = registry.list_registered(kind).get(section.get("name", ""))
+    cls = registry.list_registered(kind).get(str(section.get("name")))
     renamed = getattr(cls, "renamed_options", {})
     current = renamed.get(key, key)
     for before, now in renamed.items():
@@ -202,8 +203,8 @@ def _parse(override: Override) -> tuple[list[str], Any]:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ConfigError(f"override {override!r} is not key=value, such as train.steps=2000")
-    return path, parse_yaml(text, f"override {key}")
+        raise ConfigError(f"override {shown(override)} is not key=value, such as train.steps=2000")
+    return path, parse_yaml(text, f"override {key[:SHOWN]}")
 
 
 def _as_section(value: Any, path: str) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def _as_section(value: Any, path: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{path}: {value!r} is a value, not a section with keys")
+        raise ConfigError(f"{path}: {shown(value)} is a value, not a section with keys")
     return dict(value)
 
 
@@ -261,10 +262,10 @@ def _problems(check: Callable[..., Any], *args: Any) -> list[str]:
     try:
         check(*args)
     except ConfigError as error:
-        return str(error).splitlines()
+        return list(error.problems)
     return []
 
 
 def _raise_all(problems: list[str]) -> None:
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))  # some are found twice
+        raise ConfigError(*dict.fromkeys(problems))  # some are found twice

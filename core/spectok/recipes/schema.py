@@ -13,13 +13,13 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from spectok.errors import ConfigError, did_you_mean
+from spectok.errors import SHOWN, ConfigError, did_you_mean, shown
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,14 @@ QuantizerOption = Annotated[str | dict[str, Any], Registered("quantizer")]
 
 
 class Section(BaseModel):
-    """Base of the typed sections of a recipe: unknown keys and wrong types are errors."""
+    """Base of the typed sections of a recipe: unknown keys and wrong types are errors.
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+    Numbers are finite, and integers have 64 bits.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -68,11 +73,25 @@ def validate_section(model: type[SectionT], data: Any, path: str) -> SectionT:
     Raises:
         ConfigError: With the dotted path, the value and, for a key, the closest known one.
     """
+    if long := list(_long_integers(data, path)):
+        raise ConfigError(*long)
     try:
         return model.model_validate(data)
     except ValidationError as error:
         lines = [_explain(problem, model, path) for problem in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError(*lines) from error
+
+
+def _long_integers(value: Any, path: str) -> Iterator[str]:
+    """Yield a problem for each integer that no 64 bits hold."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield f"{path}: a number of {len(str(value))} digits does not fit into 64 bits"
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _long_integers(part, join_path(path, key))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _long_integers(part, path)
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> ConfigError:
@@ -90,8 +109,8 @@ def _explain(problem: Any, model: type[BaseModel], path: str) -> str:
         section, _, key = join_path(path, where).rpartition(".")
         return str(unknown_key(section, key, _known_at(model, problem["loc"][:-1])))
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-    return f"{join_path(path, where)}: {message}{shown}"
+    given = "" if problem["type"] == "missing" else f" (got {shown(problem['input'])})"
+    return f"{join_path(path, where)}: {message}{given}"
 
 
 def subsection(model: type[BaseModel], name: Any) -> type[BaseModel] | None:
@@ -126,4 +145,4 @@ def _lenient_sequences(hint: Any) -> Any:
 
 def join_path(path: str, key: str) -> str:
     """Return the dotted path of a key in a section; either may be empty."""
-    return ".".join(part for part in (path, key) if part)
+    return ".".join(part[:SHOWN] for part in (path, str(key)) if part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,23 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
 from spectok.errors import CheckpointError
-from spectok.training.checkpoint import flatten
+from spectok.reading import parse_json, read_text
+from spectok.training.checkpoint import flatten, write_text
 from spectok.training.contracts import Record, Run
 
 
 def read_log(path: Path) -> list[Record]:
-    """Read a run's log; a last line cut short by a crash is left out."""
+    """Read a run's log, up to a line that is cut short or damaged, as by a crash."""
     records = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in read_text(path, CheckpointError).splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = parse_json(line, str(path), CheckpointError)
+            except CheckpointError:
                 break
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                break
+            records.append(record)
     return records
 
 
@@ -71,9 +74,7 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
 
     def _guarded(self, action: Any) -> None:
         try:

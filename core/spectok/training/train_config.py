@@ -8,19 +8,21 @@ from pydantic import Field
 
 from spectok.recipes.schema import Section
 
+Count = Annotated[int, Field(le=1_000_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
-FREE_TO_CHANGE = (
-    "steps",
-    "batch_size",
-    "gradient_accumulation",
+INCIDENTAL = (
     "log_every",
     "save_every",
     "sample_every",
     "keep_last",
     "num_workers",
     "tracker",
+    "timeout_minutes",
+    "reschedule",
 )
+"""Settings that do not change what is learned."""
+FREE_TO_CHANGE = ("steps", "batch_size", "gradient_accumulation", *INCIDENTAL)
 """Settings that a resumed run may change; any other would make it a different run. The product of
 batch size, accumulation and number of processes must not change."""
 
@@ -51,23 +53,28 @@ class TrainConfig(Section):
         keep_last: Checkpoints to keep.
         num_workers: Worker processes that load data. 0: load in the training process.
         tracker: Where curves go besides ``log.jsonl``; needs the extra of its name. None: nowhere.
+        timeout_minutes: Time after which a process that does not answer stops the others.
+        reschedule: Consent to a learning rate that jumps where a run is resumed with another
+            number of ``steps``; not kept with the run.
     """
 
-    steps: int = Field(10_000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
+    steps: Count = Field(10_000, ge=1)
+    batch_size: Count = Field(64, ge=1)
+    gradient_accumulation: Count = Field(1, ge=1)
     optimizer: Literal["adam", "adamw"] = "adamw"
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, le=1_000)
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), strict=False)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1_000)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Count = Field(0, ge=0)
     max_grad_norm: float | None = Field(None, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     ema_decay: Fraction | None = None
-    log_every: int = Field(50, ge=1)
-    save_every: int = Field(1_000, ge=1)
-    sample_every: int | None = Field(1_000, ge=1)
-    keep_last: int = Field(2, ge=1)
-    num_workers: int = Field(0, ge=0)
+    log_every: Count = Field(50, ge=1)
+    save_every: Count = Field(1_000, ge=1)
+    sample_every: Count | None = Field(1_000, ge=1)
+    keep_last: Count = Field(2, ge=1)
+    num_workers: int = Field(0, ge=0, le=1_000)
     tracker: Literal["tensorboard", "wandb"] | None = None
+    timeout_minutes: float = Field(30, gt=0, le=100_000)
+    reschedule: bool = False

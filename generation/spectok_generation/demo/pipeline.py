@@ -31,12 +31,13 @@ from spectok.evaluation import (
     train_classifier,
 )
 from spectok.evaluation.terms import images_per_step
-from spectok.images import save_grid, to_pil
+from spectok.images import save_grid, save_picture, to_pil
 from spectok.machine import describe_machine, peak_memory_bytes
 from spectok.messages import progress
 from spectok.metrics import psnr
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import FitResult, train_tokenizer
+from spectok.writing import write_text
 from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.judge import (
     Closeness,
@@ -268,11 +269,11 @@ def write_results(results: Results) -> None:
     (out / "images").mkdir()
     for number in held_out.one_per_class(NUM_EXAMPLES):
         name = f"class-{held_out.labels[number]}-number-{number}.png"
-        to_pil(held_out.images[number]).save(out / "images" / name)
+        save_picture(to_pil(held_out.images[number]), out / "images" / name)
     rows = results.drawn.first_of_each_class(10)
     save_grid(rows.flatten(0, 1), out / "samples.png", columns=rows.shape[1])
     text = json.dumps(results.metrics, indent=2)
-    (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_text(out / "metrics.json", text + "\n", CheckpointError)
     write_report(results, out / "report.html")
 
 

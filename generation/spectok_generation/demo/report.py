@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from spectok import TokenSpec
+from spectok.errors import CheckpointError
 from spectok.metrics import count_codes, split_by_codebook
 from spectok.training.contracts import Record
+from spectok.writing import write_text
 from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.page import duration, figure, page, section, table
 from spectok_generation.demo.pictures import plot_histograms, plot_lines, png_uri
@@ -23,7 +25,11 @@ STRIP = 10
 
 
 def write_report(results: Results, path: Path) -> None:
-    """Write the report of a demo as an HTML page."""
+    """Write the report of a demo as an HTML page.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
     sections = [
         _summary(results),
         _reconstructions(results),
@@ -37,7 +43,7 @@ def write_report(results: Results, path: Path) -> None:
         _next_steps(results),
     ]
     title = f"spectok demo: {results.held_out.dataset.report.name.split('/')[0]}"
-    path.write_text(page(title, sections), encoding="utf-8")
+    write_text(path, page(title, sections), CheckpointError)
 
 
 # -- sections -------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from spectok_generation.conditions import (
     check_text,
     hide,
 )
+from spectok_generation.records import check_record
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Prior(SpectokModel, ABC):
     @property
     def tokenizer_record(self) -> dict[str, Any]:
         """Record of the tokenizer: fingerprint, path, image shape and class names."""
-        return dict(self.config["tokenizer"] or {})
+        return dict(check_record(self.config["tokenizer"] or {}, "tokenizer of the prior's config"))
 
     @property
     def condition_name(self) -> str | None:
