@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from spectok.errors import CheckpointError, ConfigError
-from spectok.modeling import read_config
+from spectok.modeling import check_loading_options, read_config, saved_class
 from spectok.plugins import registry
 from spectok.quantizers import Quantizer
 from spectok.recipes.options import SUPPLIED, validate_options
+from spectok.saving import first_line
 from spectok.tokenizer import ImageTokenizer
-
-LOADING_OPTIONS = (
-    "cache_dir",
-    "device_map",
-    "force_download",
-    "local_files_only",
-    "low_cpu_mem_usage",
-    "revision",
-    "subfolder",
-    "token",
-    "torch_dtype",
-    "variant",
-)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> ImageTokenizer:
@@ -34,7 +21,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     Args:
         name_or_path: A registered key, a directory, or a hub id (``"user/model"``).
         **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
-            ``subfolder``, ``revision`` and the like; its architecture cannot be overridden.
+            ``subfolder``, ``revision`` and the like, and ``trust`` (see
+            :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden.
 
     Returns:
         A fresh model in training mode, or a trained one in eval mode.
@@ -57,11 +45,12 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     return cls(**validate_options(cls, overrides, name))
 
 
-def load_trained(path: str | os.PathLike[str]) -> ImageTokenizer:
+def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageTokenizer:
     """Load a trained tokenizer, in eval mode, from its folder, its run's folder, or the hub.
 
     Args:
         path: Folder of a model or of a run, or a hub id.
+        trust: See :meth:`SpectokModel.from_pretrained`.
 
     Raises:
         ConfigError: If it is a registered key, which has no weights.
@@ -74,7 +63,9 @@ def load_trained(path: str | os.PathLike[str]) -> ImageTokenizer:
             f"'spectok train {name}' ends with"
         )
     folder = Path(model_folder(name))
-    return (load_folder(folder) if folder.is_dir() else load_tokenizer(name)).eval()
+    if folder.is_dir():
+        return load_folder(folder, trust=trust)
+    return load_tokenizer(name, trust=trust)
 
 
 def model_folder(path: str) -> str:
@@ -85,7 +76,7 @@ def model_folder(path: str) -> str:
 
 def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:
     """Load a trained tokenizer of any registered class from a directory."""
-    _check_loading_options(overrides)
+    check_loading_options(overrides)
     root = folder / str(overrides.get("subfolder") or "")
     return class_of(read_config(root), str(root)).from_pretrained(folder, **overrides)
 
@@ -96,11 +87,11 @@ def class_of(config: dict[str, Any], place: str) -> type[ImageTokenizer]:
     Raises:
         CheckpointError: If no installed plugin provides it.
     """
-    wanted = config.get("_class_name")
+    wanted = saved_class(config, place)
     classes = {cls.__name__: cls for cls in registry.list_registered("tokenizer").values()}
     if wanted not in classes:
         raise CheckpointError(
-            f"{place} holds a {wanted}, which no installed plugin provides as a tokenizer; "
+            f"{place} holds a {wanted[:80]}, which no installed plugin provides as a tokenizer; "
             f"installed: {', '.join(sorted(classes))}"
         )
     return classes[wanted]
@@ -144,28 +135,17 @@ def build_quantizer(
     return create_quantizer(dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, **options)
 
 
-def _check_loading_options(options: Iterable[str]) -> None:
-    """Refuse options that diffusers would ignore, or let override the saved config."""
-    for name in options:
-        if name not in LOADING_OPTIONS:
-            raise ConfigError(
-                f"{name} cannot be set on a trained model: its config.json decides; loading takes "
-                f"{', '.join(LOADING_OPTIONS)}"
-            )
-
-
 def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
     from huggingface_hub import hf_hub_download
 
-    _check_loading_options(overrides)
+    check_loading_options(overrides)
     keys = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
     chosen = {k: overrides[k] for k in keys if k in overrides}
     try:
         path = hf_hub_download(repo_id, "config.json", **chosen)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise CheckpointError(
-            f"cannot fetch {repo_id!r}: {type(error).__name__}: {reason}. It is neither a "
+            f"cannot fetch {repo_id!r}: {first_line(error)}. It is neither a "
             f"registered key ({', '.join(registry.list_tokenizers())}) nor a local directory"
         ) from error
     cls = class_of(read_config(Path(path).parent), repo_id)

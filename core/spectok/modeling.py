@@ -11,19 +11,56 @@ import contextlib
 import inspect
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
+import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.constants import CONFIG_NAME
 from torch import nn
 
-from spectok.errors import CheckpointError, ConfigError
+from spectok.bounds import bounded_building, check_numbers
+from spectok.errors import CheckpointError, ConfigError, SpectokError
+from spectok.reading import read_json
+from spectok.recipes.schema import section_model, validate_section
+from spectok.saving import first_line, resolve, saving, was_cut_short
+from spectok.weights import (
+    ENDING,
+    FLOATS,
+    STEM,
+    StoredTensor,
+    check_finite,
+    check_fits,
+    find_weights,
+    index_names,
+    main_dtype,
+    read_headers,
+    weight_names,
+)
 
-TEMPORARY_SUFFIX = ".partial"
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+LOADING_OPTIONS = (
+    *HUB_OPTIONS,
+    "device_map",
+    "dtype",
+    "low_cpu_mem_usage",
+    "subfolder",
+    "torch_dtype",
+    "trust",
+    "variant",
+)
+DIFFUSERS_OPTIONS = (
+    "disable_mmap",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "output_loading_info",
+    "use_safetensors",
+)
+"""Further options with which pipelines of diffusers load their models."""
 
 
 class SpectokModel(ModelMixin, ConfigMixin):
@@ -88,85 +125,124 @@ class SpectokModel(ModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a saved model, in eval mode.
 
+        Config and weights are checked before the model is built: the options by the constructor's
+        signature, names, shapes and types by the header of the weights.
+
         Args:
             pretrained_model_name_or_path: A directory or a hub id.
-            **kwargs: Options of diffusers (``torch_dtype``, ``subfolder``, ``revision``, …).
+            **kwargs: Options of diffusers (``torch_dtype``, ``subfolder``, ``revision``, …), and
+                ``trust``: whether a config may ask for more than the weights beside it suggest.
 
         Raises:
             CheckpointError: If the directory, its class, or its weights do not fit this class.
+            ConfigError: If an option is unknown or of the wrong type.
         """
-        place = _describe(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if folder.is_dir():
-            check_config(cls.upgraded(read_config(folder)), cls, place)
-        elif _looks_like_path(pretrained_model_name_or_path):
-            raise CheckpointError(f"{place} is not a directory; give a saved model or a hub id")
-        want_info = kwargs.pop("output_loading_info", False)
+        check_loading_options(kwargs, (*LOADING_OPTIONS, *DIFFUSERS_OPTIONS))
+        want_info, trust = kwargs.pop("output_loading_info", False), kwargs.pop("trust", False)
+        subfolder = str(kwargs.pop("subfolder", None) or "")
+        name = pretrained_model_name_or_path
+        place = f"{name}/{subfolder}" if subfolder else str(name)
+        folder = find_folder(name, kwargs, subfolder)
+        stored = read_headers(find_weights(folder, kwargs.get("variant")))
+        cls._check(read_config(folder), stored, place, trust)
+        for key in ("torch_dtype", "dtype"):
+            if key in kwargs:
+                auto = main_dtype(stored, cls._keep_in_fp32_modules or ())
+                kwargs[key] = read_dtype(kwargs[key], auto)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         try:
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            loaded: Any = super().from_pretrained(folder, **kwargs)
             model, info = loaded
         except (ConfigError, CheckpointError):
             raise
         except Exception as error:
             raise CheckpointError(
-                f"cannot load {place}: {_first_line(error)}; if files are missing or cut short, "
+                f"cannot load {place}: {first_line(error)}; if files are missing or cut short, "
                 "copy or save it again"
             ) from error
-        check_config(dict(model.config), cls, place)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            if names := info.get(problem):
-                shown = ", ".join(map(str, list(names)[:3])) + (" …" if len(names) > 3 else "")
-                raise CheckpointError(
-                    f"{place} does not fit {cls.__name__}: {problem.replace('_', ' ')} "
-                    f"({len(names)}): {shown}"
-                )
         for name, module in model.named_modules():
             # diffusers keeps what it loads here in float32, but not the buffers it does not load
             if name.rpartition(".")[-1] in (cls._keep_in_fp32_modules or ()):
                 module.float()
+        check_fits(model.state_dict(), stored, place, cls.__name__)
+        check_finite(model, place)
         return (model, info) if want_info else model
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    @classmethod
+    def _check(
+        cls, saved: dict[str, Any], stored: dict[str, StoredTensor], place: str, trust: bool
+    ) -> None:
+        """Check a config, and that the weights beside it are those of the network it describes.
+
+        Raises:
+            CheckpointError: If not.
+        """
+        config = cls.upgraded(saved)
+        check_config(config, cls, place)
+        options = {key: value for key, value in config.items() if not key.startswith("_")}
+        where, numbers = f"{place}/{CONFIG_NAME}", sum(tensor.numel for tensor in stored.values())
+        bounds = contextlib.ExitStack()
+        if not trust:
+            check_numbers(options, numbers, where)
+            bounds.enter_context(bounded_building(len(stored), numbers, where))
+        try:
+            with bounds, torch.device("meta"):
+                validate_section(section_model(cls), options, "")
+                network: Any = cls(**options)
+                getattr(network, "token_spec", None)  # layouts are computed, and bounded, when read
+        except CheckpointError:
+            raise
+        except SpectokError as error:
+            reason = "; ".join(str(error).splitlines())[:500]
+            raise CheckpointError(f"{where} is not valid: {reason}") from error
+        except Exception as error:
+            if "meta" in str(error):  # a constructor that looks at values; checked when loaded
+                return
+            raise CheckpointError(
+                f"{where} describes no network: {first_line(error)}; copy or save it again"
+            ) from error
+        check_fits(network.state_dict(), stored, place, cls.__name__)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: Any,
+        *,
+        is_main_process: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+    ) -> None:
         """Save config and safetensors weights, all or nothing.
 
-        They are written beside the target and then renamed, so that a full disk leaves an earlier
-        model there untouched.
+        They are written beside their target and then renamed, so that a full disk leaves an earlier
+        model there untouched. Weights of the same variant that are not written again are removed,
+        and nothing else.
+
+        Args:
+            save_directory: The folder.
+            is_main_process: Whether this process writes; the others do nothing.
+            variant: Part of the weights' names, such as ``"fp16"``.
+            max_shard_size: Largest size of a file of weights.
+            safe_serialization: Always True.
+            push_to_hub: Always False; see ``push_to_hub()``.
 
         Raises:
             CheckpointError: If writing fails.
+            ConfigError: If an option is not one that can be saved with.
         """
-        target = Path(save_directory)
-        if target.is_file():
-            raise CheckpointError(f"{target} is a file; give a directory to save into")
-        push = kwargs.pop("push_to_hub", False)
-        with saving(target) as temporary:
-            super().save_pretrained(temporary, **kwargs, safe_serialization=True)
+        if not safe_serialization or push_to_hub:
+            raise ConfigError(
+                "models are saved as safetensors, and uploaded with push_to_hub(repo_id); leave "
+                "safe_serialization and push_to_hub out"
+            )
+        if variant is not None and not re.fullmatch(r"[A-Za-z0-9]\w*", variant, re.ASCII):
+            raise ConfigError(f"variant {variant!r} is not letters and digits, such as 'fp16'")
+        if not is_main_process:
+            return
+        with saving(save_directory, CONFIG_NAME, weight_names(variant)) as temporary:
+            super().save_pretrained(temporary, variant=variant, max_shard_size=max_shard_size)
             forget_origin(temporary / CONFIG_NAME)
-        if push:
-            raise CheckpointError("save first, then call push_to_hub(repo_id)")
-
-
-@contextlib.contextmanager
-def saving(target: Path) -> Iterator[Path]:
-    """Provide a new folder to write into; its files then move into the target, all or none.
-
-    Args:
-        target: Folder for the files; other files in it stay.
-
-    Raises:
-        CheckpointError: If anything fails before the files are moved.
-    """
-    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        install(temporary, target)
-    except Exception as error:
-        raise CheckpointError(f"cannot save to {target}: {_first_line(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def forget_origin(config: Path) -> None:
@@ -176,11 +252,81 @@ def forget_origin(config: Path) -> None:
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def install(temporary: Path, target: Path) -> None:
-    """Move finished files into a directory by one atomic rename each, weights before config."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".json"):
-        os.replace(path, target / path.name)
+def check_loading_options(options: Iterable[str], known: Iterable[str] = LOADING_OPTIONS) -> None:
+    """Refuse options that diffusers would ignore, or let override the saved config.
+
+    Raises:
+        ConfigError: Names the option, and those that loading takes.
+    """
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"{name} cannot be set on a trained model: its config.json decides; loading takes "
+                f"{', '.join(LOADING_OPTIONS)}"
+            )
+
+
+def read_dtype(given: Any, auto: torch.dtype) -> torch.dtype | None:
+    """Return the type that a model is loaded in.
+
+    Args:
+        given: A float type, its name with or without ``torch.``, ``"auto"`` or None.
+        auto: What ``"auto"`` stands for.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if given is None or given in FLOATS:
+        return given
+    if given == "auto":
+        return auto
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+    if isinstance(given, str) and given.removeprefix("torch.") in names:
+        return names[given.removeprefix("torch.")]
+    raise ConfigError(f"torch_dtype {given!r} is none of {', '.join([*names, 'auto'])}")
+
+
+def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path:
+    """Return the folder of a saved model; one on the hub is downloaded first.
+
+    Args:
+        name: A directory or a hub id.
+        options: Of loading; those about the hub are taken out.
+        subfolder: Folder inside it.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+    place, inside = resolve(name), PurePath(subfolder)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise CheckpointError(f"subfolder {subfolder!r} is not inside {name}")
+    if not place.is_dir():
+        if _looks_like_path(name):
+            raise CheckpointError(f"{name} is not a directory; give a saved model or a hub id")
+        place = _download(os.fspath(name), [CONFIG_NAME, *_patterns(options)], subfolder, hub)
+    if not (place / inside).is_dir():
+        raise CheckpointError(f"{name} has no folder {subfolder}; give a saved model")
+    return place / inside
+
+
+def _patterns(options: dict[str, Any]) -> list[str]:
+    """Return patterns of the weight files to download."""
+    middle = f".{options['variant']}" if options.get("variant") else ""
+    files = [f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
+    return [*files, *index_names(options.get("variant"))]
+
+
+def _download(name: str, files: list[str], subfolder: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, **options))
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot fetch {name!r}: {first_line(error)}; it is no local directory either"
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -190,15 +336,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: If it is missing or is not JSON.
     """
     path = folder / CONFIG_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
+        if was_cut_short(folder):
+            raise CheckpointError(
+                f"{folder} has no {CONFIG_NAME}: a save into it was cut short; save it again"
+            )
         raise CheckpointError(f"{folder} has no {CONFIG_NAME}; is it a saved model?")
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    config = read_json(path, CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return config
+
+
+def saved_class(config: dict[str, Any], place: str) -> str:
+    """Return the name of the class that a config names.
+
+    Raises:
+        CheckpointError: If it names none.
+    """
+    name = config.get("_class_name")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise CheckpointError(f"{place} holds a model of no known class (_class_name); save again")
+    return name
 
 
 def check_config(config: dict[str, Any], cls: type, place: str) -> None:
@@ -207,11 +366,9 @@ def check_config(config: dict[str, Any], cls: type, place: str) -> None:
     Raises:
         CheckpointError: Names both classes, or the options.
     """
-    found = config.get("_class_name")
+    found = saved_class(config, place)
     if found != cls.__name__:
-        raise CheckpointError(
-            f"{place} holds a {found or 'model of no known class'}, not {cls.__name__}"
-        )
+        raise CheckpointError(f"{place} holds a {found[:80]}, not {cls.__name__}")
     options = inspect.signature(cls).parameters
     unknown = sorted(key for key in config if not key.startswith("_") and key not in options)
     if unknown:
@@ -221,15 +378,6 @@ def check_config(config: dict[str, Any], cls: type, place: str) -> None:
         )
 
 
-def _describe(path: Any, subfolder: str | None) -> str:
-    return f"{path}/{subfolder}" if subfolder else str(path)
-
-
 def _looks_like_path(name: Any) -> bool:
     text = os.fspath(name)
     return text.startswith((".", "/", "~")) or text.count("/") > 1
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -129,7 +129,12 @@ class ImageTokenizer(SpectokModel):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
-        """Turn images in [-1, 1] into int64 tokens laid out as :attr:`token_spec` says."""
+        """Turn images in [-1, 1] into int64 tokens laid out as :attr:`token_spec` says.
+
+        Raises:
+            InputError: If the images are not of ``image_shape``, or not finite.
+        """
+        self.check_finite(images)
         z = self.token_space.to_vectors(self.encode_latents(images))
         return self._to_sequence(self.quantizer.encode(z))
 
@@ -174,12 +179,15 @@ class ImageTokenizer(SpectokModel):
         Raises:
             InputError: If the images are not of ``image_shape``.
         """
-        self.check_images(images)
-        return self.encoder(images)
+        return self.encoder(self.prepare(images))
 
     def decode_latents(self, latents: Float[Tensor, "b lc lh lw"]) -> Float[Tensor, "b c h w"]:
-        """Quantise continuous latents and decode them, as latent diffusion does."""
-        z = self.token_space.to_vectors(latents)
+        """Quantise continuous latents and decode them, as latent diffusion does.
+
+        Raises:
+            InputError: If they are not finite.
+        """
+        z = self.token_space.to_vectors(latents.to(self.dtype))
         return self.decode(self._to_sequence(self.quantizer.encode(z)))
 
     # -- what a subclass may change --------------------------------------------------------------
@@ -249,6 +257,25 @@ class ImageTokenizer(SpectokModel):
             raise InputError(
                 f"images of shape {tuple(images.shape)} do not fit this {type(self).__name__}: it "
                 f"takes (B, {', '.join(map(str, self.image_shape))}); resize or crop them"
+            )
+
+    def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Check the type and the shape of a batch, and bring it to the type of the weights."""
+        self.check_images(images)
+        return images.to(self.dtype)
+
+    def check_finite(self, images: Float[Tensor, "b c h w"]) -> None:
+        """Check a batch as :meth:`check_images` does, and its values; waits for the device.
+
+        Raises:
+            InputError: If a pixel is infinite or NaN.
+        """
+        self.check_images(images)
+        if not images.isfinite().all():
+            bad = images.isfinite().logical_not().flatten(1).any(1).nonzero().flatten().tolist()
+            raise InputError(
+                f"image {bad[0]} of the batch ({len(bad)} of {len(images)}) holds values that are "
+                f"infinite or NaN; clean the data"
             )
 
     def _to_sequence(self, indices: Int[Tensor, "b n l"]) -> Int[Tensor, "b t"]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from spectok.reading import sha256_of_file
 from spectok_generation.records import describe_record, tokenizer_record
 from spectok_generation.tokens import (
     CAPTIONS,
+    FORMATS,
     HEADER,
     LABELS,
     TOKENS,
@@ -115,6 +116,8 @@ def _plan_header(
         num_classes=dataset.num_classes or 0,
         class_names=dataset.class_names,
         has_captions=dataset.has_captions,
+        copies=how.copies,
+        format=FORMATS[any(len(dataset.captions_of(row)) > 1 for row in range(len(dataset)))],
     )
 
 
@@ -169,7 +172,8 @@ def _write_cache(
             if LABELS in files:
                 files[LABELS].write(batch["label"].numpy().astype("<i8").tobytes())
             if CAPTIONS in files:
-                lines = "".join(json.dumps(caption) + "\n" for caption in batch["caption"])
+                captions = (dataset.captions_of(index) for index in batch["index"].tolist())
+                lines = "".join(_caption_line(texts, header.format) for texts in captions)
                 files[CAPTIONS].write(lines.encode())
             if on_images is not None:
                 on_images(len(images))
@@ -179,6 +183,12 @@ def _write_cache(
         hashes = {name: sha256_of_file(directory / name, DataError) for name in _file_names(header)}
         text = json.dumps(asdict(header) | {"hashes": hashes}, indent=2) + "\n"
         (directory / HEADER).write_text(text, encoding="utf-8")
+
+
+def _caption_line(captions: Sequence[str], format: int) -> str:
+    """Return the line of one image in the file of captions."""
+    content = list(captions) if format == FORMATS[1] else (*captions, "")[0]
+    return json.dumps(content) + "\n"
 
 
 def _file_names(header: CacheHeader) -> list[str]:

@@ -5,6 +5,7 @@ A prior stores the fingerprints of both; any other tokenizer or text encoder is 
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ OWN_TOKENIZER, OWN_CLIP = Path("tokenizer", "model"), Path("clip", "model")
 
 
 def load_pair(
-    prior_path: str | os.PathLike[str], tokenizer_path: str | os.PathLike[str] | None = None
+    prior_path: str | os.PathLike[str],
+    tokenizer_path: str | os.PathLike[str] | None = None,
+    *,
+    trust: bool = False,
 ) -> tuple[Any, ImageTokenizer]:
     """Load a trained prior and its tokenizer, in eval mode.
 
@@ -39,6 +43,7 @@ def load_pair(
         prior_path: Folder of a saved prior, of its run, or of a pipeline.
         tokenizer_path: Its tokenizer. None: the one in the pipeline, or the one recorded when the
             prior was trained.
+        trust: See :func:`~spectok_generation.pipeline_folder.load_component`.
 
     Raises:
         CheckpointError: If one of them is missing, or they do not belong together.
@@ -46,7 +51,8 @@ def load_pair(
     """
     folder = Path(prior_path)
     whole = is_pipeline(folder)
-    prior: Any = load_component(folder, "prior") if whole else load_prior(folder)
+    load = functools.partial(load_component, folder, trust=trust)
+    prior: Any = load("prior") if whole else load_prior(folder, trust=trust)
     if not isinstance(prior, DRAWABLE):
         kinds = " or ".join(kind.__name__ for kind in DRAWABLE)
         raise InputError(
@@ -54,10 +60,10 @@ def load_pair(
             f"an {kinds}"
         )
     if whole and tokenizer_path is None:
-        where, tokenizer = str(folder / "tokenizer"), load_component(folder, "tokenizer")
+        where, tokenizer = str(folder / "tokenizer"), load("tokenizer")
     else:
         where = os.fspath(tokenizer_path or _recorded_path(prior, folder))
-        tokenizer = load_trained(where)
+        tokenizer = load_trained(where, trust=trust)
     check_pair(prior, tokenizer, where)
     return prior, tokenizer
 
@@ -67,6 +73,8 @@ def load_encoder(
     prior_path: str | os.PathLike[str],
     name: str | None = None,
     pretrained: str | None = None,
+    *,
+    trust: bool = False,
 ) -> TextEncoder:
     """Load the text encoder that a prior was trained with.
 
@@ -76,6 +84,7 @@ def load_encoder(
         name: Folder or name of the encoder. None: the one in the pipeline, or the one recorded
             when the prior was trained.
         pretrained: With a name: tag or file of its weights.
+        trust: See :func:`load_text_encoder`.
 
     Raises:
         InputError: If the prior reads no text.
@@ -84,20 +93,19 @@ def load_encoder(
     if not prior.text_width:
         raise InputError(f"{prior_path} holds a prior that reads no text; see 'spectok sample'")
     if name is None and is_pipeline(prior_path):
-        encoder = load_component(prior_path, "text_encoder")
+        encoder = load_component(prior_path, "text_encoder", trust=trust)
     elif name is None:
         needed = check_record(prior.config["text"], f"text of {prior_path}")
-        own = [path / OWN_CLIP for path in (Path(prior_path), Path(prior_path).parent)]
-        recorded = needed.get("path")
-        places = [Path(recorded), *own] if recorded else own
+        own, recorded = run_of(Path(prior_path)) / OWN_CLIP, needed.get("path")
+        places = [own, Path(recorded)] if recorded else [own]
         found = next((place for place in places if place.is_dir()), recorded)
         if not found:
             raise CheckpointError(
                 f"{prior_path} does not record its text encoder; give it with --text"
             )
-        encoder = load_text_encoder(str(found), needed.get("pretrained"))
+        encoder = load_text_encoder(str(found), needed.get("pretrained"), trust=trust)
     else:
-        encoder = load_text_encoder(name, pretrained)
+        encoder = load_text_encoder(name, pretrained, trust=trust)
     check_encoder(prior, encoder)
     return encoder
 
@@ -119,6 +127,12 @@ def check_pair(prior: Prior, tokenizer: ImageTokenizer, where: str | None = None
             f"this prior models the tokens of {describe_record(needed)}, not those of "
             f"{describe_record(given)}; give the tokenizer it was trained with"
         )
+    for key in ("image_shape", "latent_shape"):
+        if key in needed and needed[key] != given[key]:
+            raise CheckpointError(
+                f"this prior is recorded for a tokenizer of {key} {needed[key]}, not {given[key]}; "
+                f"give the tokenizer it was trained with"
+            )
     if prior.token_spec != tokenizer.token_spec:
         raise CheckpointError(
             f"this prior models {prior.token_spec.num_tokens} tokens laid out differently from the "
@@ -152,11 +166,18 @@ def check_encoder(prior: Prior, encoder: TextEncoder | None) -> None:
         )
 
 
+def run_of(prior_path: Path) -> Path:
+    """Return the folder of a prior's run; what the run made itself is taken before what it names.
+
+    A run that was copied names the places of the first one.
+    """
+    return prior_path.parent if prior_path.name == "model" else prior_path
+
+
 def _recorded_path(prior: Prior, prior_path: Path) -> Path:
     record: dict[str, Any] = prior.tokenizer_record
     recorded = Path(record["path"]) if record.get("path") else None
-    runs = (prior_path, prior_path.parent)
-    for candidate in [recorded, *(run / OWN_TOKENIZER for run in runs)]:
+    for candidate in (run_of(prior_path) / OWN_TOKENIZER, recorded):
         if candidate is not None and candidate.is_dir():
             return candidate
     if recorded is not None and record["path"].count("/") == 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,8 @@ from diffusers.utils.constants import CONFIG_NAME
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_pil
-from spectok.modeling import TEMPORARY_SUFFIX
+from spectok.modeling import HUB_OPTIONS
+from spectok.saving import resolve, saving, was_cut_short
 from spectok_generation.conditions import Condition
 from spectok_generation.drawing import DRAWABLE, choose_labels, draw_images, make_options
 from spectok_generation.guidance import TEXT_GUIDANCE
@@ -30,7 +30,6 @@ from spectok_generation.text.encoder import TextEncoder
 COMPONENTS = ("tokenizer", "prior", "text_encoder")
 ENDINGS = (".json", ".safetensors", ".txt", ".model")
 """Endings of the files fetched from the hub: weights, configs and text tokenizers."""
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 USUAL = {"safe_serialization": True, "variant": None, "push_to_hub": False}
 """Options of ``save_pretrained`` in diffusers, with the only values accepted here."""
 
@@ -83,6 +82,8 @@ class TokenPipeline(DiffusionPipeline):
         prior_path: str | os.PathLike[str],
         tokenizer_path: str | os.PathLike[str] | None = None,
         text_encoder: str | None = None,
+        *,
+        trust: bool = False,
     ) -> TokenPipeline:
         """Build a pipeline from what a run trained.
 
@@ -90,22 +91,29 @@ class TokenPipeline(DiffusionPipeline):
             prior_path: Folder of the prior or of its run.
             tokenizer_path: Its tokenizer. None: the one it was trained with.
             text_encoder: Folder or name of its text encoder. None: the one it was trained with.
+            trust: See :meth:`from_pretrained`.
 
         Raises:
             CheckpointError: If one is missing, or they do not belong together.
             InputError: If a text encoder is given for a prior that reads no text.
         """
-        prior, tokenizer = load_pair(prior_path, tokenizer_path)
+        prior, tokenizer = load_pair(prior_path, tokenizer_path, trust=trust)
         if not prior.text_width and text_encoder is None:
             return cls(tokenizer, prior)
-        return cls(tokenizer, prior, load_encoder(prior, prior_path, text_encoder))
+        encoder = load_encoder(prior, prior_path, text_encoder, trust=trust)
+        return cls(tokenizer, prior, encoder)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Load a saved pipeline.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, trust: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a saved pipeline. Nothing that the folder names is imported, unless it is trusted.
 
         Args:
             pretrained_model_name_or_path: Its folder, or a hub id.
+            trust: Whether the folder may name classes that no plugin registers, whose modules are
+                then imported, bring a tokenizer that runs its own code, and ask for larger
+                networks than its weights suggest.
             **kwargs: ``tokenizer``, ``prior`` or ``text_encoder`` to replace the saved part; for a
                 hub id also ``revision``, ``token``, ``cache_dir`` and the like.
 
@@ -117,20 +125,20 @@ class TokenPipeline(DiffusionPipeline):
         if unknown := sorted(set(kwargs) - {*HUB_OPTIONS}):
             raise ConfigError(
                 f"loading a pipeline does not take {', '.join(unknown)}, only "
-                f"{', '.join((*COMPONENTS, *HUB_OPTIONS))}; call .to(device) afterwards"
+                f"{', '.join((*COMPONENTS, *HUB_OPTIONS, 'trust'))}; call .to(device) afterwards"
             )
         folder = _find_folder(pretrained_model_name_or_path, kwargs)
         for name in COMPONENTS:
             needed = name != "text_encoder" or getattr(parts["prior"], "text_width", 0)
             if name not in parts and needed:
-                parts[name] = load_component(folder, name)
+                parts[name] = load_component(folder, name, trust=trust)
         return cls(**parts)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save all parts into one folder: all of it, or nothing.
 
-        They are written beside the target and then moved into it, so that a full disk does not
-        destroy an earlier pipeline.
+        They are written first and then moved into place, so that a full disk does not destroy an
+        earlier pipeline.
 
         Raises:
             CheckpointError: If the folder holds something else, parts do not belong together, or
@@ -138,13 +146,11 @@ class TokenPipeline(DiffusionPipeline):
             ConfigError: If an option asks for another format.
             InputError: If a part is not in float32.
         """
-        target = Path(save_directory).expanduser().resolve()
+        target = resolve(Path(save_directory).expanduser())
         self._check_can_save(target, kwargs)
-        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
-        shutil.rmtree(temporary, ignore_errors=True)
         index: dict[str, Any] = {"_class_name": type(self).__name__}
         index["_diffusers_version"] = diffusers_version
-        try:
+        with saving(target, INDEX, "|".join(COMPONENTS)) as temporary:
             for name, part in self.components.items():
                 # not what diffusers would register: it mistakes some modules for its own by name
                 kind = type(part)
@@ -153,11 +159,6 @@ class TokenPipeline(DiffusionPipeline):
                     part.save_pretrained(temporary / name)
             forget_folders(temporary / "prior" / CONFIG_NAME)
             (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            _install(temporary, target)
-        except OSError as error:
-            raise CheckpointError(f"cannot save to {target}: {error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def __call__(
         self,
@@ -229,7 +230,8 @@ class TokenPipeline(DiffusionPipeline):
                     f"safetensors; leave it out, and upload with push_to_hub(repo_id)"
                 )
         held = [name for name in (*COMPONENTS, "model") if (target / name).exists()]
-        if target.is_file() or (held and not (target / INDEX).is_file()):
+        foreign = held and not (target / INDEX).is_file() and not was_cut_short(target)
+        if target.is_file() or foreign:
             what = f"holds a {held[0]} of something else" if held else "is a file"
             raise CheckpointError(
                 f"{target} {what}; give a new folder, or the folder of a pipeline"
@@ -272,17 +274,6 @@ def forget_folders(config: Path) -> None:
             if Path(record.get(key) or "").is_absolute():
                 record[key] = None
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _install(temporary: Path, target: Path) -> None:
-    """Move finished parts into a folder, one rename each, and the old parts into ``temporary``."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in COMPONENTS:
-        if (target / name).exists():
-            os.replace(target / name, temporary / f"{name}.old")
-        if (temporary / name).exists():
-            os.replace(temporary / name, target / name)
-    os.replace(temporary / INDEX, target / INDEX)
 
 
 def _as_list(name: str, value: Any, kind: type) -> list[Any]:

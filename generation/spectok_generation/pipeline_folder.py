@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError
 from spectok.plugins import registry
+from spectok.reading import read_json
+from spectok.saving import first_line, was_cut_short
 from spectok_generation.priors import Prior
 from spectok_generation.text.encoder import TEXT_WEIGHTS
 from spectok_generation.text.encoder_loading import load_text_encoder
@@ -32,24 +33,30 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the folder holds no pipeline, or the file is damaged.
     """
     if not is_pipeline(path):
+        if was_cut_short(Path(path)):
+            raise CheckpointError(
+                f"{path} has no {INDEX}: a save into it was cut short; export it again"
+            )
         raise CheckpointError(
             f"{path} is not a pipeline (no {INDEX}); make one from a run: spectok export RUN --out "
             f"DIR"
         )
-    try:
-        return dict(json.loads(Path(path, INDEX).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    index = read_json(Path(path, INDEX), CheckpointError)
+    if not isinstance(index, dict):
         raise CheckpointError(
-            f"{Path(path, INDEX)} is not a JSON object ({error}); copy or export the pipeline again"
-        ) from error
+            f"{Path(path, INDEX)} is not a JSON object; copy or export the pipeline again"
+        )
+    return index
 
 
-def load_component(path: str | os.PathLike[str], name: str) -> Any:
+def load_component(path: str | os.PathLike[str], name: str, *, trust: bool = False) -> Any:
     """Load one part of a saved pipeline, in eval mode.
 
     Args:
         path: Folder of the pipeline.
         name: ``"tokenizer"``, ``"prior"`` or ``"text_encoder"``.
+        trust: Whether the folder may name a class that no plugin registers, whose module is then
+            imported, and ask for larger networks than its weights suggest.
 
     Raises:
         CheckpointError: If it is missing or damaged, or its class is not installed.
@@ -57,38 +64,48 @@ def load_component(path: str | os.PathLike[str], name: str) -> Any:
     folder, index, again = Path(path), read_index(path), "copy or export the pipeline again"
     entry = index.get(name)
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(e, str) for e in entry):
-        kind = index.get("_class_name")
+        kind = str(index.get("_class_name"))[:80]
         raise CheckpointError(f"{folder / INDEX}, of a {kind}, names no {name}; {again}")
     if not (folder / name).is_dir():
         raise CheckpointError(f"{folder} has no folder {name}; {again}")
     if name in BASES:
-        return find_class(name, *entry).from_pretrained(folder / name)
+        return find_class(name, *entry, trust=trust).from_pretrained(folder / name, trust=trust)
     if not (folder / name / TEXT_WEIGHTS).is_file():
         raise CheckpointError(f"{folder / name} has no {TEXT_WEIGHTS}; {again}")
-    return load_text_encoder(str(folder / name))
+    return load_text_encoder(str(folder / name), trust=trust)
 
 
-def find_class(kind: str, module: str, name: str) -> Any:
-    """Return the class of a saved tokenizer or prior, registered or importable.
+def find_class(kind: str, module: str, name: str, *, trust: bool = False) -> Any:
+    """Return the class of a saved tokenizer or prior.
+
+    Args:
+        kind: ``"tokenizer"`` or ``"prior"``.
+        module: Its module.
+        name: Its name.
+        trust: Whether to import the module if no plugin registers the class.
 
     Raises:
-        CheckpointError: If nothing installed provides it.
+        CheckpointError: If no plugin registers it; nothing is imported then, unless trusted.
     """
     registered = registry.list_registered(kind).values()
     named = sorted(
         (cls for cls in registered if cls.__name__ == name), key=lambda c: c.__module__ != module
     )
-    if named and named[0].__module__ == module:
+    if named:  # if it is of another module, its package has moved it
         return named[0]
-    reason = f"it is not a {kind}"
+    shown = f"{module}.{name}"[:120]
+    if not trust:
+        raise CheckpointError(
+            f"no installed plugin registers the {kind} {shown}; install the package that does, or, "
+            f"if you trust the author of this pipeline, import it with trust=True (--trust)"
+        )
     try:
         found = getattr(importlib.import_module(module), name)
-        if isinstance(found, type) and issubclass(found, BASES[kind]):
-            return found
     except Exception as error:  # another package may fail to import in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if named:
-        return named[0]  # its package has moved it to another module
-    raise CheckpointError(
-        f"the {kind} {module}.{name} cannot be found ({reason}); install the package that has it"
-    )
+        raise CheckpointError(
+            f"the {kind} {shown} cannot be found ({first_line(error)}); install the package that "
+            f"has it"
+        ) from error
+    if not isinstance(found, type) or not issubclass(found, BASES[kind]):
+        raise CheckpointError(f"{shown} is not a {kind}; install the package that has it")
+    return found

@@ -28,6 +28,10 @@ from spectok_generation.priors.base import AutoregressivePrior, Prior
 from spectok_generation.sharing import check_numbers, share_out
 
 OnToken = Callable[[Tensor, int], None]
+NOT_FINITE = (
+    "what the prior computes is not finite: its weights are damaged, or its type {} overflows; "
+    "load it in float32"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +83,8 @@ class SamplingOptions:
 
     Args:
         temperature: Divides the logits; values below 1 favour likely codes.
-        top_k: Keep only the k most likely codes. None: all.
+        top_k: Keep only the k most likely codes; of equally likely ones, those of lowest index.
+            None: all.
         top_p: Then keep the smallest set of most likely codes with total probability p. None: all.
         guidance: Scale of classifier-free guidance (Ho and Salimans 2022); 1 is the conditional
             model itself.
@@ -178,7 +183,8 @@ def sample_batch(
         on_token: Called as ``on_token(indices, k)`` once the first k tokens are known.
 
     Raises:
-        InputError: If the condition or the guidance does not fit the prior.
+        InputError: If the condition or the guidance does not fit the prior, or what it computes is
+            not finite.
         TokenError: If known tokens do not fit the spec.
     """
     spec, batch = prior.token_spec, len(numbers)
@@ -196,14 +202,18 @@ def sample_batch(
     predictor = Predictor(
         prior, condition, batch, scale=options.guidance, interval=options.guidance_interval
     )
+    finite = torch.ones((), dtype=torch.bool, device=prior.device)
     with evaluating(prior):
         for place in range(spec.num_tokens):
             if needed[place]:
                 logits = predictor.logits(indices[:, :place])
+                finite &= logits.amax(-1).isfinite().all()
                 drawn = draw_tokens(logits, uniforms[:, place], options)
                 indices[:, place] = torch.where(keep[:, place], indices[:, place], drawn)
             if on_token is not None:
                 on_token(indices, place + 1)
+    if not finite:  # asked once: asking at each place would wait for the device
+        raise InputError(NOT_FINITE.format(prior.dtype))
     return indices
 
 
@@ -237,7 +247,10 @@ def draw_tokens(
     logits = logits.double() / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[1]:
         smallest = logits.topk(options.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+        larger, equal = logits > smallest, logits == smallest
+        places = options.top_k - larger.sum(-1, keepdim=True)  # for ties, lowest index first
+        kept = larger | (equal & (equal.cumsum(-1) <= places))
+        logits = logits.masked_fill(~kept, -torch.inf)
     probs = logits.softmax(-1)
     if options.top_p is not None:
         ordered, order = probs.sort(dim=-1, descending=True, stable=True)

@@ -6,7 +6,8 @@ A cache is a directory::
     tokens.bin        one row of ceil(T * width / 8) bytes per image; index t is bits
                       [t * width, (t + 1) * width) of its row, least significant bit first
     labels.bin        int64 class of each image, if the data has classes
-    captions.jsonl    one JSON string per image, if the data has captions
+    captions.jsonl    a JSON list of its captions per image, if the data has captions (format 1,
+                      and still where every image has one caption: a JSON string)
 
 ``width`` is the number of bits that the largest vocabulary needs. Rows are whole bytes, so any row
 is one seek away. A cache is written under another name and renamed once complete. The header holds
@@ -28,12 +29,14 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from spectok import TokenSpec
+from spectok.data.augment import caption_turn
 from spectok.errors import CheckpointError, ConfigError, TokenError
 from spectok.reading import parse_json, read_json, read_text
 from spectok.recipes.schema import section_model, validate_section
 from spectok_generation.records import check_hashes, check_record, describe_record, same_tokenizer
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""With one caption per image, and with several."""
 MAX_CAPTION_BYTES = 1 << 34
 HEADER, TOKENS, LABELS, CAPTIONS = "header.json", "tokens.bin", "labels.bin", "captions.jsonl"
 
@@ -50,6 +53,7 @@ class CacheHeader:
         num_classes: Number of classes; 0 without labels.
         class_names: Name of each class, if classes have names.
         has_captions: Whether rows have captions.
+        copies: Rows of each image: row ``c * (count / copies) + i`` is copy c of image i.
         format: Version of the file layout.
         hashes: SHA-256 of each of the other files; None in caches of earlier versions.
     """
@@ -61,7 +65,8 @@ class CacheHeader:
     num_classes: Annotated[int, Field(ge=0)] = 0
     class_names: list[str] | None = None
     has_captions: bool = False
-    format: int = FORMAT
+    copies: Annotated[int, Field(ge=1)] = 1
+    format: int = FORMATS[0]
     hashes: dict[str, str] | None = None
 
     @property
@@ -73,18 +78,21 @@ class CacheHeader:
 class TokenCache(Dataset[dict[str, Any]]):
     """The tokens of a data set, memory-mapped from disk.
 
-    An item is ``{"indices": int64 (T,), "index": int}``, plus ``"label": int`` and
-    ``"caption": str`` if the data has them.
+    An item is ``{"indices": int64 (T,), "index": int}``, plus ``"label": int`` if the data has
+    labels, and ``"caption": str`` with its place ``"caption_number": int`` among the captions of
+    the image if it has captions: the first one, and after :meth:`set_epoch` each in its turn.
 
     Args:
         directory: A finished cache.
+        seed: Seed of the order in which the captions of an image take turns.
 
     Raises:
         CheckpointError: If it is missing or damaged.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], seed: int = 0):
         self.directory = Path(directory)
+        self._seed, self._epoch = seed, None
         self.header = read_header(self.directory)
         self.token_spec = TokenSpec.from_dict(self.header.token_spec)
         self._limits = np.array(self.token_spec.vocab_sizes)
@@ -95,7 +103,7 @@ class TokenCache(Dataset[dict[str, Any]]):
         if self.header.num_classes:
             self.labels = self._map(LABELS, np.dtype("<i8"), (self.header.count,))
             self._check_labels(self.labels)
-        self.captions: list[str] | None = None
+        self.captions: list[tuple[str, ...]] | None = None
         if self.header.has_captions:
             self.captions = self._read_captions()
         check_hashes(self.directory, self.header.hashes)
@@ -142,6 +150,14 @@ class TokenCache(Dataset[dict[str, Any]]):
             )
         return found
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; each caption of an image is carried once per round.
+
+        A round is as many rows of the image as it has captions, whether they are its copies in one
+        epoch or come from several epochs.
+        """
+        self._epoch = epoch
+
     def __len__(self) -> int:
         return self.header.count
 
@@ -157,7 +173,10 @@ class TokenCache(Dataset[dict[str, Any]]):
             if self.labels is not None:
                 item["label"] = int(self.labels[number])
             if self.captions is not None:
-                item["caption"] = self.captions[number]
+                captions = self.captions[number]
+                turn = self._turn(number, len(captions))
+                item["caption"] = captions[turn] if captions else ""
+                item["caption_number"] = turn
             items.append(item)
         return items
 
@@ -173,16 +192,25 @@ class TokenCache(Dataset[dict[str, Any]]):
                 f"0..{self.num_classes - 1}; {self._again}"
             )
 
-    def _read_captions(self) -> list[str]:
+    def _read_captions(self) -> list[tuple[str, ...]]:
         path = self.directory / CAPTIONS
         lines = read_text(path, CheckpointError, MAX_CAPTION_BYTES).split("\n")[:-1]
-        captions = [parse_json(line, str(path), CheckpointError) for line in lines]
-        texts = all(isinstance(caption, str) for caption in captions)
+        found = [parse_json(line, str(path), CheckpointError) for line in lines]
+        captions = [tuple(c) if isinstance(c, list) else (c,) for c in found]
+        texts = all(isinstance(caption, str) for several in captions for caption in several)
         if len(captions) != self.header.count or not texts:
             raise CheckpointError(
-                f"{path} is damaged: it does not hold {self.header.count} texts; {self._again}"
+                f"{path} is damaged: it does not hold the captions of {self.header.count} images; "
+                f"{self._again}"
             )
         return captions
+
+    def _turn(self, row: int, count: int) -> int:
+        """Return which of its captions a row carries in this epoch."""
+        if self._epoch is None or count == 0:
+            return 0
+        copy, image = divmod(row, self.header.count // self.header.copies)
+        return caption_turn(count, self._seed, self._epoch * self.header.copies + copy, image)
 
     def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         path = self.directory / name
@@ -215,8 +243,13 @@ def read_header(directory: Path) -> CacheHeader:
         raise CheckpointError(f"{path} is not the header of a token cache: {reason}") from error
     header = CacheHeader(**fields)
     check_record(header.tokenizer, f"tokenizer of {path}")
-    if header.format != FORMAT:
-        raise CheckpointError(f"{path} has format {header.format}; this version reads {FORMAT}")
+    if header.format not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise CheckpointError(f"{path} has format {header.format}; this version reads {known}")
+    if header.count % header.copies:
+        raise CheckpointError(
+            f"{path} has {header.count} rows, no multiple of {header.copies} copies"
+        )
     if header.class_names is not None and len(header.class_names) != header.num_classes:
         raise CheckpointError(
             f"{path} names {len(header.class_names)} classes of {header.num_classes}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from spectok import ImageTokenizer, TokenSpec
 from spectok.data import DataConfig, build_dataset
+from spectok.data.rows import Captions
 from spectok.errors import ConfigError
 from spectok.messages import progress, say
 from spectok_generation.conditions import Condition
@@ -33,7 +35,7 @@ class TrainingSet:
         token_spec: Layout of the tokens.
         num_classes: Number of classes; 0 without labels.
         tokenizer: Record of the tokenizer, with the names of the classes.
-        captions: One per row of the data, if it has captions.
+        captions: All captions of each row of the data, if it has captions.
         text: Record of the text encoder, if batches hold ``text``.
     """
 
@@ -42,7 +44,7 @@ class TrainingSet:
     token_spec: TokenSpec
     num_classes: int
     tokenizer: dict[str, Any]
-    captions: Sequence[str] | None = None
+    captions: Sequence[Captions] | None = None
     text: dict[str, Any] | None = None
 
     def condition(self, batch: dict[str, Any], name: str | None) -> Condition | None:
@@ -95,7 +97,7 @@ def latent_training_set(
         tokenizer.token_spec,
         dataset.num_classes or 0,
         record,
-        first_captions(dataset),
+        [dataset.captions_of(row) for row in range(len(dataset))] if dataset.has_captions else None,
     )
 
 
@@ -110,18 +112,12 @@ def with_text(training_set: TrainingSet, encoder: TextEncoder, folder: Path) -> 
     Raises:
         DataError: If there are no captions, or one is empty.
     """
-    with progress("encoding captions", len(set(training_set.captions or ()))) as advance:
+    different = set(chain.from_iterable(training_set.captions or ()))
+    with progress("encoding captions", len(different)) as advance:
         features = encode_captions(encoder, training_set.captions, folder, advance)
     return replace(
         training_set, dataset=Captioned(training_set.dataset, features), text=encoder.record
     )
-
-
-def first_captions(dataset: Any) -> list[str] | None:
-    """Return the first caption of each image; None if the data has no captions."""
-    if not dataset.has_captions:
-        return None
-    return [(*dataset.captions_of(row), "")[0] for row in range(len(dataset))]
 
 
 def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:

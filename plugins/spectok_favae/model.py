@@ -160,8 +160,7 @@ class FAVAE(ImageTokenizer):
         Args:
             images: In [-1, 1], of ``image_shape``.
         """
-        self.check_images(images)
-        activations = self.encoder.stages(images)
+        activations = self.encoder.stages(self.prepare(images))
         z = self.token_space.to_vectors(activations[-1])
         quantized = self.quantizer(z)
         latents = self.token_space.to_latents(quantized.z_q.to(z.dtype))

@@ -66,8 +66,7 @@ def inside(model: FAVAE, images: Float[Tensor, "b c h w"]) -> Pictures:
         ``complement_i``; each name with ``_spectrum`` after it is the spectrum of that picture. All
         have the size of the images.
     """
-    model.check_images(images)
-    activations = model.encoder.stages(images)
+    activations = model.encoder.stages(model.prepare(images))
     z = model.token_space.to_vectors(activations[-1])
     z_q = model.quantizer.lookup(model.quantizer.encode(z)).to(z.dtype)
     reconstruction, complements = model.decoder.decode(model.token_space.to_latents(z_q))

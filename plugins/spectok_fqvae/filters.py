@@ -43,7 +43,8 @@ class DynamicWeights(nn.Module):
         """Return weights with mean 1 over the filters."""
         pixels = latents.flatten(2)
         statistics = torch.cat([pixels.mean(-1), pixels.std(-1, correction=0)], dim=1)  # (B, 2D)
-        logits = self.logits(nn.functional.gelu(self.hidden(statistics)))
+        statistics = statistics.to(self.hidden.weight.dtype)
+        logits = self.logits(nn.functional.gelu(self.hidden(statistics))).to(latents.dtype)
         per_channel = logits.unflatten(1, (-1, self.num_filters))  # (B, D, N)
         return self.num_filters * torch.softmax(per_channel, dim=-1)
 
@@ -77,14 +78,16 @@ def start_filters(
         width: Latent width.
         dim: Length k of a vector; 0 for whole spectra, which need no projection.
     """
-    with torch.device(
-        "cpu"
-    ):  # even where weights are built on the meta device, frequencies need values
-        if init == "bins":
-            return _interleaved_bins(num_filters, height, width, dim)
-        if init == "shifts":
-            return _shifted_patches(num_filters, height, width, dim)
     shape = (num_filters, height, width // 2 + 1)
+    if init == "bins":
+        check_pairs(dim)
+    if torch.get_default_device().type == "meta":  # only shapes are asked for
+        parts = [torch.empty(count, *shape[1:], dtype=torch.complex64) for count in (dim, dim)]
+        return FilterBank(torch.empty(shape, dtype=torch.complex64), *parts)
+    if init == "bins":
+        return _interleaved_bins(num_filters, height, width, dim)
+    if init == "shifts":
+        return _shifted_patches(num_filters, height, width, dim)
     if init == "phase":
         bases = torch.polar(torch.ones(shape), 2 * math.pi * torch.rand(shape))
     else:
@@ -96,10 +99,6 @@ def start_filters(
 
 def _interleaved_bins(num_filters: int, height: int, width: int, dim: int) -> FilterBank:
     """Deal out the bins to the filters from low to high; each is two numbers of a vector."""
-    if dim % 2:
-        raise InputError(
-            f"codebook_dim {dim} is odd; filter_init 'bins' needs pairs, e.g. {dim + 1}"
-        )
     order, mirrored = independent_bins(height, width)
     kept = order[: num_filters * dim // 2]
     place = torch.arange(len(kept))
@@ -112,6 +111,18 @@ def _interleaved_bins(num_filters: int, height: int, width: int, dim: int) -> Fi
     back = num_filters * rows * torch.where(mirrored, 2.0, 1.0)
     shape = (height, width // 2 + 1)
     return FilterBank(*(part.unflatten(1, shape) for part in (bases, rows, back)))
+
+
+def check_pairs(dim: int) -> None:
+    """Check that a vector holds pairs of numbers.
+
+    Raises:
+        InputError: If not.
+    """
+    if dim % 2:
+        raise InputError(
+            f"codebook_dim {dim} is odd; filter_init 'bins' needs pairs, e.g. {dim + 1}"
+        )
 
 
 def independent_bins(height: int, width: int) -> tuple[Int[Tensor, "m"], Tensor]:

@@ -41,7 +41,8 @@ class GraphGate(nn.Module):
 
     def forward(self, energy: Float[Tensor, "b u"]) -> Float[Tensor, "b u"]:
         """Return the gates for the sizes of an image's quantised maps."""
-        nodes = self.embed(energy)
+        nodes = self.embed(energy.to(self.embed.weight.dtype))
         diagonal = torch.softmax(self.node_tap * nodes, dim=-1)  # B of Eq. 12
         mixed = nodes * diagonal + nodes @ self.adjacency  # f (A B + C) with A = I
-        return self.scale * torch.sigmoid(self.expand(torch.relu(self.graph_tap * mixed)))
+        gates = self.scale * torch.sigmoid(self.expand(torch.relu(self.graph_tap * mixed)))
+        return gates.to(energy.dtype)

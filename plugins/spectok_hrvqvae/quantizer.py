@@ -73,7 +73,7 @@ class TreeQuantizer(CodebookTree):
         dim: int,
         num_tokens: int,
         codebook_size: int,
-        num_levels: Annotated[int, Field(ge=1)] | None = None,
+        num_levels: Annotated[int, Field(ge=1, le=1024)] | None = None,
         branching: int | list[int] | None = None,
         tokens: Literal["path", "leaf"] = "path",
         update: Literal["gradient", "ema"] = "gradient",

@@ -114,8 +114,7 @@ class QGVAE(ImageTokenizer):
 
     def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n lh lw"]:
         """Return the feature maps that become tokens, one channel per token."""
-        self.check_images(images)
-        return self.encoder((images + 1) / 2)
+        return self.encoder((self.prepare(images) + 1) / 2)
 
     def draw_prefix(self, batch_size: int) -> Int[Tensor, "b"] | None:
         """Keep a random prefix of some images, all tokens of the others (Eq. 9)."""

@@ -34,6 +34,9 @@ class VoronoiQuantizer(CodebookQuantizer):
         codebook_weight: Weight of ``|sg[z] - e|^2``.
         commitment_weight: Weight of ``|z - sg[e]|^2``.
         reset_every: Optimiser steps between resets ("reset time" in Table 3).
+        last_reset: Optimiser step after which nothing is reset any more; None: resets go on to the
+            end, as in the paper. A code that was just moved is the twin of another until training
+            has separated them, so resets late in a run leave codebooks smaller than they look.
         displacement: Each dimension of a moved code is displaced by up to this much.
     """
 
@@ -47,6 +50,7 @@ class VoronoiQuantizer(CodebookQuantizer):
         codebook_weight: Annotated[float, Field(gt=0)] = 0.25,
         commitment_weight: Annotated[float, Field(ge=0)] = 1.0,
         reset_every: Annotated[int, Field(ge=1)] = 100,
+        last_reset: Annotated[int, Field(ge=0)] | None = None,
         displacement: Annotated[float, Field(gt=0)] = 1e-4,
     ):
         super().__init__(
@@ -59,7 +63,8 @@ class VoronoiQuantizer(CodebookQuantizer):
             learned=True,
             init_range=0.5,
         )
-        self.reset_every, self.displacement = reset_every, displacement
+        self.reset_every, self.last_reset = reset_every, last_reset
+        self.displacement = displacement
         self.register_buffer("magnitude", torch.zeros_like(self.frequency))
 
     magnitude: Tensor
@@ -79,8 +84,10 @@ class VoronoiQuantizer(CodebookQuantizer):
         self, counts: Tensor, statistics: list[Tensor], optimizers: list[torch.optim.Optimizer]
     ) -> None:
         """Reset every ``reset_every`` steps, then start the magnitudes afresh."""
-        if self.step_counter.steps % self.reset_every == 0:
-            self.reset(optimizers)
+        steps = self.step_counter.steps
+        if steps % self.reset_every == 0:
+            if self.last_reset is None or steps <= self.last_reset:
+                self.reset(optimizers)
             self.magnitude.zero_()
 
     @torch.no_grad()

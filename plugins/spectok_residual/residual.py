@@ -54,7 +54,7 @@ class ResidualQuantizer(RunningQuantizer):
         dim: int,
         num_tokens: int,
         codebook_size: int,
-        num_levels: Annotated[int, Field(ge=1)] = 4,
+        num_levels: Annotated[int, Field(ge=1, le=1024)] = 4,
         shared_codebook: bool = True,
         commitment_weight: Annotated[float, Field(ge=0)] = 0.25,
         decay: Annotated[float, Field(gt=0, lt=1)] = 0.99,

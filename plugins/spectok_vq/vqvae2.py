@@ -169,7 +169,12 @@ class VQVAE2(ImageTokenizer):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
-        """Turn images in [-1, 1] into int64 tokens: the coarse grid's, then the fine one's."""
+        """Turn images in [-1, 1] into int64 tokens: the coarse grid's, then the fine one's.
+
+        Raises:
+            InputError: If the images are not of ``image_shape``, or not finite.
+        """
+        self.check_finite(images)
         return self._encode_grids(self.encode_latents(images))
 
     def decode(
@@ -200,7 +205,7 @@ class VQVAE2(ImageTokenizer):
 
     def decode_latents(self, latents: Float[Tensor, "b lc lh lw"]) -> Float[Tensor, "b c h w"]:
         """Quantise continuous latents and decode them, as latent diffusion does."""
-        return self.decode(self._encode_grids(latents))
+        return self.decode(self._encode_grids(latents.to(self.dtype)))
 
     # -- two grids -------------------------------------------------------------------------------
 

@@ -212,7 +212,7 @@ class ResidualLookupFreeQuantizer(SignQuantizer):
         dim: int,
         num_tokens: int,
         codebook_size: int,
-        num_levels: Annotated[int, Field(ge=1)] = 2,
+        num_levels: Annotated[int, Field(ge=1, le=1024)] = 2,
         entropy_weight: Annotated[float, Field(ge=0)] = 0.1,
         diversity: Annotated[float, Field(ge=0)] = 1.0,
         inverse_temperature: Annotated[float, Field(gt=0)] = 100.0,

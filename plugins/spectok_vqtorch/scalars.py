@@ -91,7 +91,7 @@ class ResidualFiniteScalarQuantizer(AdaptedQuantizer):
         num_tokens: int,
         codebook_size: int,
         levels: Levels | None = None,
-        num_levels: Annotated[int, Field(ge=1)] = 2,
+        num_levels: Annotated[int, Field(ge=1, le=1024)] = 2,
     ):
         grid = list(levels or default_levels(codebook_size))
         super().__init__(

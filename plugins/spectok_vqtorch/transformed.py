@@ -140,7 +140,7 @@ class ResidualSimVQuantizer(TransformedQuantizer):
         dim: int,
         num_tokens: int,
         codebook_size: int,
-        num_levels: Annotated[int, Field(ge=1)] = 2,
+        num_levels: Annotated[int, Field(ge=1, le=1024)] = 2,
         codebook_weight: Annotated[float, Field(gt=0)] = 1.0,
         commitment_weight: Annotated[float, Field(ge=0)] = 0.25,
         rotate: bool = True,

@@ -249,6 +249,37 @@ def test_a_finished_run_can_be_trained_further(run, trained, tmp_path):
     assert steps[-1] == 6
 
 
+@pytest.mark.parametrize("as_before", [False, True], ids=["now", "written-by-0.1"])
+def test_the_recipe_of_a_run_means_its_own_folder(run, tmp_path, as_before):
+    status, _, err = run("train", "smoke/vqvae", "--output", "runs/m1", "train.steps=3")
+    assert (status, err) == (0, "")
+    recipe = tmp_path / "runs" / "m1" / "recipe.yaml"
+    assert "output" not in recipe.read_text()
+    if as_before:
+        recipe.write_text(recipe.read_text() + "output: runs/m1\n")
+    shutil.copytree("runs/m1", "runs/m2")
+    assert run("train", "runs/m2/recipe.yaml", "train.steps=5", "--resume")[0] == 0
+    shutil.move("runs/m2", "elsewhere")
+    assert run("train", "elsewhere/recipe.yaml", "train.steps=7", "--resume")[0] == 0
+    assert not Path("runs/m2").exists()
+    last = [
+        sorted(Path(folder, "checkpoints").iterdir())[-1].name
+        for folder in ("runs/m1", "elsewhere")
+    ]
+    assert last == ["step-00000003", "step-00000007"]
+    status, _, err = run("train", "elsewhere/recipe.yaml", "output=runs/m3", "train.steps=2")
+    assert (status, Path("runs/m3/model").is_dir()) == (0, True)
+
+
+def test_resume_takes_a_word_or_none(run, refused):
+    words = ["train", "smoke/vqvae", "--output", "m"]
+    assert "m holds no checkpoint to resume from" in refused(*words, "--resume", "train.steps=2")
+    assert "'x' is not one of 'always', 'auto'" in refused(*words, "--resume=x")
+    assert run(*words, "--resume", "auto", "train.steps=2")[0] == 0
+    assert "trained 3 steps" in run(*words, "--resume=auto", "train.steps=3")[1]
+    assert "trained 4 steps" in run(*words, "--resume", "train.steps=4")[1]
+
+
 def test_an_interrupted_run_says_how_to_go_on(fork, tmp_path):
     log, err = tmp_path / "my run" / "log.jsonl", tmp_path / "err"
 

@@ -201,14 +201,19 @@ class TestImageDataset:
             first = dataset[0]["images"]
         assert torch.equal(first, dataset[1]["images"])
 
-    def test_several_captions_are_drawn_per_epoch_in_training_only(self):
+    def test_every_caption_has_one_turn_per_round_in_training_only(self):
         rows = rows_of(captions=[("a", "b", "c")] * 4)
         training = ImageDataset(rows, GREY, augmentation=Augmentation(), seed=1)
-        seen = set()
+        turns = []
         for epoch in range(12):
             training.set_epoch(epoch)
-            seen |= {training[i]["caption"] for i in range(4)}
-        assert seen == {"a", "b", "c"}
+            turns.append([training[i]["caption"] for i in range(4)])
+            assert ["abc"[training[i]["caption_number"]] for i in range(4)] == turns[-1]
+        for image in zip(*turns):
+            rounds = [image[start : start + 3] for start in range(0, 12, 3)]
+            assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+            assert len(set(rounds)) > 1  # in another order now and then
+        assert len({tuple(image) for image in zip(*turns)}) == 4
         fixed = ImageDataset(rows, GREY)
         assert [fixed[i]["caption"] for i in range(4)] == ["a"] * 4
         assert fixed.captions_of(2) == ("a", "b", "c")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spectok.data import DataConfig, build_dataset, config_for_path
+from spectok.data import DataConfig, Preprocessing, build_dataset, config_for_path
 from spectok.errors import ConfigError, DataError
 
 
@@ -118,7 +118,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            ('{"file_name": "a.png"', "line 1 is not JSON"),
+            ('{"file_name": "a.png"', "line 1 is not valid JSON"),
             ('{"text": "a"}', "entry 1 has no file_n"),
         ],
     )
@@ -164,7 +164,7 @@ class TestDamage:
         from spectok.data.folder import read_folder
 
         rows = read_folder(self.damaged(tmp_path), DataConfig(name="folder"))
-        checks = inspect_rows(rows)
+        checks = inspect_rows(rows, Preprocessing.resize_and_crop(8))
         assert {p.name for p in checks.problems} == {
             *("text.png", "cut.png", "cut.jpg", "empty.jpg")
         }

@@ -15,7 +15,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
     {"errors", "lazy", "machine", "messages", "outputs", "reading", "writing", "token_spec"}
     | {"distributed"},
-    {"images"},
+    {"bounds", "saving", "weights"},
+    {"images", "processes"},
     {"token_files"},
     {"plugins"},
     {"recipes"},

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -293,11 +294,13 @@ def test_the_time_left_follows_the_pace(capsys):
 
 @pytest.mark.slow
 def test_the_real_demo_keeps_its_promises(tmp_path):
-    """About four minutes on two idle cores."""
+    """Four to seven minutes on two idle cores."""
     command = [sys.executable, "-m", "spectok", "demo", "--out", str(tmp_path / "demo")]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     subprocess.run(command, check=True)
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
-    assert metrics["seconds"] < 360
+    work = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert work < 600, "seconds of one processor, whatever else runs"
     assert metrics["peak_memory_bytes"] < 3 * 2**30
     assert metrics["qgvae"]["psnr"] >= 24.5
     for name in ("bits_per_image", "steps", "batch_size"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from spectok import list_tokenizers, load_tokenizer
 from spectok.data import DataConfig, build_dataset
@@ -17,6 +18,7 @@ from spectok_generation.pairs import load_encoder, load_pair
 from spectok_generation.prior_recipe import PriorRecipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import SamplingOptions
+from spectok_generation.text.features import CaptionFeatures
 from spectok_generation.training import train_prior
 
 LDM = {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 40}
@@ -192,6 +194,28 @@ def test_an_image_depends_on_its_number_alone(name):
     assert (together[0] - together[4]).abs().max() > 0.1  # of one class
 
 
+@pytest.mark.parametrize("num_steps", [1, 4, 7, 40])
+def test_flow_takes_equal_steps_down_to_the_latents(num_steps):
+    schedule = build(prediction="flow").noise_schedule
+    sampler = schedule.make_sampler("flow", num_steps, "cpu")
+    assert sampler.timesteps[0] == 40  # pure noise, on the scale of training
+    lengths = -sampler.sigmas.diff()
+    assert torch.allclose(lengths, torch.full((num_steps,), 1 / num_steps), atol=1e-6)
+    latents, noise = torch.randn(2, 1, 3, 4, 4)
+    current = noise
+    for time in sampler.timesteps:
+        current = sampler.step(noise - latents, time, current).prev_sample
+    assert torch.allclose(current, latents, atol=1e-5)
+
+
+def test_a_network_that_computes_nothing_finite_draws_nothing():
+    prior = build()
+    with torch.no_grad():
+        next(prior.parameters()).fill_(torch.inf)
+    with pytest.raises(InputError, match="not finite"):
+        sample_latents(prior, [0], options=DiffusionOptions(num_steps=2))
+
+
 # -- with tokenizers -------------------------------------------------------------------------------
 
 
@@ -284,6 +308,34 @@ def test_captioned_images_are_learned_and_a_text_is_drawn(save_small_clip, tmp_p
     texts = load_encoder(prior, tmp_path / "run")(["a large red circle", "a small blue ring"])
     options = DiffusionOptions(num_steps=2, guidance=2.0)
     assert draw_images(prior, tokenizer, 2, texts, options=options).shape == (2, 3, 16, 16)
+
+
+def test_a_latent_prior_learns_every_caption_in_its_turn(save_small_clip, tmp_path, monkeypatch):
+    save_small_clip(tmp_path / "clip" / "model")
+    small_tokenizer("vqvae", in_channels=3).save_pretrained(tmp_path / "tokenizer")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (16, 16)).save(folder / f"{name}.png")
+    (folder / "a.txt").write_text("a ring\na disc\na square\n")
+    (folder / "b.txt").write_text("a cross\n")
+    seen = []
+    rows = CaptionFeatures.rows
+
+    def note(self, indices, numbers=None):
+        seen.extend(zip(indices, numbers or ()))
+        return rows(self, indices, numbers)
+
+    monkeypatch.setattr(CaptionFeatures, "rows", note)
+    sections = {
+        "data": {"name": "folder", "path": str(folder), "num_held_out": 0},
+        "text": {"encoder": str(tmp_path / "clip")},
+        "train": {"steps": 6, "batch_size": 2},
+    }
+    train_prior(recipe_for(tmp_path / "tokenizer", **sections), tmp_path / "run")
+    turns = sorted([[number for row, number in seen if row == r] for r in (0, 1)], key=max)
+    assert turns[0] == [0] * 6  # of the image with one caption
+    assert sorted(turns[1][:3]) == sorted(turns[1][3:]) == [0, 1, 2]
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Pipelines: one folder that draws what the run drew, and what is refused."""
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -266,21 +267,70 @@ def test_classes_of_other_packages_load_while_they_are_installed(tmp_path, monke
     prior = LabGPT(token_spec=spec, tokenizer=tokenizer_record(tokenizer), **SMALL)
     pipeline, folder = TokenPipeline(tokenizer, prior), tmp_path / "pipe"
     pipeline.save_pretrained(folder)
-    loaded = TokenPipeline.from_pretrained(folder)
+    message = refusal(CheckpointError, TokenPipeline.from_pretrained, folder)
+    assert "no installed plugin registers the tokenizer lab.ddpm.model.LabVQVAE" in message
+    loaded = TokenPipeline.from_pretrained(folder, trust=True)
     assert (type(loaded.tokenizer), type(loaded.prior)) == (LabVQVAE, LabGPT)
     loaded.set_progress_bar_config(disable=True)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(output_type="pt").images
     assert torch.equal(loaded(output_type="pt").images, images)
-    assert torch.equal(draw_images(*load_pair(folder), 1), images)  # as the commands load it
+    assert torch.equal(
+        draw_images(*load_pair(folder, trust=True), 1), images
+    )  # as the commands load it
 
     for module in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
         monkeypatch.delitem(sys.modules, module)
     (package / "model.py").unlink()
     shutil.rmtree(package / "__pycache__", ignore_errors=True)
-    message = refusal(CheckpointError, TokenPipeline.from_pretrained, folder)
+    message = refusal(CheckpointError, TokenPipeline.from_pretrained, folder, trust=True)
     assert "the tokenizer lab.ddpm.model.LabVQVAE cannot be found" in message
     assert "install the package" in message
+
+
+EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"prior": ["evilmod", "X"]},
+        {"tokenizer": ["evilmod", "VQ"]},
+        {"prior": ["evilmod", "X"], "_class_name": ["evilmod", "X"]},
+        {"scheduler": ["evilmod", "X"]},
+        {"_class_name": "evilmod", "custom_pipeline": "evilmod", "auto_map": {"X": "evilmod.X"}},
+    ],
+)
+def test_nothing_that_a_folder_names_is_imported(saved, index, monkeypatch):
+    for name in ("evilmod", "evilmod_text", "pipeline", "tokenizer/evilmod", "prior/evilmod"):
+        (saved / f"{name}.py").write_text(EVIL)
+    path = saved / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | index))
+    monkeypatch.syspath_prepend(saved)
+    monkeypatch.chdir(saved)
+    with contextlib.suppress(CheckpointError):
+        TokenPipeline.from_pretrained(saved)
+    with contextlib.suppress(Exception):  # diffusers knows no such pipeline
+        DiffusionPipeline.from_pretrained(saved)
+    assert "evilmod" not in sys.modules
+    assert not list(saved.rglob("ran"))
+
+
+@pytest.mark.parametrize("key", ["trust_remote_code", "tokenizer_file"])
+def test_a_text_encoder_cannot_ask_for_code(saved, key):
+    folder = saved / "text_encoder"
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {key: True}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "evilmod.py").write_text(EVIL)
+    table = {"auto_map": {"AutoTokenizer": ["evilmod.X", None]}, "tokenizer_class": "X"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(table))
+    message = refusal(CheckpointError, TokenPipeline.from_pretrained, saved)
+    assert f"asks for a tokenizer with {key}, which may run code" in message
+    del config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    refusal(CheckpointError, TokenPipeline.from_pretrained, saved)
+    assert not list(saved.rglob("ran"))
 
 
 def test_a_class_that_moved_is_found_by_its_name(saved):
@@ -290,8 +340,8 @@ def test_a_class_that_moved_is_found_by_its_name(saved):
     assert type(TokenPipeline.from_pretrained(saved).tokenizer).__name__ == "VQVAE"
     index["tokenizer"] = ["pathlib", "Path"]
     (saved / "model_index.json").write_text(json.dumps(index))
-    message = refusal(CheckpointError, TokenPipeline.from_pretrained, saved)
-    assert "the tokenizer pathlib.Path cannot be found (it is not a tokenizer)" in message
+    message = refusal(CheckpointError, TokenPipeline.from_pretrained, saved, trust=True)
+    assert "pathlib.Path is not a tokenizer" in message
 
 
 # -- text encoders ---------------------------------------------------------------------------------
@@ -506,7 +556,7 @@ CLIP_CONFIG = "text_encoder/open_clip_config.json"
 DAMAGE = {
     "no folder": (shutil.rmtree, "no directory"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "is not a pipeline (no model_index"),
-    "cut index": (lambda f: cut(f / "model_index.json"), "is not a JSON object"),
+    "cut index": (lambda f: cut(f / "model_index.json"), "is not valid JSON"),
     "list": (lambda f: (f / "model_index.json").write_text("[1]"), "is not a JSON object"),
     "no entry": (without("prior"), "names no prior; copy or export"),
     "no tokenizer": (without("tokenizer"), "names no tokenizer; copy or export"),
@@ -523,8 +573,8 @@ DAMAGE = {
     "no text weights": (lambda f: (f / "text_encoder" / TEXT).unlink(), f"has no {TEXT}"),
     "no config": (lambda f: (f / "prior" / "config.json").unlink(), "has no config.json"),
     "cut config": (lambda f: cut(f / "tokenizer" / "config.json"), "is not valid JSON"),
-    "cut clip": (lambda f: cut(f / CLIP_CONFIG), "cannot load the CLIP"),
-    "empty clip": (lambda f: (f / CLIP_CONFIG).write_text("{}"), "cannot load the CLIP"),
+    "cut clip": (lambda f: cut(f / CLIP_CONFIG), "is not valid JSON"),
+    "empty clip": (lambda f: (f / CLIP_CONFIG).write_text("{}"), "is not the config of a CLIP"),
 }
 
 

@@ -121,6 +121,24 @@ def test_filters(options, expected):
     assert (counts - torch.tensor(expected)).abs().max() <= 1
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 9])
+def test_of_equally_likely_codes_those_of_lowest_index_are_kept(k):
+    equal = torch.zeros(1000, 4)
+    assert draw_tokens(equal, EVEN, SamplingOptions(top_k=k)).unique().tolist() == [0, 1, 2, 3][:k]
+    some = torch.tensor([0.0, 2.0, 1.0, 1.0, 1.0]).expand(1000, -1)
+    expected = [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
+    found = draw_tokens(some, EVEN, SamplingOptions(top_k=k)).unique().tolist()
+    assert found == (expected[k - 1] if k < 5 else [0, 1, 2, 3, 4])
+    assert draw_tokens(equal, EVEN, SamplingOptions(top_p=0.26)).unique().tolist() == [0, 1]
+
+
+def test_a_prior_that_computes_nothing_finite_draws_nothing(prior):
+    with torch.no_grad():
+        list(prior.parameters())[-1].fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite: its weights are damaged, or its type"):
+        sample_tokens(prior, 2, torch.tensor([0, 1]))
+
+
 def test_a_prefix_is_kept_and_completed_as_it_was(prior):
     labels = torch.tensor([2, 0, 1])
     whole = sample_batch(prior, range(3), labels)

@@ -163,7 +163,7 @@ def test_what_is_not_there_is_said_in_one_line(clip_folder, tmp_path):
 
 @pytest.mark.usefixtures("checked_shapes")
 def test_each_different_caption_is_encoded_once(encoder, tmp_path):
-    captions, done = [PROMPTS[i] for i in (0, 1, 0, 2, 0)], []
+    captions, done = [(PROMPTS[i],) for i in (0, 1, 0, 2, 0)], []
     features = encode_captions(encoder, captions, tmp_path / "f", done.append)
     assert done == [3]
     assert len(features) == 5
@@ -182,21 +182,41 @@ def test_each_different_caption_is_encoded_once(encoder, tmp_path):
 def test_batches_carry_the_features_of_their_rows(encoder, tmp_path):
     dataset = build_dataset(DataConfig(name="shapes", limit=6))
     captions = [dataset[i]["caption"] for i in range(6)]
-    captioned = Captioned(dataset, encode_captions(encoder, captions, tmp_path / "f"))
+    features = encode_captions(encoder, [(c,) for c in captions], tmp_path / "f")
+    captioned = Captioned(dataset, features)
     batch = captioned.collate([captioned[4], captioned[1]])
     assert batch["label"].tolist() == [dataset[4]["label"], dataset[1]["label"]]
     expected = encoder([captions[4], captions[1]])
     torch.testing.assert_close(batch["text"].features, expected.features, rtol=1e-3, atol=1e-3)
 
 
+def test_batches_carry_the_caption_that_the_item_carries(encoder, tmp_path):
+    texts = [(PROMPTS[0],), (PROMPTS[1], PROMPTS[2], PROMPTS[0]), (PROMPTS[2],)]
+    features = encode_captions(encoder, texts, tmp_path / "f")
+    assert len(features) == 3
+    items = [{"index": 1, "caption_number": 2}, {"index": 2, "caption_number": 0}]
+    batch = Captioned(items, features).collate(items)
+    for found, prompts in [
+        (batch["text"], (PROMPTS[0], PROMPTS[2])),
+        (features.rows([1, 2]), (PROMPTS[1], PROMPTS[2])),
+    ]:
+        expected = encoder(prompts)
+        assert torch.equal(found.mask, expected.mask)
+        told, wanted = found.features[found.mask], expected.features[found.mask]
+        torch.testing.assert_close(told, wanted, rtol=1e-3, atol=1e-3)
+    with pytest.raises(CheckpointError, match="of other captions"):
+        encode_captions(encoder, [texts[0], texts[1][:2], texts[2]], tmp_path / "f")
+
+
 def test_features_of_other_captions_or_weights_are_refused(encoder, tmp_path):
     folder = tmp_path / "f"
-    encode_captions(encoder, PROMPTS, folder)
+    captions = [(prompt,) for prompt in PROMPTS]
+    encode_captions(encoder, captions, folder)
     with pytest.raises(CheckpointError, match="of other captions or of another encoder"):
-        encode_captions(encoder, PROMPTS[:2], folder)
+        encode_captions(encoder, captions[:2], folder)
     other = TextEncoder(open_clip.CLIP(**CONFIG), encoder.tokenizer, "another")
     with pytest.raises(CheckpointError, match="of other captions or of another encoder"):
-        encode_captions(other, PROMPTS, folder)
+        encode_captions(other, captions, folder)
     data = (folder / "features.bin").read_bytes()
     (folder / "features.bin").write_bytes(data[:-2])
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -205,8 +225,9 @@ def test_features_of_other_captions_or_weights_are_refused(encoder, tmp_path):
         CaptionFeatures(tmp_path)
     with pytest.raises(DataError, match="no captions to learn from"):
         encode_captions(encoder, None, tmp_path / "g")
-    with pytest.raises(DataError, match="image 1 has an empty caption"):
-        encode_captions(encoder, ["a ring", " "], tmp_path / "g")
+    for captions in [[("a ring",), (" ",)], [("a ring",), ()], [("a ring",), ("a disc", "")]]:
+        with pytest.raises(DataError, match="image 1 has no caption, or an empty one"):
+            encode_captions(encoder, captions, tmp_path / "g")
 
 
 # -- a CLIP of one's own --------------------------------------------------------------------------

@@ -73,6 +73,44 @@ def test_captions_are_kept(tmp_path):
     assert [cache[i]["caption"] for i in range(6)] == [dataset[i]["caption"] for i in range(6)]
 
 
+class Told:
+    """Images with several captions each."""
+
+    def __init__(self, dataset, captions):
+        self.dataset, self.captions, self.has_captions = dataset, captions, True
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __len__(self):
+        return len(self.captions)
+
+    def __getitem__(self, index):
+        return self.dataset[index] | {"caption": self.captions[index][0]}
+
+    def captions_of(self, index):
+        return self.captions[index]
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 6])
+def test_every_caption_of_an_image_has_its_turn(tokenizer_folder, tmp_path, copies):
+    told = Told(digits(limit=2), [("a", "b", "c"), ("d",)])
+    extract_tokens(load_tokenizer(tokenizer_folder), told, tmp_path / "c", Extraction(copies))
+    cache = TokenCache(tmp_path / "c", seed=3)
+    assert cache.captions == told.captions * copies
+    assert [cache[row]["caption"] for row in range(2 * copies)] == ["a", "d"] * copies
+    seen = []  # what training sees of the first image, in order
+    for epoch in range(12):
+        cache.set_epoch(epoch)
+        items = [cache[row] for row in range(0, 2 * copies, 2)]
+        assert all("abc"[item["caption_number"]] == item["caption"] for item in items)
+        seen += [item["caption"] for item in items]
+        assert cache[1]["caption"] == "d"
+    rounds = [tuple(seen[start : start + 3]) for start in range(0, len(seen), 3)]
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 1
+
+
 def test_copies_are_augmented_each_in_its_own_way(tokenizer_folder, tmp_path):
     tokenizer, dataset = load_tokenizer(tokenizer_folder), digits(max_shift=2)
     how = Extraction(copies=3, augmentation="shift 2", batch_size=8)

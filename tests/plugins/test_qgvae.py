@@ -171,6 +171,17 @@ def test_a_gradient_that_is_not_finite_adds_nothing():
     assert len(split_pairs(quantizer.magnitude)[0]), "one infinity would hide every cell to split"
 
 
+@pytest.mark.parametrize(("last_reset", "moved_at"), [(None, [2, 4, 6, 8]), (5, [2, 4]), (0, [])])
+def test_nothing_is_reset_after_the_last_reset(last_reset, moved_at, monkeypatch):
+    quantizer, found = voronoi(reset_every=2, last_reset=last_reset), []
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+    monkeypatch.setattr(quantizer, "reset", lambda _: found.append(quantizer.step_counter.steps))
+    for _ in range(8):
+        step(quantizer, torch.randn(8, 6, 4), optimizer)
+    assert found == moved_at
+    assert not quantizer.magnitude.any()  # the sums start afresh all the same
+
+
 def test_eval_never_resets():
     quantizer = voronoi(reset_every=1).eval()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Training augmentation, a function of (seed, epoch, index) alone.
+"""Training augmentation and turns of captions, functions of (seed, epoch, index) alone.
 
 No ambient random state is read, so any number of workers, a resumed run and an uninterrupted run
 see the same pixels.
@@ -50,3 +50,22 @@ def shift(image: UInt8[np.ndarray, "c h w"], down: int, right: int) -> UInt8[np.
 def generator_for(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the random generator for one image in one epoch."""
     return np.random.default_rng((seed, epoch, index))
+
+
+def caption_turn(count: int, seed: int, epoch: int, index: int) -> int:
+    """Return which of its captions an image carries in one epoch.
+
+    As many epochs as the image has captions are a round, in which each caption has one turn; the
+    order of the turns is drawn anew for every round.
+
+    Args:
+        count: How many captions the image has, at least 1.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+        index: Number of the image.
+    """
+    if count == 1:
+        return 0
+    number, turn = divmod(epoch, count)
+    # four numbers where generator_for takes three: never the stream of the augmentation
+    return int(np.random.default_rng((seed, number, index, count)).permutation(count)[turn])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spectok.data.augment import Augmentation
 from spectok.data.data_config import DataConfig
 from spectok.data.dataset import MEMORY_LIMIT, ImageDataset
@@ -29,8 +31,10 @@ def build_dataset(config: DataConfig, *, seed: int = 0, train: bool = True) -> I
             f"data.streaming is for webdataset, not {config.name!r}; leave it out "
             "(large sets are decoded when asked for anyway)"
         )
-    preprocessing = source.preprocessing(config)
+    preprocessing = replace(source.preprocessing(config), max_value=config.max_value)
     rows = source.load(config)
+    if config.labels is False:
+        rows = replace(rows, labels=None, class_names=None, num_classes=None)
     if not rows.owns_split:
         rows = hold_out(rows, config)
     if config.limit is not None and config.limit < len(rows):

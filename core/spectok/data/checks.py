@@ -10,10 +10,21 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from spectok.data.decode import UnreadableImage, inspect_image, open_image
+from spectok.data.decode import (
+    MAX_16_BIT,
+    UnreadableImage,
+    inspect_image,
+    is_deep,
+    open_image,
+    value_range,
+)
 from spectok.data.preprocessing import Preprocessing
 from spectok.data.report import DataReport, count_captions, count_labels
 from spectok.data.rows import Problem, Rows
+
+_DEEP_LOOKED_INTO = 100
+_SMALL_PART = 1 / 4
+_USUAL_WHITES = (1, 255, 1023, 4095, 16383)
 
 
 @dataclass
@@ -28,6 +39,8 @@ class Checks:
         modes: Number of images of each original mode.
         pixels: The decoded images that can be read, (N, C, H, W).
         num_bytes: Encoded size of each image that can be read; empty if images were decoded.
+        ranges: Least and greatest value of grey images of more than 8 bits; of the first ones only,
+            if images were not decoded.
     """
 
     how: Literal["decoded", "headers"]
@@ -37,6 +50,7 @@ class Checks:
     modes: Counter[str] = field(default_factory=Counter)
     pixels: UInt8[np.ndarray, "n c h w"] | None = None
     num_bytes: list[int] = field(default_factory=list)
+    ranges: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, index: int, size: tuple[int, int], mode: str) -> None:
         """Record an image that can be read."""
@@ -57,16 +71,21 @@ def decode_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
             checks.problems.append(Problem(rows.name(index), str(error)))
         else:
             checks.add(index, image.size, image.mode)
+            if is_deep(image.mode):
+                checks.ranges.append(value_range(image))
     checks.pixels = pixels[: len(checks.kept)]
     return checks
 
 
-def inspect_rows(rows: Rows) -> Checks:
+def inspect_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
     """Read the header and the end of every image."""
     checks = Checks("headers")
     for index, reference in enumerate(_each(rows)):
         try:
             size, mode, num_bytes = inspect_image(reference)
+            preprocessing.check_header(size, mode)
+            if is_deep(mode) and len(checks.ranges) < _DEEP_LOOKED_INTO:
+                checks.ranges.append(value_range(open_image(reference)))
         except UnreadableImage as error:
             checks.problems.append(Problem(rows.name(index), str(error)))
         else:
@@ -107,8 +126,36 @@ def _notes(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> list[str
     bare = [rows.name(index) for index, texts in enumerate(rows.captions or []) if not texts]
     if bare:
         notes.append(f"{len(bare):,} images have no caption, such as {bare[0]}")
+    notes += _range_notes(checks.ranges, preprocessing.max_value)
     if checks.how == "headers":
         notes.append("images are decoded on demand, so damage inside a file shows only then")
+    return notes
+
+
+def _range_notes(ranges: list[tuple[float, float]], max_value: float | None) -> list[str]:
+    """Return remarks on grey images of more than 8 bits that come out dark, or cut off.
+
+    They are never scaled one by one: which value is white is a property of all of them together.
+    """
+    if not ranges:
+        return []
+    white = max_value or MAX_16_BIT
+    looked = f"{len(ranges):,} looked into, of grey images with more than 8 bits"
+    dark = [high for _, high in ranges if 0 < high < white * _SMALL_PART]
+    outside = sum(low < 0 or high > white for low, high in ranges)
+    notes = []
+    if dark:
+        fitting = next((v for v in _USUAL_WHITES if v >= max(dark)), max(dark))
+        notes.append(
+            f"{len(dark):,} of {looked}, reach only {max(dark):,g} of {white:,g} and come out "
+            f"almost black; data.max_value={fitting:g} would make that white"
+        )
+    if outside:
+        least, most = min(low for low, _ in ranges), max(high for _, high in ranges)
+        notes.append(
+            f"{outside:,} of {looked}, have values outside 0 to {white:,g} ({least:,g} to {most:,g}"
+            "), which are cut off; data.max_value says what is white"
+        )
     return notes
 
 

@@ -31,7 +31,11 @@ class DataConfig(BaseModel):
             ``prompt``, whichever exists.
         label_column: Column with class labels. None: the column of type ``ClassLabel``, or
             ``label``, ``labels``, ``cls`` or ``class``.
+        labels: False: read no class labels, even if there are some. None: read them if there are.
         image_column: Column with images. None: the column of type ``Image``, or ``image``, ``img``.
+        max_value: What is white in grey images of more than 8 bits, such as 4095 for 12 bits in a
+            16-bit file, or in images of floating-point numbers, such as 1. None: 65,535, and images
+            of floating-point numbers are refused.
         limit: Use only the first rows, in the data set's own fixed order.
         horizontal_flip: Training augmentation: mirror each image with probability 1/2.
         max_shift: Training augmentation: move images by up to this many pixels each way; edge
@@ -54,7 +58,9 @@ class DataConfig(BaseModel):
     channels: Literal[1, 3] | None = None
     caption_column: str | None = None
     label_column: str | None = None
+    labels: bool | None = None
     image_column: str | None = None
+    max_value: float | None = Field(None, gt=0, allow_inf_nan=False)
     limit: int | None = Field(None, ge=1)
     horizontal_flip: bool = False
     max_shift: int = Field(0, ge=0)
@@ -73,27 +79,38 @@ def config_for_path(path: str | os.PathLike[str], **options: Any) -> DataConfig:
     return DataConfig(name=kind_of_path(path), path=os.fspath(path), **options)
 
 
-def _holds_only_shards(directory: Path) -> bool:
-    """Return whether a directory has tar files, and neither images nor sub-directories."""
-    entries = [e for e in directory.iterdir() if not e.name.startswith(".")]
-    return any(e.suffix == ".tar" for e in entries) and not any(
-        e.is_dir() or e.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") for e in entries
-    )
-
-
 def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "webdataset", "hub"]:
     """Return which reader a path needs; an ``owner/name`` that does not exist here is a hub id."""
+    from spectok.data.listing import local_path
+
     text = os.fspath(path)
-    local = Path(text).expanduser()
+    local = local_path(text)
     if text.endswith(".tar"):
         return "webdataset"
     if text.endswith(".parquet"):
         return "parquet"
     if local.is_dir():
-        if any(local.glob("*.parquet")) or any(local.glob("data/*.parquet")):
-            return "parquet"
-        return "webdataset" if _holds_only_shards(local) else "folder"
+        return _kind_of_directory(local)
     looks_like_id = (
         text.count("/") == 1 and not text.startswith((".", "/", "~")) and "\\" not in text
     )
     return "hub" if looks_like_id and not local.exists() else "folder"
+
+
+def _kind_of_directory(directory: Path) -> Literal["folder", "parquet", "webdataset"]:
+    """Return which reader a directory needs: tables first, then images, then shards."""
+    from spectok.data.decode import IMAGE_SUFFIXES
+    from spectok.data.listing import suffix_of, walk
+    from spectok.data.metadata import METADATA
+
+    tables = [*directory.glob("*.parquet"), *directory.glob("data/*.parquet")]
+    if any(table.name not in METADATA for table in tables):
+        return "parquet"
+    found = set()
+    for name in walk(directory):
+        suffix = suffix_of(name)
+        if suffix in IMAGE_SUFFIXES:
+            return "folder"
+        if name.rpartition("/")[2] not in METADATA:
+            found.add(suffix)
+    return "parquet" if ".parquet" in found else "webdataset" if ".tar" in found else "folder"

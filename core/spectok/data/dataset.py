@@ -12,13 +12,13 @@ import torch
 from jaxtyping import UInt8
 from torch.utils.data import Dataset
 
-from spectok.data.augment import Augmentation, generator_for
+from spectok.data.augment import Augmentation, caption_turn, generator_for
 from spectok.data.checks import Checks, decode_rows, inspect_rows, make_report
 from spectok.data.decode import UnreadableImage, open_image
 from spectok.data.preprocessing import Box, Preprocessing
 from spectok.data.report import describe_problems
 from spectok.data.rows import Captions, Rows
-from spectok.errors import DataError
+from spectok.errors import DataError, one_line
 from spectok.images import to_float
 
 MEMORY_LIMIT = 1 << 30
@@ -28,11 +28,12 @@ MEMORY_LIMIT = 1 << 30
 class ImageDataset(Dataset[dict[str, Any]]):
     """Images of one shape, with labels and captions if the data has them.
 
-    An item is ``{"images": float32 (C, H, W) in [-1, 1], "index": int}``, with ``"label": int`` and
-    ``"caption": str`` if the data has them. Everything random about an item (its augmentation, and
-    the choice among several captions) depends on (seed, epoch, index) alone. If an image has
-    several captions, a training item carries one of them, drawn anew each epoch; any other item
-    carries the first. :meth:`captions_of` returns all of them.
+    An item is ``{"images": float32 (C, H, W) in [-1, 1], "index": int}``, with ``"label": int`` if
+    the data has labels, and with ``"caption": str`` and its place ``"caption_number": int`` among
+    the captions of the image if it has captions. Everything random about an item (its
+    augmentation, and the order of several captions) depends on (seed, epoch, index) alone. If an
+    image has several captions, training items carry each of them once in as many epochs; any other
+    item carries the first. :meth:`captions_of` returns all of them.
 
     Args:
         rows: The images, not yet decoded.
@@ -63,7 +64,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         memory_limit: int = MEMORY_LIMIT,
     ):
         fits = len(rows) * int(np.prod(preprocessing.image_shape)) <= memory_limit
-        checks = decode_rows(rows, preprocessing) if fits else inspect_rows(rows)
+        checks = decode_rows(rows, preprocessing) if fits else inspect_rows(rows, preprocessing)
         self._rows = _readable_rows(rows, checks, name, skip_unreadable)
         self._pixels = checks.pixels
         self._preprocessing, self._augmentation = preprocessing, augmentation
@@ -131,7 +132,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return np.stack([self._read(index) for index in range(len(self))])
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; augmentation and captions are drawn anew in each."""
+        """Set the epoch; each has its own augmentation and its turn of the captions."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -142,16 +143,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"index {index} is outside a data set of {len(self)} images")
         index = int(index)
         pixels, captions = self._read(index), self.captions_of(index)
-        caption = captions[0] if captions else ""
-        if self._augmentation is not None and (self._augmentation or len(captions) > 1):
-            generator = generator_for(self._seed, self._epoch, index)
-            pixels = self._augmentation(pixels, generator)
-            caption = captions[generator.integers(len(captions))] if captions else ""
+        number = 0
+        if self._augmentation is not None:
+            if self._augmentation:
+                pixels = self._augmentation(pixels, generator_for(self._seed, self._epoch, index))
+            if captions:
+                number = caption_turn(len(captions), self._seed, self._epoch, index)
         item: dict[str, Any] = {"images": to_float(torch.tensor(pixels)), "index": index}
         if self._rows.labels is not None:
             item["label"] = int(self._rows.labels[index])
         if self._rows.captions is not None:
-            item["caption"] = caption
+            item["caption"] = captions[number] if captions else ""
+            item["caption_number"] = number
         return item
 
     def _read(self, index: int) -> UInt8[np.ndarray, "c h w"]:
@@ -167,7 +170,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _raise_or_warn(self, index: int, error: UnreadableImage) -> None:
         """Raise for damage that the header did not show, or warn that the next image is used."""
-        name = self.name_of(index)
+        name = one_line(self.name_of(index))
         if not self._skip_unreadable:
             raise DataError(
                 f"image {name} cannot be read ({error}); repair or remove it, "

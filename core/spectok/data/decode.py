@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from spectok.errors import DataError
+from spectok.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 IMAGE_SUFFIXES = {
-    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _TAIL = 4096
+_LONGEST_REASON = 200
+MAX_16_BIT = 65535
+
+# Pillow refuses what is twice as large as what it warns of; below that, the image is only large.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableImage(DataError):
@@ -41,17 +50,17 @@ def open_image(reference: Any) -> Image.Image:
         return reference
     if isinstance(reference, np.ndarray):
         return Image.fromarray(reference)
-    try:
-        with _opened(reference) as stream:
-            image = Image.open(stream)
-            image.load()
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise UnreadableImage(_reason(error)) from error
+    with _decoding(), _opened(reference) as stream:
+        image = _open(stream)
+        image.load()
     return image
 
 
 def inspect_image(reference: Any) -> tuple[tuple[int, int], str, int]:
-    """Check an image without decoding it: the header opens, and JPEG and PNG files are complete.
+    """Check an image by its header and its end, without decoding it where those are as usual.
+
+    A JPEG or PNG file without an end mark near its end is cut short, or has something appended, as
+    some cameras do; decoding it tells which.
 
     Returns:
         (width, height), mode, and size of the encoded data in bytes.
@@ -62,43 +71,102 @@ def inspect_image(reference: Any) -> tuple[tuple[int, int], str, int]:
     if isinstance(reference, np.ndarray | Image.Image):
         image = open_image(reference)
         return image.size, image.mode, image.width * image.height * len(image.getbands())
-    try:
-        with _opened(reference) as stream:
-            image = Image.open(stream)  # reads the header alone
-            size, mode = image.size, image.mode
-            start, end, num_bytes = _ends(stream)
-    except Exception as error:  # as above
-        raise UnreadableImage(_reason(error)) from error
-    if (start.startswith(_JPEG_START) and _JPEG_END not in end) or (
-        start.startswith(_PNG_START) and _PNG_END not in end
-    ):
-        raise UnreadableImage("the file is cut short")
+    with _decoding(), _opened(reference) as stream:
+        image = _open(stream)
+        size, mode = image.size, image.mode
+        start, end, num_bytes = _ends(stream)
+        if (start.startswith(_JPEG_START) and _JPEG_END not in end) or (
+            start.startswith(_PNG_START) and _PNG_END not in end
+        ):
+            stream.seek(0)
+            _open(stream).load()
     return size, mode, num_bytes
 
 
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
+def is_deep(mode: str) -> bool:
+    """Return whether images of a mode hold more than 8 bits, or floating-point numbers."""
+    return mode == "F" or mode.startswith("I")
+
+
+def value_range(image: Image.Image) -> tuple[float, float]:
+    """Return the least and the greatest value of a grey image."""
+    values = np.asarray(image)
+    return float(values.min()), float(values.max())
+
+
+def to_channels(image: Image.Image, channels: int, max_value: float | None = None) -> Image.Image:
     """Return the image upright, as 8-bit grey (1 channel) or RGB (3 channels).
 
-    Transparent images are composited on white, the orientation recorded by the camera is applied,
-    and 16-bit grey keeps its upper 8 bits.
+    Transparent images are composited on white, and the orientation recorded by the camera is
+    applied.
+
+    Args:
+        image: Of any mode.
+        channels: 1 or 3.
+        max_value: What is white in grey images of more than 8 bits or of floating-point numbers.
+            None: 65,535 (16-bit grey keeps its upper 8 bits), and floating-point is refused.
+
+    Raises:
+        UnreadableImage: If the pixels are floating-point and ``max_value`` is not given, or not
+            numbers; or if the mode or the record of the orientation cannot be understood.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise UnreadableImage("floating-point pixels; save it as 8-bit or 16-bit")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype("u1"))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        image = Image.alpha_composite(white, rgba)
-    return image.convert("L" if channels == 1 else "RGB")
+    with _decoding():
+        image = ImageOps.exif_transpose(image)
+        if is_deep(image.mode):
+            image = _to_8_bits(image, max_value)
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, "white")
+            image = Image.alpha_composite(white, rgba)
+        return image.convert("L" if channels == 1 else "RGB")
+
+
+def check_mode(mode: str, max_value: float | None) -> None:
+    """Refuse floating-point pixels of which nobody said what is white."""
+    if mode == "F" and max_value is None:
+        raise UnreadableImage("floating-point pixels; set data.max_value to what is white in them")
+
+
+def _to_8_bits(image: Image.Image, max_value: float | None) -> Image.Image:
+    """Return a grey image of more bits with 8; see :func:`to_channels`."""
+    check_mode(image.mode, max_value)
+    values = np.asarray(image)
+    if max_value is None:
+        return Image.fromarray((values.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    scaled = values.astype(np.float64) * (255 / max_value)
+    if np.isnan(scaled).any():
+        raise UnreadableImage("some pixels are NaN")
+    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Raise whatever Pillow's decoders raise on damaged files as an unreadable image."""
+    try:
+        yield
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
+def _open(stream: BinaryIO) -> Image.Image:
+    """Return an image of which only the header is read."""
+    Image.init()
+    # PostScript is not decoded, but run by another program
+    image = Image.open(stream, formats=[name for name in Image.ID if name != "EPS"])
+    if not min(image.size):
+        raise UnreadableImage(f"{image.width}×{image.height} pixels")
+    return image
 
 
 def _opened(reference: Any) -> BinaryIO:
     """Return a readable stream for a reference to encoded data; the caller closes it."""
     if isinstance(reference, dict):
         reference = _bytes_or_path(reference)
+    if reference is None:
+        raise UnreadableImage("there is no image in this row")
     if isinstance(reference, str | os.PathLike):
+        if not stat.S_ISREG(os.stat(reference).st_mode):  # reading it might never end
+            raise UnreadableImage("a directory, device or pipe, not a file")
         return open(reference, "rb")
     return io.BytesIO(reference if isinstance(reference, bytes) else reference.read_bytes())
 
@@ -107,7 +175,9 @@ def _bytes_or_path(reference: Mapping[str, Any]) -> bytes | str:
     """Return the content of the ``datasets`` library's image value."""
     content = reference.get("bytes") or reference.get("path")
     if content is None:
-        raise UnreadableImage("it is empty")
+        raise UnreadableImage("there is no image in this row")
+    if content == reference.get("path") and not os.path.exists(content):
+        raise UnreadableImage(f"{one_line(content)} is missing")
     return content
 
 
@@ -128,4 +198,4 @@ def _reason(error: Exception) -> str:
         return "the file is missing"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that Pillow can read"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(" ".join(str(error).split()))[:_LONGEST_REASON] or type(error).__name__

@@ -13,13 +13,10 @@ notices missing files only in the middle of training.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,196 +26,199 @@ from spectok.data.columns import (
     as_captions,
     choose_column,
     class_names_of,
+    lines_of,
     number_labels,
 )
 from spectok.data.data_config import DataConfig
 from spectok.data.decode import IMAGE_SUFFIXES
+from spectok.data.listing import Listing, composed, list_files, some, suffix_of, unread_note
+from spectok.data.metadata import MAX_BYTES, METADATA, Entry, read_entries
 from spectok.data.rows import Captions, Problem, Rows
-from spectok.data.splits import KNOWN_SPLITS, SPLIT_NAMES, choose_split
+from spectok.data.split_names import Division
 from spectok.errors import DataError
-
-_METADATA = ("metadata.jsonl", "metadata.csv")
-_Entry = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The image files and metadata files below a directory, as paths relative to it."""
-
-    root: Path
-    images: list[str]
-    metadata: list[str]
-
-    def below(self, directory: str) -> list[str]:
-        """Return the images in or below one sub-directory (``""`` for all)."""
-        return [name for name in self.images if not directory or name.startswith(f"{directory}/")]
+from spectok.reading import read_text
 
 
 def read_folder(root: Path, config: DataConfig) -> Rows:
     """List one split of a directory of images.
 
     Args:
-        root: The directory; sub-directories called ``train``, ``test`` … are splits.
+        root: The directory; sub-directories called ``train``, ``test`` … are splits, in any usual
+            spelling and at any depth (see :class:`~spectok.data.split_names.Division`).
         config: Names the split and the metadata columns.
 
     Raises:
         DataError: If the directory is missing or holds no image, or its metadata cannot be read.
     """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a directory; give a directory of images")
-    listing = _list_files(root)
-    directory, owns_split = _split_directory(listing, config.split)
-    names = listing.below(directory)
-    if not names:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{root / directory} holds no image; put some there ({suffixes})")
-    if listing.metadata:
-        return _with_metadata(listing, directory, names, owns_split, config)
-    captions = _sidecar_captions(root, names)
-    labels, class_names, notes = _directory_labels(listing, directory, names)
-    paths = [str(root / name) for name in names]
-    return Rows(paths, names, labels, captions, class_names, notes=notes, owns_split=owns_split)
+    listing = list_files(root)
+    images = listing.with_suffix(IMAGE_SUFFIXES)
+    others = [name for name in listing.files if suffix_of(name) not in IMAGE_SUFFIXES]
+    if not images:
+        raise DataError(f"{root} holds no image{_instead(others)}")
+    division = Division(images)
+    names, owns_split = division.choose(config.split, str(root))
+    metadata = [name for name in others if name.rpartition("/")[2] in METADATA]
+    if metadata:
+        rows, used = _with_metadata(listing, metadata, division, names, config), set(metadata)
+    else:
+        texts = {composed(name): name for name in others if suffix_of(name) == ".txt"}
+        captions, used = _sidecar_captions(root, names, texts)
+        labels, class_names, notes = None, None, []
+        if config.labels is not False:
+            labels, class_names, notes = _directory_labels(division, names)
+        paths = [str(root / name) for name in names]
+        rows = Rows(paths, names, labels, captions, class_names, notes=notes)
+        used |= _sidecars(images, texts) if captions is not None else set()
+    left = [suffix_of(name) for name in others if name not in used]
+    found = [*division.notes(), *_in_both(root, division), *listing.notes(), *unread_note(left)]
+    problems = [*listing.problems, *rows.problems]
+    return replace(rows, problems=problems, notes=[*rows.notes, *found], owns_split=owns_split)
 
 
-def _list_files(root: Path) -> _Listing:
-    """Return the files below a directory, except hidden ones."""
-    images, metadata = [], []
-    for parent, directories, files in os.walk(root, followlinks=True):
-        directories[:] = sorted(d for d in directories if not d.startswith("."))
-        base = Path(parent).relative_to(root)
-        for name in sorted(f for f in files if not f.startswith(".")):
-            if name in _METADATA:
-                metadata.append((base / name).as_posix())
-            elif Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                images.append((base / name).as_posix())
-    return _Listing(root, sorted(images), metadata)
+def _instead(others: list[str]) -> str:
+    """Return what a directory without images holds, and the remedy."""
+    suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+    held = unread_note((suffix_of(name) for name in others), "files in it are")
+    return "".join(f" ({note})" for note in held) + f"; put some there ({suffixes})"
 
 
-def _split_directory(listing: _Listing, split: str) -> tuple[str, bool]:
-    """Return the sub-directory of a split, and whether it is the whole split."""
-    splits = [name for name in _top_directories(listing) if name in KNOWN_SPLITS]
-    if not any(name in splits for name in SPLIT_NAMES["train"]):
-        return "", False
-    return choose_split(splits, split, str(listing.root))
+def _in_both(root: Path, division: Division) -> list[str]:
+    """Return a remark on files that are both in ``train`` and in another split, by links."""
+    if len(division.splits) < 2 or "train" not in division.splits:
+        return []
+    identities: dict[str, dict[tuple[int, int], str]] = {}
+    for split, names in division.splits.items():
+        identities[split] = {k: name for name in names if (k := _file_identity(root / name))}
+    train = identities.pop("train")
+    notes = []
+    for split, files in sorted(identities.items()):
+        both = [f"{files[k]} is {train[k]}" for k in files if k in train]
+        if both:
+            what = "images are" if len(both) > 1 else "image is"
+            notes.append(f"{len(both):,} {what} in {split} and in train, by links: {some(both)}")
+    return notes
 
 
-def _top_directories(listing: _Listing) -> list[str]:
-    return sorted({name.split("/")[0] for name in listing.images if "/" in name})
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:  # a broken link, which the checks name
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _directory_labels(
-    listing: _Listing, directory: str, names: list[str]
+    division: Division, names: list[str]
 ) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Return labels, class names and notes from the directories that directly hold the images.
 
     Classes are numbered over all splits, so that a split that lacks a class agrees with the others.
+    Where nothing is below the directories of the splits, as in ``cats/train/1.png``, the classes
+    are above them.
     """
-    depth = 2 if directory else 1
-    everywhere = listing.images if directory else names
-    class_names = sorted({Path(n).parent.name for n in everywhere if n.count("/") >= depth})
-    loose = [name for name in names if name.count("/") < depth]
-    if len(class_names) < 2:
+    everywhere = [name for split in division.splits.values() for name in split] or names
+    above = not any(_class_directory(division, name, above=False) for name in everywhere)
+    classes = {name: _class_directory(division, name, above) for name in everywhere}
+    class_names = sorted({found for found in classes.values() if found})
+    distinct = {split: {classes[n] for n in part} for split, part in division.splits.items()}
+    if len(class_names) < 2 or (above and max(map(len, distinct.values()), default=2) < 2):
         return None, None, []
-    if loose:
+    if loose := [name for name in names if not classes[name]]:
         note = f"no labels: {len(loose):,} images lie outside class directories, such as {loose[0]}"
         return None, None, [note]
-    labels = [Path(name).parent.name for name in names]
-    return number_labels(labels, class_names, str(listing.root)), class_names, []
+    numbers = {name: number for number, name in enumerate(class_names)}
+    return np.array([numbers[classes[name]] for name in names], np.int64), class_names, []
 
 
-def _sidecar_captions(root: Path, names: list[str]) -> list[Captions] | None:
-    """Return the lines of ``a.txt`` beside each ``a.png``; None if no such file exists."""
-    captions = []
+def _class_directory(division: Division, name: str, above: bool) -> str:
+    """Return the directory that says the class of an image; empty if there is none."""
+    directories, (_, place) = name.split("/")[:-1], division.place(name)
+    if place is not None:
+        directories = directories[:place] if above else directories[place + 1 :]
+    return composed(directories[-1]) if directories else ""
+
+
+def _sidecar_captions(
+    root: Path, names: list[str], texts: dict[str, str]
+) -> tuple[list[Captions] | None, set[str]]:
+    """Return the lines of ``a.txt`` beside each ``a.png``, and the files read.
+
+    The captions are None if no such file has any.
+    """
+    captions, used = [], set()
     for name in names:
-        path = (root / name).with_suffix(".txt")
-        captions.append(as_captions([_read_text(path).splitlines()] if path.is_file() else []))
-    return captions if any(captions) else None
+        text = texts.get(_sidecar(name))
+        lines = lines_of(read_text(root / text, DataError, MAX_BYTES)) if text else []
+        captions.append(as_captions(lines, name))
+        used |= {text} if text else set()
+    return (captions, used) if any(captions) else (None, set())
+
+
+def _sidecars(images: list[str], texts: dict[str, str]) -> set[str]:
+    """Return the text files that stand beside an image of any split."""
+    return {texts[path] for path in map(_sidecar, images) if path in texts}
+
+
+def _sidecar(image: str) -> str:
+    """Return the name of the text file beside an image, in the normal form."""
+    return composed(f"{os.path.splitext(image)[0]}.txt")
 
 
 def _with_metadata(
-    listing: _Listing, directory: str, names: list[str], owns_split: bool, config: DataConfig
+    listing: Listing, metadata: list[str], division: Division, names: list[str], config: DataConfig
 ) -> Rows:
-    """Return the images listed in metadata files, in the order of their file names.
-
-    Several entries with the same file name are several captions of one image.
-    """
-    where = str(listing.root / listing.metadata[0])
-    everywhere = _entries_by_image(listing)
-    columns = list(dict.fromkeys(key for group in everywhere.values() for e in group for key in e))
+    """Return the images that the metadata list; they are sorted by name, as without metadata."""
+    where = ", ".join(str(listing.root / name) for name in metadata)
+    present = {composed(name): name for name in listing.files} | {n: n for n in listing.files}
+    everywhere = _entries_by_image(listing.root, metadata, present)
+    entries = (entry for group in everywhere.values() for entry in group)
+    columns = list(dict.fromkeys(key for entry in entries for key in entry))
     caption_column = choose_column(config.caption_column, CAPTION_COLUMNS, columns, where)
     label_column = choose_column(config.label_column, LABEL_COLUMNS, columns, where)
-    inside = f"{directory}/" if directory else ""
-    listed = sorted(name for name in everywhere if name.startswith(inside))
-    present = set(names)
+    wanted = division.place(names[0])[0]
+    inside = set(names)
+    unread = "listed in the metadata, but {}"
     problems = [
-        Problem(n, "listed in the metadata, but missing") for n in listed if n not in present
+        Problem(name, unread.format("not read" if name in present else "missing"))
+        for name in sorted(everywhere.keys() - inside)
+        if division.place(name)[0] == wanted
     ]
-    kept = [name for name in listed if name in present]
-    labels, class_names, notes = _directory_labels(listing, directory, kept)
-    if label_column:
-        values = {n: group[0].get(label_column) for n, group in everywhere.items()}
-        class_names = class_names_of(values.values())
-        labels = number_labels([values[name] for name in kept], class_names, where, kept)
+    kept = [name for name in names if name in everywhere]
+    labels, class_names, notes = None, None, []
+    if config.labels is not False:
+        if label_column:
+            values = {n: group[0].get(label_column) for n, group in everywhere.items()}
+            class_names = class_names_of(values.values())
+            labels, notes = number_labels([values[n] for n in kept], class_names, where, kept)
+        elif kept:
+            labels, class_names, notes = _directory_labels(division, kept)
     captions = None
     if caption_column:
-        captions = [as_captions(e.get(caption_column) for e in everywhere[n]) for n in kept]
-    notes += _unlisted(sorted(present - set(listed)), where)
+        captions = [as_captions([e.get(caption_column) for e in everywhere[n]], n) for n in kept]
+    unlisted = sorted(inside - everywhere.keys())
+    if unlisted:
+        note = f"{len(unlisted):,} images are left out because {where} does not list them"
+        notes.append(f"{note}: {some(unlisted, 5)}")
     paths = [str(listing.root / name) for name in kept]
-    return Rows(
-        paths,
-        kept,
-        labels,
-        captions,
-        class_names,
-        problems=problems,
-        notes=notes,
-        owns_split=owns_split,
-    )
+    return Rows(paths, kept, labels, captions, class_names, problems=problems, notes=notes)
 
 
-def _entries_by_image(listing: _Listing) -> dict[str, list[_Entry]]:
-    """Return the metadata entries of each image, by its path relative to the root."""
-    grouped: dict[str, list[_Entry]] = {}
-    for metadata in listing.metadata:
-        base = Path(metadata).parent
-        for entry in _read_metadata(listing.root / metadata):
-            name = os.path.normpath(base / entry["file_name"])
-            grouped.setdefault(Path(name).as_posix(), []).append(entry)
+def _entries_by_image(
+    root: Path, metadata: Sequence[str], present: dict[str, str]
+) -> dict[str, list[Entry]]:
+    """Return the metadata entries of each image, by its path relative to the root.
+
+    Args:
+        root: The directory of images.
+        metadata: The metadata files.
+        present: The real name of each file that is there, by itself and by its normal form: a name
+            with an accent may be spelt in two ways, and file systems differ in which they keep.
+    """
+    grouped: dict[str, list[Entry]] = {}
+    for file in metadata:
+        base = Path(file).parent
+        for entry in read_entries(root / file):
+            name = Path(os.path.normpath(base / entry["file_name"])).as_posix()
+            real = present.get(name) or present.get(composed(name)) or name
+            grouped.setdefault(real, []).append(entry)
     return grouped
-
-
-def _read_metadata(path: Path) -> list[_Entry]:
-    """Return the entries of ``metadata.jsonl`` or ``metadata.csv``, each with a ``file_name``."""
-    text = _read_text(path)
-    if path.suffix == ".csv":
-        entries: list[Any] = list(csv.DictReader(io.StringIO(text)))
-    else:
-        lines = text.split("\n")  # splitlines() would also split at U+2028 inside a caption
-        entries = [_parse_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise DataError(f"{path}: entry {number} has no file_name; give each entry one")
-    return entries
-
-
-def _parse_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {number} is not JSON ({error.msg}); write one object per line"
-        ) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({error}); save it again") from error
-
-
-def _unlisted(names: list[str], where: str) -> list[str]:
-    if not names:
-        return []
-    some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return [f"{len(names):,} images are left out because {where} does not list them: {some}"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectok.data.data_config import kind_of_path
+from spectok.data.listing import local_path
 from spectok.data.sources import DatasetCard, DatasetSource
 from spectok.errors import ConfigError, DataError
 
@@ -65,7 +65,7 @@ def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:
         from spectok.data.shards import read_shards
 
         return read_shards(path, config)
-    local = Path(path).expanduser()
+    local = local_path(path)
     if not local.exists():
         raise DataError(f"{path} does not exist; give {_SUMMARIES[kind]}")
     if kind == "parquet":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,13 +11,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from spectok.data.decode import UnreadableImage, to_channels
+from spectok.data.decode import UnreadableImage, check_mode, to_channels
 from spectok.errors import ConfigError
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Op = Literal["resize_shorter", "center_crop", "stretch", "fit", "pad"]
 Step = tuple[Op, int]
 Box = tuple[int, int, int, int]
+_MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Preprocessing:
         interior: (top, left, height, width) of the image inside an added border; losses and metrics
             are computed inside it. None: no border.
         expected_size: (width, height) of all source images, which ``interior`` assumes. None: any.
+        max_value: What is white in grey images of more than 8 bits or of floating-point numbers.
+            None: 65,535, and images of floating-point numbers are refused.
     """
 
     steps: tuple[Step, ...]
@@ -43,6 +47,7 @@ class Preprocessing:
     filter: Filter = "bicubic"
     interior: Box | None = None
     expected_size: tuple[int, int] | None = None
+    max_value: float | None = None
 
     def __post_init__(self):
         if not self.steps or self.steps[-1][0] == "resize_shorter":
@@ -74,11 +79,8 @@ class Preprocessing:
         Raises:
             UnreadableImage: If a step does not apply to an image of this size.
         """
-        if self.expected_size and image.size != self.expected_size:
-            raise UnreadableImage(
-                f"{_size(image)}, where {_times(*self.expected_size)} is expected"
-            )
-        image = to_channels(image, self.channels)
+        self.check_header(image.size, image.mode)
+        image = to_channels(image, self.channels, self.max_value)
         for name, size in self.steps:
             image = _STEPS[name](image, size, Image.Resampling[self.filter.upper()])
         pixels = np.array(image)  # a copy: Pillow's own memory is read-only
@@ -86,9 +88,23 @@ class Preprocessing:
             return pixels[None]
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
+    def check_header(self, size: tuple[int, int], mode: str) -> None:
+        """Refuse an image that a look at its header shows to be of the wrong kind.
+
+        Raises:
+            UnreadableImage: If it has another size than expected, or floating-point pixels without
+                ``max_value``.
+        """
+        if self.expected_size and size != self.expected_size:
+            raise UnreadableImage(
+                f"{_times(*size)}, where {_times(*self.expected_size)} is expected"
+            )
+        check_mode(mode, self.max_value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides the pixels, ready for JSON."""
-        return {
+        scale = {} if self.max_value is None else {"max_value": self.max_value}
+        return scale | {
             "steps": [list(step) for step in self.steps],
             "channels": self.channels,
             "filter": self.filter,
@@ -112,6 +128,8 @@ def _resize_shorter(image: Image.Image, size: int, filter: Image.Resampling) -> 
     if min(width, height) == size:
         return image
     scaled = (size, size * height // width) if width <= height else (size * width // height, size)
+    if math.prod(scaled) > _MAX_PIXELS:
+        raise UnreadableImage(f"{_size(image)}, too narrow: its shorter side would become {size}")
     return image.resize(scaled, filter)
 
 

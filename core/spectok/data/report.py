@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from spectok.errors import one_line
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -75,7 +77,8 @@ class DataReport:
         how = "every image decoded" if self.checked == "decoded" else "headers and file ends"
         lines.append(("checked", how))
         lines.append(("unreadable", describe_problems(self.unreadable) or "none"))
-        return lines + [("note", note) for note in self.notes]
+        notes = [("note", note) for note in self.notes]
+        return [(heading, one_line(text)) for heading, text in lines + notes]
 
     def __str__(self) -> str:
         body = [f"  {heading:<10} {text}" for heading, text in self.lines()]
@@ -96,7 +99,7 @@ def describe_problems(problems: list[Problem], shown: int = _SHOWN) -> str:
     """Return ``"3: a.png (reason), b.png (reason), … and 1 more"``, or an empty string."""
     if not problems:
         return ""
-    listing = ", ".join(f"{p.name} ({p.reason})" for p in problems[:shown])
+    listing = ", ".join(f"{one_line(p.name)} ({one_line(p.reason)})" for p in problems[:shown])
     more = f", … and {len(problems) - shown:,} more" if len(problems) > shown else ""
     return f"{len(problems):,}: {listing}{more}"
 

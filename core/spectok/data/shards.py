@@ -1,17 +1,24 @@
 """WebDataset tar shards, read in place.
 
 A shard is an uncompressed tar file in which members with the same name and different suffixes form
-a row: ``000017.jpg``, ``000017.txt``, ``000017.cls`` or ``000017.json``. Members are stored as they
-are, so an index of their offsets gives random access: shuffling and resuming are exact, nothing is
-copied, and a truncated shard is found before training, whereas a stream would silently end early.
+a row: ``000017.jpg``, ``000017.txt``, ``000017.cls`` or ``000017.json``. By the convention of such
+shards, the name ends at the first dot: beside ``000017.jpg``, ``000017.mask.png`` is another column
+of that row, not another image. Where no image has the name alone, as with ``a.b.png`` and
+``a.c.png``, each is a row of its own, with the texts of its whole name and of ``a``.
+
+Members are stored as they are, so an index of their offsets gives random access: shuffling and
+resuming are exact, nothing is copied, and a truncated shard is found before training, whereas a
+stream would silently end early.
 """
 
 from __future__ import annotations
 
 import glob
-import json
+import os
 import tarfile
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +28,19 @@ from spectok.data.columns import (
     as_captions,
     choose_column,
     class_names_of,
+    lines_of,
     number_labels,
 )
 from spectok.data.data_config import DataConfig
-from spectok.data.decode import IMAGE_SUFFIXES
+from spectok.data.decode import IMAGE_SUFFIXES, UnreadableImage
+from spectok.data.listing import composed, list_files, local_path, some, suffix_of, unread_note
 from spectok.data.rows import Problem, Rows
-from spectok.data.splits import KNOWN_SPLITS, choose_split
+from spectok.data.split_names import Division
 from spectok.errors import DataError
+from spectok.reading import MAX_TEXT_BYTES, check_regular, parse_json
 
-_SMALL = {"txt", "text", "caption", "captions", "prompt", "cls", "label", "class", "json"}
+_CAPTIONS = {"txt", "text", "caption", "captions", "prompt"}
+_SMALL = {*_CAPTIONS, "cls", "label", "class", "json"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +55,61 @@ class Member:
         """Return the encoded image; opens the shard anew, so any worker process may call it."""
         with open(self.shard, "rb") as file:
             file.seek(self.offset)
-            return file.read(self.size)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise UnreadableImage(f"{self.shard} has become shorter")
+        return content
 
 
 @dataclass
 class _Row:
     name: str
-    image: Member | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
+    image: Member
+    columns: dict[str, Any]
+
+
+@dataclass
+class _Group:
+    """The members whose names agree up to the first dot.
+
+    Args:
+        name: The shard and the name.
+        images: Suffix and image by the part of the name between the first and the last dot.
+        texts: That part, and the columns, of texts, labels and JSON.
+    """
+
+    name: str
+    images: dict[str, tuple[str, Member]] = field(default_factory=dict)
+    texts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+@dataclass
+class _Findings:
+    """What is to be reported of many shards.
+
+    Args:
+        problems: Damaged shards.
+        unread: How many members of each suffix are not read.
+        bare: Groups without an image.
+        several: Groups with several images of one name.
+        dotted: Rows called by a name with several dots.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    bare: list[str] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
+    dotted: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Return remarks, one sentence each."""
+        remarks = {
+            "rows have no image": self.bare,
+            "rows have several images, of which the last is read": self.several,
+            "rows are called by their whole names, which have several dots": self.dotted,
+        }
+        told = [f"{len(n):,} {what}: {some(n)}" for what, n in remarks.items() if n]
+        return told + unread_note(self.unread.elements(), "members of shards are")
 
 
 def read_shards(pattern: str, config: DataConfig) -> Rows:
@@ -59,123 +117,155 @@ def read_shards(pattern: str, config: DataConfig) -> Rows:
 
     Args:
         pattern: A shard, a directory of shards, or a pattern such as ``shards/*.tar``. Shards
-            whose names start with that of a split (``train-0001.tar``) belong to that split.
+            named after a split (``train-0001.tar``, ``test/0001.tar``) belong to that split.
         config: Names the split and the columns.
 
     Raises:
         DataError: If no shard or no image is found, or a shard is not a tar file.
     """
-    shards, owns_split = _shards_of_split(_find_shards(pattern), config.split, pattern)
-    problems: list[Problem] = []
-    rows = [row for shard in shards for row in _index_shard(shard, problems)]
-    pictured = [row for row in rows if row.image is not None]
-    if not pictured:
-        found = f" ({problems[0].reason})" if problems else ""
-        raise DataError(f"{pattern} holds no image{found}; each row needs one, such as 0001.jpg")
-    result = _as_rows(pictured, pattern, config)
-    result.problems.extend(problems)
-    if len(pictured) < len(rows):
-        bare = next(row.name for row in rows if row.image is None)
-        result.notes.append(f"{len(rows) - len(pictured):,} rows have no image, such as {bare}")
-    return Rows(**{**vars(result), "owns_split": owns_split})
+    root, names, problems, notes = _find_shards(pattern)
+    division = Division(names, file_names=True)
+    chosen, owns_split = division.choose(config.split, pattern)
+    findings = _Findings(problems)
+    rows = [row for name in chosen for row in _index_shard(root / name, findings)]
+    if not rows:
+        found = f" ({findings.problems[0].reason})" if findings.problems else ""
+        held = "".join(f" ({note})" for note in unread_note(findings.unread.elements()))
+        raise DataError(
+            f"{pattern} holds no image{found}{held}; each row needs one, such as 0001.jpg"
+        )
+    result = _as_rows(rows, pattern, config)
+    notes = [*result.notes, *division.notes(), *notes, *findings.notes()]
+    return replace(result, problems=findings.problems, notes=notes, owns_split=owns_split)
 
 
-def _find_shards(pattern: str) -> list[Path]:
-    """Return the shards that a path or pattern names, sorted."""
-    path = Path(pattern).expanduser()
+def _find_shards(pattern: str) -> tuple[Path, list[str], list[Problem], list[str]]:
+    """Return a directory, the shards below it, what cannot be read, and remarks.
+
+    Shards in sub-directories count where there are none above them.
+    """
+    path, problems, notes = local_path(pattern), list[Problem](), list[str]()
     if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
-    elif path.is_file():
-        shards = [path]
+        root, listing = path, list_files(path)
+        every = listing.with_suffix([".tar"])
+        names = [name for name in every if "/" not in name] or every
+        left = [suffix_of(name) for name in listing.files if name not in {*names}]
+        problems, notes = listing.problems, [*listing.notes(), *unread_note(left)]
     else:
-        shards = [Path(name) for name in sorted(glob.glob(str(path)))]
-    if not shards:
+        found = [str(path)] if path.exists() else sorted(glob.glob(str(path)))
+        root = Path(os.path.commonpath([os.path.dirname(name) or "." for name in found] or ["."]))
+        names = [Path(os.path.relpath(name, root)).as_posix() for name in found]
+    if not names:
         raise DataError(
             f"{pattern} matches no file; give a tar shard or a pattern such as 'x/*.tar'"
         )
-    return shards
+    return root, names, problems, notes
 
 
-def _shards_of_split(shards: list[Path], split: str, where: str) -> tuple[list[Path], bool]:
-    """Return the shards of a split, and whether they are all of it and nothing else."""
-    by_split: dict[str, list[Path]] = {}
-    for shard in shards:
-        prefix = shard.stem.replace("_", "-").split("-")[0].lower()
-        by_split.setdefault(prefix if prefix in KNOWN_SPLITS else "", []).append(shard)
-    if "" in by_split:
-        return shards, False
-    name, owns_split = choose_split(by_split, split, where)
-    return by_split[name], owns_split
-
-
-def _index_shard(path: Path, problems: list[Problem]) -> list[_Row]:
-    """Return the rows of a shard, reading only headers, captions and labels.
-
-    Damage is added to ``problems``.
-    """
-    rows: dict[str, _Row] = {}
+def _index_shard(path: Path, findings: _Findings) -> list[_Row]:
+    """Return the rows of a shard, reading only headers, captions and labels."""
+    groups: dict[str, _Group] = {}
+    check_regular(path, DataError)
     end, size = 0, path.stat().st_size
     damage = None
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 end = member.offset_data + member.size
-                if member.isfile() and end <= size:
-                    _add_member(rows, path, archive, member)
-    except tarfile.TarError as error:
-        damage = str(error)
+                if end <= size or not member.isfile():
+                    _add_member(groups, path, archive, member, findings)
+    except (tarfile.TarError, ValueError, OSError, EOFError) as error:
+        damage = " ".join(str(error).split())
     # A complete archive ends with two empty blocks; a cut may also fall between two members.
     if damage is None and size < end + 2 * tarfile.BLOCKSIZE:
         damage = "its end is missing"
     if damage is not None:
-        if rows:
-            rows.popitem()  # the last row may lack members
-        what = f"damaged after {len(rows):,} rows" if end else "not a tar file"
-        problems.append(Problem(path.name, f"{what}: {damage}"))
-    return list(rows.values())
+        if groups:
+            groups.popitem()  # the last row may lack members
+        what = f"damaged after {len(groups):,} rows" if end else "not a tar file"
+        findings.problems.append(Problem(path.name, f"{what}: {damage}"))
+    return [row for group in groups.values() for row in _rows_of(group, findings)]
 
 
 def _add_member(
-    rows: dict[str, _Row], path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo
+    groups: dict[str, _Group],
+    path: Path,
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    findings: _Findings,
 ) -> None:
-    """Add one member of a shard to its row."""
+    """Add one member of a shard to its group."""
     directory, _, file_name = member.name.rpartition("/")
-    stem, _, suffix = file_name.partition(".")
-    if not stem:  # a hidden file
+    stem, _, suffixes = file_name.partition(".")
+    if not stem or member.isdir():  # a hidden file
         return
-    key, suffix = f"{directory}/{stem}".strip("/"), suffix.lower()
-    row = rows.setdefault(key, _Row(f"{path.name}:{key}"))
-    if f".{suffix}" in IMAGE_SUFFIXES:
-        row.image = Member(str(path), member.offset_data, member.size)
+    key = f"{directory}/{stem}".strip("/")
+    middle, _, suffix = suffixes.rpartition(".")
+    suffix = suffix.lower()
+    group = groups.setdefault(composed(key), _Group(f"{path.name}:{key}"))
+    if not member.isfile() or member.issparse():  # a link or a device; a file with holes
+        findings.unread["that are links or devices"] += 1
+    elif f".{suffix}" in IMAGE_SUFFIXES:
+        if middle in group.images:
+            findings.several.append(group.name)
+        group.images[middle] = suffix, Member(str(path), member.offset_data, member.size)
     elif suffix in _SMALL:
+        place = f"{path.name}:{member.name}"
+        if member.size > MAX_TEXT_BYTES:
+            raise DataError(f"{place} has {member.size:,} bytes; a text has at most 64 MiB")
         content = archive.extractfile(member)
         assert content is not None
-        row.columns.update(_parse(suffix, content.read(), row.name))
+        group.texts.append((middle, _parse(suffix, content.read(), place)))
+    else:
+        findings.unread[f".{suffix}" if suffix else ""] += 1
 
 
-def _parse(suffix: str, content: bytes, name: str) -> dict[str, Any]:
+def _rows_of(group: _Group, findings: _Findings) -> Iterator[_Row]:
+    """Yield the rows of a group: one, or one for each image if none has the name alone."""
+    images = group.images
+    if not images:
+        findings.bare.append(group.name)
+    if "" in images:
+        findings.unread.update(f".{m}.{suffix}" for m, (suffix, _) in images.items() if m)
+        images = {"": images[""]}
+    for middle, (_, image) in images.items():
+        columns: dict[str, Any] = {}
+        for part, values in sorted(group.texts, key=lambda text: text[0] == middle):
+            if part in ("", middle):
+                columns |= values
+            elif part not in images:
+                columns |= {f"{part}.{name}": value for name, value in values.items()}
+        name = f"{group.name}.{middle}" if middle else group.name
+        if middle:
+            findings.dotted.append(name)
+        yield _Row(name, image, columns)
+
+
+def _parse(suffix: str, content: bytes, place: str) -> dict[str, Any]:
     """Return the columns in a text, class or JSON member."""
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
         if suffix == "json":
-            value = json.loads(text)
+            value = parse_json(text, place, DataError)
             return value if isinstance(value, dict) else {}
-        return {suffix: int(text) if suffix == "cls" else text}
+        if suffix in _CAPTIONS:
+            return {suffix: lines_of(text)}
+        return {suffix: int(text) if suffix == "cls" else text.strip()}
     except ValueError as error:
-        raise DataError(
-            f"{name}.{suffix} cannot be read ({error}); write the shard again"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{place} cannot be read ({reason}); write the shard again") from error
 
 
 def _as_rows(rows: list[_Row], where: str, config: DataConfig) -> Rows:
     """Return indexed rows with their label and caption columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row.columns))
     names = [row.name for row in rows]
-    captions, labels, class_names = None, None, None
+    captions, labels, class_names, notes = None, None, None, []
     if name := choose_column(config.caption_column, CAPTION_COLUMNS, columns, where):
-        captions = [as_captions([row.columns.get(name)]) for row in rows]
-    if name := choose_column(config.label_column, LABEL_COLUMNS, columns, where):
+        captions = [as_captions([row.columns.get(name)], row.name) for row in rows]
+    name = choose_column(config.label_column, LABEL_COLUMNS, columns, where)
+    if name and config.labels is not False:
         values = [row.columns.get(name) for row in rows]
         class_names = class_names_of(values)
-        labels = number_labels(values, class_names, where, names)
-    return Rows([row.image for row in rows], names, labels, captions, class_names)
+        labels, notes = number_labels(values, class_names, where, names)
+    return Rows([row.image for row in rows], names, labels, captions, class_names, notes=notes)

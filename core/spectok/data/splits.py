@@ -1,51 +1,17 @@
-"""Decide which part of the data is ``train`` and which is ``test``."""
+"""Hold a part of the data out as ``test`` where there is none."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from spectok.data.data_config import DataConfig
 from spectok.data.rows import Rows
-from spectok.errors import DataError, did_you_mean
+from spectok.errors import DataError
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "validation", "valid", "val", "dev"),
-    "validation": ("validation", "valid", "val", "dev"),
-}
-KNOWN_SPLITS = frozenset(alias for aliases in SPLIT_NAMES.values() for alias in aliases)
 _MOST_HELD_OUT = 1000
-
-
-def choose_split(available: Iterable[str], split: str, where: str) -> tuple[str, bool]:
-    """Return the data's own name of a split, and whether that split is exactly the requested one.
-
-    If the data has no test split, ``train`` and ``test`` both come from the training split, which
-    :func:`hold_out` then divides.
-
-    Args:
-        available: The data's own names of its splits.
-        split: The requested split.
-        where: The data set, for messages.
-
-    Raises:
-        DataError: If the split does not exist.
-    """
-    available = list(available)
-    found = _first(SPLIT_NAMES.get(split, (split,)), available)
-    has_test = _first(SPLIT_NAMES["test"], available) is not None
-    if split in ("train", "test") and not has_test:
-        only = _first(SPLIT_NAMES["train"], available) or (available[0] if available else None)
-        if only is not None:
-            return only, False
-    if found is None:
-        hint = did_you_mean(split, available)
-        raise DataError(f"{where} has no split {split!r}{hint}; it has {', '.join(available)}")
-    return found, True
 
 
 def hold_out(rows: Rows, config: DataConfig) -> Rows:
@@ -79,9 +45,5 @@ def default_held_out(count: int) -> int:
     return min(_MOST_HELD_OUT, -(-count // 10)) if count > 1 else 0
 
 
-def _first(wanted: Iterable[str], available: list[str]) -> str | None:
-    return next((name for name in wanted if name in available), None)
-
-
 def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
+
+import numpy as np
 
 from spectok.data.columns import (
     CAPTION_COLUMNS,
@@ -16,9 +20,11 @@ from spectok.data.columns import (
     number_labels,
 )
 from spectok.data.data_config import DataConfig
-from spectok.data.rows import Rows
-from spectok.data.splits import KNOWN_SPLITS, choose_split
-from spectok.errors import DataError
+from spectok.data.listing import list_files, some
+from spectok.data.rows import Problem, Rows
+from spectok.data.split_names import Division, choose_split
+from spectok.errors import DataError, one_line
+from spectok.reading import check_regular
 
 if TYPE_CHECKING:
     import datasets
@@ -27,39 +33,73 @@ if TYPE_CHECKING:
 
 
 class EncodedImages(Sequence[Any]):
-    """The image column of a table, not yet decoded."""
+    """The image column of a table, not yet decoded.
 
-    def __init__(self, table: datasets.Dataset, column: str):
+    Args:
+        table: The table.
+        column: A column of type ``Image``, or of encoded images, or of paths.
+        places: Directories in which relative paths are looked up.
+
+    Raises:
+        DataError: If the column cannot be read as images.
+    """
+
+    def __init__(self, table: datasets.Dataset, column: str, places: Sequence[Path] = ()):
         import datasets as hf
 
-        self.table = table.select_columns([column]).cast_column(column, hf.Image(decode=False))
-        self.column = column
+        try:
+            chosen = table.select_columns([column])
+            self.table = chosen.cast_column(column, hf.Image(decode=False))
+        except Exception as error:  # pyarrow and datasets share no base
+            raise DataError(
+                f"column {column!r} cannot be read as images ({_root_cause(error)}); name another "
+                "with data.image_column"
+            ) from error
+        self.column, self.places = column, places
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.table[index][self.column]
+        image = self.table[index][self.column]
+        if image is None or image.get("bytes") or not image.get("path"):
+            return image
+        return {"bytes": None, "path": self._find(image["path"])}
+
+    def _find(self, path: str) -> str:
+        """Return where an image is: beside the table, below ``data.path``, or as it stands.
+
+        A name with an accent may be spelt in two normal forms.
+        """
+        if not os.path.isabs(path):
+            for place in self.places:
+                for form in (path, normalize("NFC", path), normalize("NFD", path)):
+                    if os.path.exists(candidate := os.path.join(place, form)):
+                        return candidate
+        return path
 
 
 def read_parquet(path: Path, config: DataConfig) -> Rows:
     """Read one split of a parquet file or of a directory of parquet files.
 
     Args:
-        path: A file, or a directory with ``train.parquet`` and ``test.parquet``, or with shards
-            such as ``train-00000-of-00004.parquet``, in it or in its ``data/``.
+        path: A file, or a directory with ``train.parquet`` and ``test.parquet``, with shards
+            such as ``train-00000-of-00004.parquet``, or with directories of them.
         config: Names the split and the columns.
 
     Raises:
         DataError: If the split does not exist, or a file cannot be read.
     """
-    files = _parquet_files(path)
-    split, owns_split = choose_split(files, config.split, str(path))
-    try:
-        tables = _load("parquet", data_files=files)
-    except Exception as error:  # pyarrow and datasets wrap each other's errors in several ways
-        raise DataError(f"{path} is not readable as parquet ({_root_cause(error)})") from error
-    return _as_rows(tables, split, owns_split, str(path), config)
+    root, files, problems, notes = _parquet_files(path)
+    division = Division(files, file_names=True)
+    splits = division.splits or {"train": division.outside}
+    split, owns_split = choose_split(splits, config.split, str(path))
+    tables = {name: _load_parquet(path, root, found) for name, found in splits.items()}
+    places = list(dict.fromkeys([*((root / file).parent for file in splits[split]), root]))
+    rows = _as_rows(tables, split, owns_split, str(path), config, places)
+    rows.problems.extend(problems)
+    rows.notes.extend([*division.notes(), *notes])
+    return rows
 
 
 def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
@@ -81,7 +121,11 @@ def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
             "offline, set data.path to a directory of images or of parquet files"
         ) from error
     split, owns_split = choose_split(tables, config.split, name)
-    return _as_rows(tables, split, owns_split, name, config)
+    rows = _as_rows(tables, split, owns_split, name, config)
+    if split != config.split and len(tables) > 1:
+        others = some(sorted(tables.keys() - {split}))
+        rows.notes.append(f"split {config.split} is read from {split}; there are also {others}")
+    return rows
 
 
 def _load(*arguments: Any, **options: Any) -> _Tables:
@@ -93,22 +137,36 @@ def _load(*arguments: Any, **options: Any) -> _Tables:
     return {str(name): table for name, table in tables.items()}
 
 
-def _parquet_files(path: Path) -> dict[str, list[str]]:
-    """Return the parquet files of each split; files not named after a split are ``train``."""
-    files = (
-        [path]
-        if path.is_file()
-        else sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
-    )
+def _parquet_files(path: Path) -> tuple[Path, list[str], list[Problem], list[str]]:
+    """Return a directory, the parquet files below it, what cannot be read, and remarks.
+
+    Files in sub-directories other than ``data`` count where there are none above them.
+    """
+    if not path.is_dir():
+        return path.parent, [path.name], [], []
+    listing = list_files(path)
+    files = listing.with_suffix([".parquet"])
     if not files:
         raise DataError(
             f"{path} holds no parquet file; give one, or a directory with train.parquet"
         )
-    found: dict[str, list[str]] = {}
+    upper = [name for name in files if os.path.dirname(name) in ("", "data")]
+    notes = listing.notes()
+    if upper and len(upper) < len(files):
+        lower = some([name for name in files if name not in upper])
+        notes.append(f"parquet files in further directories are not read: {lower}")
+    return path, upper or files, listing.problems, notes
+
+
+def _load_parquet(path: Path, root: Path, files: list[str]) -> datasets.Dataset:
+    """Return the table in the parquet files of one split."""
     for file in files:
-        prefix = file.stem.replace("_", "-").split("-")[0].lower()
-        found.setdefault(prefix if prefix in KNOWN_SPLITS else "train", []).append(str(file))
-    return found
+        check_regular(root / file, DataError)
+    try:
+        return _load("parquet", data_files=[str(root / file) for file in files])["train"]
+    except Exception as error:  # pyarrow and datasets wrap each other's errors in several ways
+        where = root / files[0] if len(files) == 1 else path
+        raise DataError(f"{where} is not readable as parquet ({_root_cause(error)})") from error
 
 
 def _as_rows(
@@ -117,20 +175,38 @@ def _as_rows(
     owns_split: bool,
     where: str,
     config: DataConfig,
+    places: Sequence[Path] = (),
 ) -> Rows:
-    """Return one table as rows."""
+    """Return one table as rows; relative paths of images are looked up in ``places``."""
     table = tables[split]
     image_column = _image_column(table, config, where)
     others = [name for name in table.column_names if name != image_column]
-    captions, labels, class_names, num_classes = None, None, None, None
+    captions, labels, class_names, num_classes, notes = None, None, None, None, []
     if name := choose_column(config.caption_column, CAPTION_COLUMNS, others, where):
-        captions = [as_captions([value]) for value in table[name]]
-    if name := _label_column(table, config, others, where):
+        values = list(table[name])
+        captions = [as_captions([v], f"{where}, row {row}") for row, v in enumerate(values)]
+    name = None if config.labels is False else _label_column(tables, split, config, others, where)
+    if name and name not in others:
+        notes.append(f"no labels: split {split} has no column {name}")
+    elif name:
         class_names, num_classes = _classes(tables, name)
         texts = None if _is_class_label(table, name) else class_names
-        labels = number_labels(list(table[name]), texts, where)
-    images = EncodedImages(table, image_column)
-    return Rows(images, None, labels, captions, class_names, num_classes, owns_split=owns_split)
+        labels, notes = number_labels(list(table[name]), texts, where)
+        _check_range(labels, num_classes, name, where)
+    images = EncodedImages(table, image_column, places)
+    return Rows(
+        images, None, labels, captions, class_names, num_classes, notes=notes, owns_split=owns_split
+    )
+
+
+def _check_range(labels: np.ndarray | None, num_classes: int, column: str, where: str) -> None:
+    """Refuse labels beyond the names of a ``ClassLabel``."""
+    if labels is not None and labels.max(initial=-1) >= num_classes:
+        row = int(labels.argmax())
+        raise DataError(
+            f"{where}: label {labels[row]} of row {row} has no name; column {column!r} "
+            f"names {num_classes} classes"
+        )
 
 
 def _image_column(table: datasets.Dataset, config: DataConfig, where: str) -> str:
@@ -144,16 +220,46 @@ def _image_column(table: datasets.Dataset, config: DataConfig, where: str) -> st
             f"{where} has no column of images among {', '.join(table.column_names)}; "
             "name it with data.image_column"
         )
+    _check_images(table, column, where)
     return column
 
 
+def _check_images(table: datasets.Dataset, column: str, where: str) -> None:
+    """Refuse a column that cannot hold one image per row."""
+    import datasets as hf
+
+    kind = table.features[column]
+    if isinstance(kind, hf.Image) or (isinstance(kind, dict) and kind.keys() & {"bytes", "path"}):
+        return
+    inner = kind
+    while isinstance(inner, hf.List | hf.LargeList):
+        inner = inner.feature
+    dtype = getattr(inner, "dtype", "")
+    if inner is kind and dtype in ("string", "large_string", "binary", "large_binary"):
+        return
+    if inner is not kind and dtype.startswith(("int", "uint")):  # pixels
+        return
+    held = "lists" if inner is not kind else one_line(str(kind))[:80]
+    raise DataError(
+        f"{where}: column {column!r} holds {held}, not one image per row; give encoded images, "
+        "paths or the type Image, or name another column with data.image_column"
+    )
+
+
 def _label_column(
-    table: datasets.Dataset, config: DataConfig, others: list[str], where: str
+    tables: _Tables, split: str, config: DataConfig, others: list[str], where: str
 ) -> str | None:
-    """Return the column with labels: the given one, a ClassLabel, or one with a usual name."""
+    """Return the column with labels: the given one, a ClassLabel, or one with a usual name.
+
+    A column that only the other splits have is returned too.
+    """
+    table, given = tables[split], config.label_column
+    elsewhere = {name for other in tables.values() for name in other.column_names}
+    if given is not None and given not in others and given in elsewhere:
+        return given
     typed = [name for name in others if _is_class_label(table, name)]
     plain = [name for name in LABEL_COLUMNS if name in others and _is_plain(table, name)]
-    return choose_column(config.label_column, [*typed, *plain], others, where)
+    return choose_column(given, [*typed, *plain], others, where)
 
 
 def _is_class_label(table: datasets.Dataset, column: str) -> bool:
@@ -169,14 +275,21 @@ def _is_plain(table: datasets.Dataset, column: str) -> bool:
 
 def _classes(tables: _Tables, column: str) -> tuple[list[str] | None, int]:
     """Return class names, if any, and the number of classes, the same for every split."""
-    feature = next(iter(tables.values())).features[column]
+    having = [table for table in tables.values() if column in table.column_names]
+    feature = having[0].features[column]
     if names := getattr(feature, "names", None):
         return list(names), len(names)
-    values = {
-        v for table in tables.values() if column in table.column_names for v in table.unique(column)
-    }
+    values = [v for table in having for v in _distinct(table, column)]
     names = class_names_of(values)
     return names, len(names or []) or max((v for v in values if isinstance(v, int)), default=0) + 1
+
+
+def _distinct(table: datasets.Dataset, column: str) -> list[Any]:
+    """Return the distinct values of a column; all of them if they are lists."""
+    import datasets as hf
+
+    single = isinstance(table.features[column], hf.Value | hf.ClassLabel)
+    return table.unique(column) if single else list(table[column])
 
 
 def _root_cause(error: BaseException) -> str:

@@ -84,7 +84,7 @@ class ImageClassifier(SpectokModel):
                 f"images of shape {tuple(images.shape)} do not fit this classifier, which takes "
                 f"(B, {', '.join(map(str, self.image_shape))}); train one for these images"
             )
-        return self.stages(images).mean((2, 3))
+        return self.stages(images.to(self.dtype)).mean((2, 3))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Return logits."""

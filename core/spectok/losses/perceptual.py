@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, InputError
 from spectok.machine import shown_path
+from spectok.weights import reading_reason
 
 SOURCE = "https://download.pytorch.org/models"
 HASH_LENGTH = 8  # hexadecimal digits of the SHA-256 in a file's name
@@ -157,10 +158,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"cannot read the weights {path}: {reason}; give a .pth or .safetensors file with a "
-            f"torchvision model's state"
+            f"cannot read the weights {path}: {reading_reason(error)}; give a .pth or .safetensors "
+            f"file with a torchvision model's state"
         ) from error
 
 

@@ -113,26 +113,30 @@ class Quantizer(nn.Module, ABC):
         """Return the indices of vectors as in eval mode, leaving training statistics untouched.
 
         Raises:
-            InputError: If the vectors are not finite.
-            PluginError: If the codes are not, or an index is outside its level.
+            InputError: If a vector is infinite or NaN, which no code is nearest to.
+            PluginError: If the codes are not finite, or an index is outside its level.
         """
+        checked = not (z.is_meta or torch.compiler.is_compiling())
+        if checked and not z.isfinite().all():
+            raise InputError(
+                "vectors to quantise are infinite or NaN: the network overflows "
+                f"{str(z.dtype).removeprefix('torch.')}, or its input does; use float32 or bfloat16"
+            )
         training = self.training
         self.eval()
         try:
             output = self(z)
         finally:
             self.train(training)
-        if not z.is_meta and not torch.compiler.is_compiling():
-            self._check_values(z, output)
+        if checked:
+            self._check_values(output)
         return output.indices
 
-    def _check_values(self, z: Tensor, output: QuantizerOutput) -> None:
+    def _check_values(self, output: QuantizerOutput) -> None:
         if not output.z_q.isfinite().all():
-            if not z.isfinite().all():
-                raise InputError("vectors are not finite; look for NaN in the images or weights")
             raise PluginError(f"{self._described} has codes that are not finite; train it again")
         sizes = [level.vocab_size for level in self.levels]
-        if (output.indices < 0).any() or (output.indices >= z.new_tensor(sizes)).any():
+        if (output.indices < 0).any() or (output.indices >= output.indices.new_tensor(sizes)).any():
             raise PluginError(f"{self._described} returns an index outside its levels of {sizes}")
 
     @property

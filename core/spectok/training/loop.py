@@ -20,12 +20,14 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
+from spectok.processes import on_main
 from spectok.training.batches import Stream, make_loader, read, seeded
 from spectok.training.checkpoint import Parts, save_checkpoint
 from spectok.training.checks import check_ranks_agree
 from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOutput
 from spectok.training.ema import WeightEMA
-from spectok.training.launch import accelerated, on_main
+from spectok.training.launch import accelerated
+from spectok.training.lock import run_locked
 from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
 from spectok.training.progress import Clock, Reporter
@@ -131,12 +133,12 @@ def fit(
         ConfigError: If the run to resume was a different one.
     """
     first_phase = Phase(MAIN, model, lambda module, batch, _: compute_losses(module, batch))
-    with accelerated(config, run.output) as accelerator:
+    with accelerated(config, run.output) as accelerator, run_locked(run.output):
         prepared = [prepare(accelerator, config, phase) for phase in (first_phase, *phases)]
         ema = None if config.ema_decay is None else WeightEMA(model, config.ema_decay)
         state = LoopState(accelerator, config, callbacks or Callbacks(), prepared, ema, Window())
         manifest = make_manifest(accelerator, config, run, dataset)
-        first, seconds = begin(accelerator, run, manifest, state.parts)
+        first, seconds = begin(accelerator, run, config, manifest, state.parts)
         log = RunLog(run.output / "log.jsonl", first, accelerator.is_main_process)
         start_tracker(accelerator, run, first)
         batches = read(load(accelerator, config, run, dataset, first))
@@ -291,7 +293,7 @@ def sample(state: LoopState, run: Run, step: int) -> None:
         with final_weights(state), torch.no_grad():
             callback(state.model.eval(), step, folder)
 
-    on_main(state.accelerator, action)
+    on_main(action)
     state.model.train()
 
 
@@ -299,7 +301,7 @@ def save(state: LoopState, run: Run, step: int, manifest: dict[str, Any]) -> Pat
     """Write a checkpoint of everything."""
     target = checkpoint_folder(run.output, step)
     keep = state.config.keep_last
-    on_main(state.accelerator, lambda: save_checkpoint(target, step, state.parts, manifest, keep))
+    on_main(lambda: save_checkpoint(target, step, state.parts, manifest, keep))
     return target
 
 
@@ -313,7 +315,7 @@ def finish(state: LoopState, run: Run) -> None:
         phase.module.eval()
     callback = state.callbacks.save_final
     if callback is not None:
-        on_main(state.accelerator, lambda: callback(state.model, run.output / "model"))
+        on_main(lambda: callback(state.model, run.output / "model"))
 
 
 def final_weights(state: LoopState) -> Any:

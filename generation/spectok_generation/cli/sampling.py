@@ -32,6 +32,12 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
 Columns = Annotated[
     int | None, typer.Option(min=1, help="Images per row (default: a square grid).")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Load a pipeline that brings code of its own, or claims unusual sizes."
+    ),
+]
 Compiled = Annotated[bool, typer.Option("--compile", help="Run steps through torch.compile.")]
 
 # The sampling options, which make_options takes.
@@ -96,6 +102,7 @@ def sample(
     compiled: Compiled = False,
     batch_size: BatchSize = 64,
     columns: Columns = None,
+    trust: Trust = False,
 ) -> None:
     """Draw new images from a trained prior."""
     from spectok.cli.models import check_picture
@@ -117,12 +124,12 @@ def sample(
         "guidance_interval": guidance_interval,
     }
     with process_device() as device:
-        model, decoder = load_pair(prior, tokenizer)
+        model, decoder = load_pair(prior, tokenizer, trust=trust)
         options = make_options(model, values)
         known = complete and read_known(complete, keep, model.token_spec, num_images)
         labels = choose_labels(model, num_images, label)
         picture.draw(model.to(device), decoder.to(device), labels, options, known)
-    say_next(["spectok", "sample", "--prior", prior, *picture.another()])
+    say_next(["spectok", "sample", "--prior", prior, *picture.another(), *["--trust"] * trust])
 
 
 def text_to_image(
@@ -151,6 +158,7 @@ def text_to_image(
     compiled: Compiled = False,
     batch_size: BatchSize = 64,
     columns: Columns = None,
+    trust: Trust = False,
 ) -> None:
     """Draw images of a text."""
     from spectok.cli.models import check_picture
@@ -172,12 +180,14 @@ def text_to_image(
         "guidance_interval": guidance_interval,
     }
     with process_device() as device:
-        prior, decoder = load_pair(model, tokenizer)
+        prior, decoder = load_pair(model, tokenizer, trust=trust)
         options = make_options(prior, values)
-        features = load_encoder(prior, model, text, pretrained).to(device)([prompt])
+        encoder = load_encoder(prior, model, text, pretrained, trust=trust)
+        features = encoder.to(device)([prompt])
         texts = features[[0] * num_images]
         picture.draw(prior.to(device), decoder.to(device), texts, options)
-    say_next(["spectok", "text-to-image", prompt, "--model", model, *picture.another()])
+    again = [*picture.another(), *["--trust"] * trust]
+    say_next(["spectok", "text-to-image", prompt, "--model", model, *again])
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,13 @@ class NoiseSchedule:
         self._check_steps(name, num_steps)
         if name == "flow":
             scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_timesteps)
+            # steps of equal length; its own last one would only go from 1 / num_timesteps to 0
+            levels = [1 - step / num_steps for step in range(num_steps)]
+            scheduler.set_timesteps(sigmas=levels, device=device)
         else:
             kind = DDIMScheduler if name == "ddim" else DDPMScheduler
             scheduler = kind(**self._options)
-        scheduler.set_timesteps(num_steps, device=device)
+            scheduler.set_timesteps(num_steps, device=device)
         return scheduler
 
     def _default_steps(self, name: Sampler) -> int:

@@ -21,7 +21,7 @@ from spectok_generation.conditions import Condition, join
 from spectok_generation.diffusion.model import LDM
 from spectok_generation.diffusion.noising import Sampler
 from spectok_generation.guidance import check_can_guide
-from spectok_generation.sampling import evaluating
+from spectok_generation.sampling import NOT_FINITE, evaluating
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def sample_latents(
         float32 latents, for ``tokenizer.decode_latents``.
 
     Raises:
-        InputError: If the condition or the options do not fit the prior.
+        InputError: If the condition or the options do not fit the prior, or what it computes is
+            not finite.
     """
     options = options or DiffusionOptions()
     scheduler = prior.noise_schedule.make_sampler(
@@ -83,6 +84,8 @@ def sample_latents(
         for time in scheduler.timesteps:
             prediction = predict(latents, time.expand(len(numbers)))
             latents = scheduler.step(prediction, time, latents, generator=generators).prev_sample
+    if not latents.isfinite().all():
+        raise InputError(NOT_FINITE.format(prior.dtype))
     return prior.restore(latents)
 
 

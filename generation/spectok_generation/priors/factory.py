@@ -9,7 +9,7 @@ from typing import Any
 
 from spectok import TokenSpec
 from spectok.errors import CheckpointError, ConfigError
-from spectok.modeling import read_config
+from spectok.modeling import read_config, saved_class
 from spectok.plugins import registry
 from spectok.recipes.options import SUPPLIED, validate_options
 from spectok_generation.priors.base import Prior
@@ -80,11 +80,12 @@ def check_reads_text(name: str, cls: type[Prior]) -> None:
         raise ConfigError(f"prior.name: {name} reads no text; these do: {', '.join(reading)}")
 
 
-def load_prior(path: str | os.PathLike[str]) -> Prior:
+def load_prior(path: str | os.PathLike[str], *, trust: bool = False) -> Prior:
     """Load a trained prior of any registered class, in eval mode.
 
     Args:
         path: Directory of the saved model, or of a run that holds it in ``model/``.
+        trust: See :meth:`spectok.modeling.SpectokModel.from_pretrained`.
 
     Raises:
         CheckpointError: If it is missing, no plugin provides its class, or weights do not fit.
@@ -94,11 +95,11 @@ def load_prior(path: str | os.PathLike[str]) -> Prior:
         folder = folder / "model"
     if not folder.is_dir():
         raise CheckpointError(f"no directory {folder}; give a trained prior, or train one first")
-    wanted = read_config(folder).get("_class_name")
+    wanted = saved_class(read_config(folder), str(folder))
     classes = {cls.__name__: cls for cls in registry.list_registered("prior").values()}
     if wanted not in classes:
         raise CheckpointError(
-            f"{folder} holds a {wanted}, which no installed plugin provides as a prior; "
+            f"{folder} holds a {wanted[:80]}, which no installed plugin provides as a prior; "
             f"installed: {', '.join(sorted(classes))}"
         )
-    return classes[wanted].from_pretrained(folder)
+    return classes[wanted].from_pretrained(folder, trust=trust)

@@ -8,7 +8,6 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, ConfigError, InputError
-from spectok.modeling import saving
+from spectok.saving import saving
 from spectok_generation.conditions import TextFeatures
 
 BATCH_SIZE = 64
 CONFIG, TEXT_WEIGHTS = "open_clip_config.json", "open_clip_text.safetensors"
+WEIGHTS = "open_clip_model.safetensors"
+CLIP_FILES = r"open_clip_(model|text)\.safetensors"
+"""The names of weights, of which a folder holds one."""
 TEXT_HALF = "text_half"
 """Config key with the name of open_clip's class, if only the text half was saved."""
 
@@ -149,7 +151,7 @@ class TextEncoder(nn.Module):
         self._check_can_save()
         content = {"model_cfg": self.model_config, TEXT_HALF: type(self.model).__name__}
         state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        with saving(Path(save_directory)) as temporary:
+        with saving(save_directory, CONFIG, CLIP_FILES) as temporary:
             save_file(state, temporary / TEXT_WEIGHTS)
             (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             if hasattr(

@@ -8,23 +8,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
-from spectok.errors import CheckpointError, ConfigError, did_you_mean, shown
+from spectok.bounds import bounded_building, check_numbers
+from spectok.errors import CheckpointError, ConfigError, SpectokError, did_you_mean, shown
 from spectok.reading import read_json
-from spectok_generation.text.encoder import CONFIG, TEXT_HALF, TEXT_WEIGHTS, TextEncoder
+from spectok.weights import (
+    StoredTensor,
+    check_finite,
+    check_fits,
+    read_headers,
+    reading_reason,
+)
+from spectok_generation.text.encoder import CONFIG, TEXT_HALF, TEXT_WEIGHTS, WEIGHTS, TextEncoder
 
-WEIGHTS = "open_clip_model.safetensors"
 HALVES = ("CLIP", "CustomTextCLIP", "CoCa")
 NO_IMAGES = {"image_size": 1, "patch_size": 1, "width": 1, "head_width": 1, "layers": 0}
 """Sizes of the smallest image half; it is dropped after the model is built."""
+TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "strip_sep_token"}
+"""What a folder may pass to its tokenizer; transformers takes options that run code."""
 WITHOUT = (
     "give a local file (text.pretrained=FILE.safetensors) or folder, or fit a small one: "
     "spectok train clip --data DATA"
 )
 
 
-def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
+def load_text_encoder(
+    name: str, pretrained: str | None = None, *, trust: bool = False
+) -> TextEncoder:
     """Load the text half of an open_clip model, in eval mode.
 
     Args:
@@ -32,6 +44,8 @@ def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
             encoder saved by :meth:`TextEncoder.save_pretrained`; or the name of an open_clip
             model, such as ``"ViT-L-14-quickgelu"``.
         pretrained: With a name: open_clip's tag for its weights, such as ``"openai"``, or a file.
+        trust: Whether a folder may bring a tokenizer that runs its own code, and ask for a larger
+            network than its weights suggest.
 
     Raises:
         ConfigError: If open_clip has no such model or tag.
@@ -41,15 +55,18 @@ def load_text_encoder(name: str, pretrained: str | None = None) -> TextEncoder:
     if folder is not None:
         if pretrained is not None:
             raise ConfigError(f"text.pretrained: {name} is a folder with weights; leave it out")
-        model, tokenizer, config = _load(f"local-dir:{folder}", None)
-        return TextEncoder(model, tokenizer, str(folder), config=config)
-    _check_name(name)
-    if pretrained is not None and Path(pretrained).is_file():
-        pretrained = str(Path(pretrained).resolve())
+        model, tokenizer, config = _load(f"local-dir:{folder}", None, trust)
+        encoder = TextEncoder(model, tokenizer, str(folder), config=config)
     else:
-        _check_tag(name, pretrained)
-    model, tokenizer, config = _load(name, pretrained)
-    return TextEncoder(model, tokenizer, name, pretrained, config)
+        _check_name(name)
+        if pretrained is not None and Path(pretrained).is_file():
+            pretrained = str(Path(pretrained).resolve())
+        else:
+            _check_tag(name, pretrained)
+        model, tokenizer, config = _load(name, pretrained, trust)
+        encoder = TextEncoder(model, tokenizer, name, pretrained, config)
+    check_finite(encoder.model, str(pretrained or encoder.name))
+    return encoder
 
 
 def model_folder(name: str) -> Path | None:
@@ -100,45 +117,112 @@ def _check_tag(name: str, pretrained: str | None) -> None:
         )
 
 
-def _load(name: str, pretrained: str | None) -> tuple[Any, Any, dict[str, Any]]:
+def _load(name: str, pretrained: str | None, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
     """Return the model, its tokenizer, and the config it is built from."""
     import open_clip
 
     folder = Path(name.removeprefix("local-dir:"))
+    local, options = name.startswith("local-dir:"), {}
     try:
         with _quiet():
+            if local:
+                options = _check_config(folder, trust)
             config: Any = open_clip.get_model_config(name)
-            if (folder / TEXT_WEIGHTS).is_file():
-                model = _build_half(folder, config)
+            if local and (folder / TEXT_WEIGHTS).exists():
+                model = _build_half(folder, config, trust)
             else:
+                if local and not trust:
+                    _check_size(folder, config)
                 model = open_clip.create_model(name, pretrained, require_pretrained=True)
-            return model, open_clip.get_tokenizer(name), config
+            return model, open_clip.get_tokenizer(name, **options), config
+    except SpectokError:
+        raise
     except Exception as error:
         if pretrained is not None and not Path(pretrained).is_file():
             raise CheckpointError(
                 f"the weights {pretrained!r} of {name} are not on this machine and cannot be "
                 f"downloaded ({_origin(name, pretrained)}); {WITHOUT}"
             ) from error
-        lines = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"cannot load the CLIP {pretrained or name.removeprefix('local-dir:')}: {lines[0]}; if "
-            f"files are missing or cut short, copy or save it again"
+            f"cannot load the CLIP {pretrained or folder}: {reading_reason(error)}; if files are "
+            f"missing or cut short, copy or save it again"
         ) from error
 
 
-def _build_half(folder: Path, config: dict[str, Any]) -> Any:
+def _check_config(folder: Path, trust: bool) -> dict[str, Any]:
+    """Check the config of a folder, before open_clip acts on it.
+
+    Returns:
+        Options for ``open_clip.get_tokenizer``.
+
+    Raises:
+        CheckpointError: If it is damaged, or asks for code to be run.
+    """
+    path = folder / CONFIG
+    content = read_json(path, CheckpointError)
+    config = content.get("model_cfg") if isinstance(content, dict) else None
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    if not isinstance(text, dict) or not isinstance(config.get("vision_cfg"), dict):
+        raise CheckpointError(f"{path} is not the config of a CLIP; copy or save it again")
+    if "hf_model_name" in text:
+        raise CheckpointError(
+            f"{path} has a text tower of transformers, whose tokens cannot be read; choose a model "
+            f"with open_clip's own text transformer"
+        )
+    given = text.get("tokenizer_kwargs", {})
+    odd = sorted(map(str, given.keys() - TOKENIZER_OPTIONS)) if isinstance(given, dict) else ["?"]
+    if odd and not trust:
+        raise CheckpointError(
+            f"{path} asks for a tokenizer with {', '.join(odd)[:200]}, which may run code; if you "
+            f"trust its author, load it with trust=True (--trust)"
+        )
+    return {"trust_remote_code": trust} if text.get("hf_tokenizer_name") else {}
+
+
+def _build_half(folder: Path, config: dict[str, Any], trust: bool) -> Any:
     """Rebuild the text half that :meth:`TextEncoder.save_pretrained` saved."""
     import open_clip
 
-    content = read_json(folder / CONFIG, CheckpointError)
+    content, path = read_json(folder / CONFIG, CheckpointError), folder / TEXT_WEIGHTS
     kind = content.get(TEXT_HALF) if isinstance(content, dict) else None
     if kind not in HALVES:
         raise CheckpointError(f"{CONFIG} names an unknown {TEXT_HALF} {shown(kind)}")
     sizes = {key: value for key, value in config.items() if key != "custom_text"}
-    model = getattr(open_clip, kind)(**sizes | {"vision_cfg": NO_IMAGES})
-    del model.visual
-    model.load_state_dict(load_file(folder / TEXT_WEIGHTS))
+    stored = read_headers([path])
+
+    def build() -> Any:
+        model = getattr(open_clip, kind)(**sizes | {"vision_cfg": NO_IMAGES})
+        del model.visual
+        return model
+
+    with _bounds(folder, config, stored, trust), torch.device("meta"):
+        check_fits(build().state_dict(), stored, str(folder), kind)
+    model = build()
+    model.load_state_dict(load_file(path))
     return model
+
+
+def _check_size(folder: Path, config: dict[str, Any]) -> None:
+    """Check that a model which open_clip saved is not far larger than its weights."""
+    import open_clip
+
+    path = folder / WEIGHTS
+    if path.exists():
+        with _bounds(folder, config, read_headers([path]), trust=False), torch.device("meta"):
+            open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
+
+
+@contextlib.contextmanager
+def _bounds(
+    folder: Path, config: dict[str, Any], stored: dict[str, StoredTensor], trust: bool
+) -> Iterator[None]:
+    place, numbers = f"{folder / CONFIG}", sum(tensor.numel for tensor in stored.values())
+    if trust:
+        yield
+        return
+    check_numbers(config, numbers, place)
+    with bounded_building(len(stored), numbers, place):
+        yield
 
 
 def _origin(name: str, pretrained: str) -> str:

@@ -4,7 +4,8 @@ They are stored in a directory::
 
     header.json       fingerprints of encoder and captions, and the sizes
     features.bin      float16 vectors of all tokens of all distinct captions, concatenated
-    texts.npz         where the tokens of each caption end, and the caption of each row
+    texts.npz         where the tokens of each distinct caption end, the captions of all rows one
+                      after another, and where each row's begin
 
 Half precision is enough for a prior, and padding is not stored.
 """
@@ -16,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset, default_collate
 
+from spectok.data.rows import Captions
 from spectok.distributed import world
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.reading import check_regular, read_json, read_npz, sha256_of_file
@@ -68,7 +71,7 @@ class CaptionFeatures:
     def __init__(self, directory: str | os.PathLike[str]):
         path = Path(directory)
         self.header = read_header(path)
-        self._ends, self._texts = _read_texts(path / TEXTS)
+        self._ends, self._texts, self._first = _read_texts(path / TEXTS)
         shape = (int(self._ends[-1]), self.header["width"])
         check_regular(path / FEATURES, CheckpointError)
         expected, found = 2 * shape[0] * shape[1], (path / FEATURES).stat().st_size
@@ -84,9 +87,15 @@ class CaptionFeatures:
         """Record of the encoder that computed them; see :attr:`TextEncoder.record`."""
         return self.header["encoder"]
 
-    def rows(self, rows: Sequence[int]) -> TextFeatures:
-        """Return the float32 features of several rows, as long as their longest caption."""
-        texts = self._texts[np.asarray(rows)]
+    def rows(self, rows: Sequence[int], numbers: Sequence[int] | None = None) -> TextFeatures:
+        """Return the float32 features of several rows, as long as their longest caption.
+
+        Args:
+            rows: The rows.
+            numbers: Which of its captions each row is to have; None: the first of each.
+        """
+        places = self._first[np.asarray(rows)]
+        texts = self._texts[places if numbers is None else places + np.asarray(numbers)]
         ends = self._ends[texts + 1]
         starts = self._ends[texts]
         mask = np.arange((ends - starts).max()) < (ends - starts)[:, None]  # (b, l)
@@ -96,15 +105,16 @@ class CaptionFeatures:
         return TextFeatures(torch.from_numpy(features), torch.from_numpy(mask))
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._first)
 
 
 class Captioned(Dataset[dict[str, Any]]):
-    """A data set whose batches hold the text features of their rows as ``"text"``.
+    """A data set whose batches hold the features of their items' captions as ``"text"``.
 
     Args:
-        dataset: Data set whose items hold their row as ``"index"``.
-        features: Features of its captions.
+        dataset: Data set whose items hold their row as ``"index"``, and which of the captions of
+            that row they carry as ``"caption_number"``.
+        features: Features of all captions of its rows.
     """
 
     def __init__(self, dataset: Any, features: CaptionFeatures):
@@ -123,12 +133,13 @@ class Captioned(Dataset[dict[str, Any]]):
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch, its texts padded to the longest of them."""
-        return default_collate(items) | {"text": self.features.rows([i["index"] for i in items])}
+        rows, numbers = [i["index"] for i in items], [i["caption_number"] for i in items]
+        return default_collate(items) | {"text": self.features.rows(rows, numbers)}
 
 
 def encode_captions(
     encoder: TextEncoder,
-    captions: Sequence[str] | None,
+    captions: Sequence[Captions] | None,
     directory: str | os.PathLike[str],
     on_captions: Callable[[int], None] | None = None,
 ) -> CaptionFeatures:
@@ -139,7 +150,7 @@ def encode_captions(
 
     Args:
         encoder: Text encoder on the device to run on.
-        captions: One per row.
+        captions: All captions of each row.
         directory: Directory of the features.
         on_captions: Called with the number of distinct captions encoded since the last call.
 
@@ -149,9 +160,12 @@ def encode_captions(
     """
     if not captions:
         raise DataError(NO_CAPTIONS)
-    blank = [row for row, caption in enumerate(captions) if not caption.strip()]
-    if blank:
-        raise DataError(f"image {blank[0]} has an empty caption ({len(blank)} in all); write them")
+    told = [bool(texts) and all(text.strip() for text in texts) for texts in captions]
+    if not all(told):
+        raise DataError(
+            f"image {told.index(False)} has no caption, or an empty one ({told.count(False)} such "
+            f"images); write them"
+        )
     target, texts = Path(directory), hash_captions(captions)
     if (target / HEADER).is_file():
         found = read_header(target)
@@ -186,12 +200,16 @@ def read_header(directory: Path) -> dict[str, Any]:
     return header.model_dump()
 
 
-def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each caption's tokens end, beginning with 0, and the caption of each row."""
+def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where each caption's tokens end, the captions of all rows, and where a row's begin.
+
+    The ends begin with 0. Earlier versions did not write where rows begin: each had one caption.
+    """
     arrays = read_npz(path, CheckpointError)
     ends, rows = (arrays.get(name, np.empty(0)) for name in ("ends", "rows"))
+    first = arrays.get("first", np.arange(len(rows)))
     whole = all(
-        array.ndim == 1 and array.dtype.kind in "iu" and len(array) for array in (ends, rows)
+        array.ndim == 1 and array.dtype.kind in "iu" and len(array) for array in (ends, rows, first)
     )
     if (
         not whole
@@ -199,19 +217,24 @@ def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray]:
         or (ends[1:] <= ends[:-1]).any()
         or rows.min() < 0
         or rows.max() >= len(ends) - 1
+        or first[0] != 0
+        or (first[1:] <= first[:-1]).any()
+        or first[-1] >= len(rows)
     ):
         raise CheckpointError(f"{path} is damaged; delete {path.parent}")
-    return ends, rows
+    return ends, rows, first
 
 
-def hash_captions(captions: Sequence[str]) -> str:
+def hash_captions(captions: Sequence[Captions]) -> str:
     """Return a hash of all captions, in order."""
-    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
+    several = any(len(texts) > 1 for texts in captions)
+    content = [list(texts) if several else texts[0] for texts in captions]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _write(
     encoder: TextEncoder,
-    captions: Sequence[str],
+    captions: Sequence[Captions],
     target: Path,
     header: dict[str, Any],
     on_captions: Callable[[int], None] | None,
@@ -220,7 +243,7 @@ def _write(
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    different = list(dict.fromkeys(captions))
+    different = list(dict.fromkeys(chain.from_iterable(captions)))
     place = {caption: number for number, caption in enumerate(different)}
     lengths: list[int] = [0]
     with (temporary / FEATURES).open("wb") as file:
@@ -230,8 +253,9 @@ def _write(
             lengths += text.mask.sum(1).tolist()
             if on_captions is not None:
                 on_captions(len(text))
-    rows = np.array([place[caption] for caption in captions])
-    np.savez(temporary / TEXTS, ends=np.cumsum(lengths), rows=rows)
+    rows = np.array([place[caption] for caption in chain.from_iterable(captions)])
+    first = np.cumsum([0, *(len(texts) for texts in captions[:-1])])
+    np.savez(temporary / TEXTS, ends=np.cumsum(lengths), rows=rows, first=first)
     hashes = {name: sha256_of_file(temporary / name, DataError) for name in (FEATURES, TEXTS)}
     header = header | {"hashes": hashes}
     (temporary / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")

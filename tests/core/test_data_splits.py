@@ -1,0 +1,247 @@
+"""Which images are train and which are test, however that is spelt; links; files not read."""
+
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spectok.data import build_dataset, config_for_path
+from spectok.data.split_names import Division, choose_split, parse_split_name
+from spectok.errors import DataError
+
+
+def encoded(seed=0, suffix="png"):
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, {"jpg": "jpeg"}.get(suffix, suffix))
+    return stream.getvalue()
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def folder_of(root, names):
+    for seed, name in enumerate(names):
+        write(root / name, encoded(seed))
+    return root
+
+
+def tar_of(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def parquet_of(path, **columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def build(path, **options):
+    return build_dataset(config_for_path(path, image_size=8, **options))
+
+
+def names(path, **options):
+    dataset = build(path, **options)
+    return [dataset.name_of(i) for i in range(len(dataset))]
+
+
+PAIRS = [
+    *(("train", "test"), ("Train", "Test"), ("TRAIN", "TEST"), ("train", "eval")),
+    *(("training_set", "test_set"), ("train", "val"), ("train", "validation"), ("train", "dev")),
+    *(
+        ("train", "holdout"),
+        ("train", "held-out"),
+        ("Training", "Testing"),
+        ("trainset", "testset"),
+    ),
+    *(("seg_train", "seg_test"), ("train2017", "val2017"), ("TrainingData", "TestData")),
+    *(("data/train", "data/test"), ("imgs/Train", "imgs/Test"), ("a/b/train", "c/test")),
+    *(("train images", "test images"), ("TRAINset", "TESTset"), ("X_train", "X_test")),
+    *(("training_data/train", "training_data/test"), ("trainval", "test")),
+]
+
+
+class TestNames:
+    @pytest.mark.parametrize(("train", "test"), PAIRS)
+    def test_folders(self, tmp_path, train, test):
+        folder_of(tmp_path, [f"{train}/1.png", f"{train}/2.png", f"{test}/3.png"])
+        assert names(tmp_path) == [f"{train}/1.png", f"{train}/2.png"]
+        assert names(tmp_path, split="test") == [f"{test}/3.png"]
+        assert build(tmp_path).class_names is None
+
+    @pytest.mark.parametrize(("train", "test"), PAIRS)
+    def test_tables_and_shards(self, tmp_path, train, test):
+        for layout in ("{}/0", "{}", "{}-00000-of-00001-0a1b"):
+            parts = [f"{layout.format(name)}.tar" for name in (train, test)]
+            division = Division(parts, file_names=True)
+            if "0a1b" in layout and "_" in train:  # a hash after other words says nothing
+                continue
+            assert division.splits["train"] == parts[:1]
+            assert division.choose("test", "x") == (parts[1:], True)
+
+    def test_classes_of_divided_folders(self, tmp_path):
+        below = [f"imgs/{s}/{c}/1.png" for s in ("Train", "Val") for c in ("cat", "dog")]
+        above = [f"{c}/{s}/1.png" for s in ("train", "test") for c in ("cat", "dog")]
+        for root, files in ((tmp_path / "below", below), (tmp_path / "above", above)):
+            for split in ("train", "test"):
+                dataset = build(folder_of(root, files), split=split)
+                assert dataset.class_names == ["cat", "dog"]
+                assert dataset.labels.tolist() == [0, 1]
+
+    def test_a_class_called_train_is_no_split(self, tmp_path):
+        folder_of(tmp_path, [f"{c}/{i}.png" for c in ("bus", "car", "train") for i in (1, 2)])
+        dataset = build(tmp_path, num_held_out=0)
+        assert (len(dataset), dataset.class_names) == (6, ["bus", "car", "train"])
+        assert "looking like splits, but not taken as such: train" in str(dataset.report)
+
+    def test_test_beside_others_is_never_trained_on(self, tmp_path):
+        folder_of(tmp_path, ["cat/1.png", "dog/2.png", "Test/cat/3.png"])
+        dataset = build(tmp_path)
+        assert dataset.class_names == ["cat", "dog"]
+        assert [dataset.name_of(i) for i in range(len(dataset))] == ["cat/1.png", "dog/2.png"]
+        assert "splits: test is Test, train is everything else" in str(dataset.report)
+
+    def test_what_is_in_no_split_is_named(self, tmp_path):
+        folder_of(tmp_path, ["train/1.png", "test/2.png", "extra/3.png", "4.png"])
+        report = str(build(tmp_path).report)
+        assert "2 files are left out, being in none of the splits: 4.png, extra/3.png" in report
+
+    def test_only_test_images_are_not_trained_on(self, tmp_path):
+        folder_of(tmp_path, ["test/1.png", "test/2.png"])
+        with pytest.raises(DataError, match=r"no split 'train'.*it has test; to train on what"):
+            build(tmp_path)
+        assert len(build(tmp_path / "test", num_held_out=0)) == 2
+
+    def test_file_names_that_look_like_splits_are_named(self, tmp_path):
+        folder_of(tmp_path, ["train_1.png", "test_1.png"])
+        report = str(build(tmp_path, num_held_out=0).report)
+        assert "not divided by their own names, such as test_1.png, train_1.png" in report
+
+    def test_names_that_say_nothing(self):
+        for name in ("latest", "contest", "value", "trained", "train_test_split", "interval", ""):
+            assert parse_split_name(name) is None
+        assert parse_split_name("bullet_train") == ("train", "bullet")
+        assert parse_split_name("train-abc", is_file=True) == ("train", "")
+
+    def test_splits_of_the_hub(self):
+        assert choose_split(["Train", "Testing", "validation"], "test", "x") == ("Testing", True)
+        assert choose_split(["train", "eval"], "test", "x") == ("eval", True)
+        assert choose_split(["train", "eval"], "val", "x") == ("eval", True)
+        assert choose_split(["train", "unseen"], "unseen", "x") == ("unseen", True)
+        assert choose_split(["all"], "test", "x") == ("all", False)
+
+
+class TestLayouts:
+    def test_parquet_in_directories_of_splits(self, tmp_path):
+        for seed, name in enumerate(["Train/0.parquet", "Train/1.parquet", "Eval/0.parquet"]):
+            parquet_of(tmp_path / name, image=[encoded(seed)])
+        assert len(build(tmp_path)) == 2
+        assert len(build(tmp_path, split="test")) == 1
+
+    def test_unnamed_parquet_beside_test(self, tmp_path):
+        parquet_of(tmp_path / "data.parquet", image=[encoded(0), encoded(1)])
+        parquet_of(tmp_path / "TEST.parquet", image=[encoded(2)])
+        assert (len(build(tmp_path)), len(build(tmp_path, split="test"))) == (2, 1)
+
+    def test_shards_in_directories_of_splits(self, tmp_path):
+        tar_of(tmp_path / "training" / "0.tar", {"a.png": encoded(0), "b.png": encoded(1)})
+        tar_of(tmp_path / "holdout" / "0.tar", {"c.png": encoded(2)})
+        assert names(tmp_path) == ["0.tar:a", "0.tar:b"]
+        assert names(tmp_path, split="test") == ["0.tar:c"]
+        assert names(f"{tmp_path}/*/*.tar", split="test") == ["0.tar:c"]
+
+
+class TestLinks:
+    def test_a_link_upwards_is_not_followed(self, tmp_path):
+        root = folder_of(tmp_path / "data", ["train/1.png", "train/2.png", "test/3.png"])
+        write(tmp_path / "elsewhere.png", encoded(9))
+        (root / "train" / "up").symlink_to("..")
+        (root / "train" / "further").symlink_to(tmp_path)
+        (root / "itself").symlink_to("itself")
+        dataset = build(root)
+        assert [dataset.name_of(i) for i in range(len(dataset))] == ["train/1.png", "train/2.png"]
+        assert "2 linked directories are not followed" in str(dataset.report)
+        assert "train/further, train/up" in str(dataset.report)
+
+    def test_links_to_other_places_are_followed_once(self, tmp_path):
+        folder_of(tmp_path / "pool", ["1.png", "2.png"])
+        root = folder_of(tmp_path / "data", ["cat/0.png"])
+        (root / "dog").symlink_to(tmp_path / "pool")
+        (root / "hound").symlink_to(tmp_path / "pool")
+        (tmp_path / "pool" / "back").symlink_to(root)
+        assert names(root, num_held_out=0) == ["cat/0.png", "dog/1.png", "dog/2.png"]
+
+    def test_test_that_is_a_link_to_train(self, tmp_path):
+        folder_of(tmp_path, [f"train/{i}.png" for i in range(10)])
+        (tmp_path / "test").symlink_to("train")
+        train, test = (set(names(tmp_path, split=split)) for split in ("train", "test"))
+        assert (len(train), len(test), train & test) == (9, 1, set())
+        assert "test" in str(build(tmp_path).report)
+
+    @pytest.mark.parametrize("link", [os.link, os.symlink])
+    def test_a_file_in_train_and_test_is_named(self, tmp_path, link):
+        folder_of(tmp_path, ["train/1.png", "test/2.png"])
+        link(tmp_path / "train" / "1.png", tmp_path / "test" / "3.png")
+        link(tmp_path / "train" / "1.png", tmp_path / "train" / "again.png")
+        dataset = build(tmp_path)
+        assert len(dataset) == 2
+        assert "1 image is in test and in train, by links: test/3.png is" in str(dataset.report)
+
+
+class TestOtherFormats:
+    def test_avif_is_read_and_others_are_counted(self, tmp_path):
+        folder_of(tmp_path, ["a.png"])
+        write(tmp_path / "b.AVIF", encoded(1, "avif"))
+        for name in ("c.heic", "d.HEIC", "e.jxl", "f.svg", "notes", "a.txt"):
+            write(tmp_path / name, "x")
+        dataset = build(tmp_path, num_held_out=0)
+        assert len(dataset) == 2
+        assert dataset.has_captions
+        expected = "5 files are not read: 2 .heic, 1 .jxl, 1 .svg, 1 without a suffix"
+        assert expected in str(dataset.report)
+
+    def test_a_folder_of_others_says_so(self, tmp_path):
+        for i in range(3):
+            write(tmp_path / f"{i}.heic", "x")
+        with pytest.raises(DataError, match=r"holds no image \(3 files in it are not read: 3 \.h"):
+            build(tmp_path)
+
+    def test_shards(self, tmp_path):
+        shard = tar_of(
+            tmp_path / "x.tar",
+            {"a.avif": encoded(0, "avif"), "b.heic": b"x", "c.jxl": b"x", "d.heic": b"x"},
+        )
+        report = str(build(shard, num_held_out=0).report)
+        assert "3 rows have no image: x.tar:b, x.tar:c, x.tar:d" in report
+        assert "3 members of shards are not read: 2 .heic, 1 .jxl" in report
+        with pytest.raises(DataError, match=r"holds no image \(1 files are not read: 1 \.heic"):
+            build(tar_of(tmp_path / "y.tar", {"a.heic": b"x"}))
+
+    def test_listed_but_not_read(self, tmp_path):
+        folder_of(tmp_path, ["a.png"])
+        write(tmp_path / "b.heic", "x")
+        write(tmp_path / "metadata.csv", "file_name,text\na.png,one\nb.heic,two\n")
+        with pytest.raises(DataError, match=r"b\.heic \(listed in the metadata, but not read\)"):
+            build(tmp_path, num_held_out=0)
