@@ -15,6 +15,7 @@ from PIL import Image
 
 from spectok import __version__
 from spectok.cli import main
+from spectok.cli.tokens import distinct_stems
 from spectok.loading import load_tokenizer
 from spectok.plugins.registry import list_tokenizers
 
@@ -129,12 +130,12 @@ def test_a_broken_plugin_is_one_warning(install, tmp_path):
     assert done.stderr.splitlines() == [f"warning: {reason}"]
 
 
-def test_a_misspelt_hook_is_one_error(install, tmp_path):
+def test_a_misspelt_hook_is_one_warning(install, tmp_path):
     code = "from spectok import hookimpl\n@hookimpl\ndef spectok_tokenizer(): return {}\n"
     done = script("--version", cwd=tmp_path, environment=install("wrong", code))
-    assert done.returncode == 2
+    assert done.returncode == 0
     assert len(done.stderr.splitlines()) == 1
-    assert "plugin 'wrong' of wrong 1.0 has a wrong hook" in done.stderr
+    assert "plugin 'wrong' of wrong 1.0 is not available: it has a wrong hook" in done.stderr
     assert "did you mean 'spectok_tokenizers'" in done.stderr
 
 
@@ -501,3 +502,25 @@ def test_a_run_on_ones_own_images_is_named_after_them(images):
 
     recipe = load_tokenizer_recipe("qgvae", [data_override(images)])
     assert default_output("qgvae", recipe) == Path("runs/qgvae-faces")
+
+
+@pytest.mark.parametrize("place", ["pipe.png", "folder"])
+def test_a_pipe_among_the_images_is_refused_not_read(refused, trained, place):
+    Path("folder").mkdir()
+    os.mkfifo("pipe.png")
+    os.mkfifo("folder/a.png")
+    line = refused("encode", trained["qgvae"], place, "--out", "t.npz")
+    assert "is a device or pipe, not a file" in line
+
+
+def test_names_that_repeat_a_number_keep_all_images():
+    assert distinct_stems(["a.png", "b/a.png", "a-2.png", "c/a.png"]) == ["a", "a-3", "a-2", "a-4"]
+
+
+def test_names_that_no_terminal_should_print_are_escaped(refused, trained):
+    name = "a\nerror: all is well\x1b[2J.npz"
+    line = refused("decode", trained["qgvae"], name, "--out", "d")
+    assert (
+        line == "a\\nerror: all is well\\x1b[2J.npz does not exist; 'spectok encode' writes such "
+        "a file"
+    )

@@ -93,6 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not debug:  # we report errors ourselves; libraries need not add theirs
         for library in ("DIFFUSERS", "TRANSFORMERS"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that are no text
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     with _one_line_warnings(debug):
         sys.exit(_run(words, debug))
 
