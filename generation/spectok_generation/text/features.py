@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from spectok.distributed import world
 from spectok.errors import CheckpointError, DataError
+from spectok.processes import on_main
 from spectok_generation.conditions import TextFeatures
-from spectok_generation.extraction import barrier
 from spectok_generation.text.encoder import TextEncoder
 
 NO_CAPTIONS = "the data has no captions to learn from; see docs/data.md for their forms"
@@ -131,23 +130,41 @@ def encode_captions(
     blank = [row for row, caption in enumerate(captions) if not caption.strip()]
     if blank:
         raise DataError(f"image {blank[0]} has an empty caption ({len(blank)} in all); write them")
-    target, texts = Path(directory), hash_captions(captions)
-    if (target / HEADER).is_file():
-        found = read_header(target)
-        if (found["encoder"]["fingerprint"], found["captions"]) != (encoder.fingerprint, texts):
-            raise CheckpointError(
-                f"{target} already holds the features of other captions or of another encoder "
-                f"({found['encoder']['path']}); choose another directory or delete it"
-            )
-        return CaptionFeatures(target)
-    if world()[0] == 0:
-        header = {"encoder": encoder.record, "captions": texts, "width": encoder.width}
+    target = Path(directory)
+    header = {
+        "encoder": encoder.record,
+        "captions": hash_captions(captions),
+        "width": encoder.width,
+    }
+
+    def prepare() -> None:
+        if _is_finished(target, header):
+            return
         try:
             _write(encoder, captions, target, header, on_captions)
         except OSError as error:
             raise CheckpointError(f"cannot write text features to {target}: {error}") from error
-    barrier()
+
+    on_main(prepare)
     return CaptionFeatures(target)
+
+
+def _is_finished(target: Path, header: dict[str, Any]) -> bool:
+    """Return whether the target already holds the planned features.
+
+    Raises:
+        CheckpointError: If it holds others.
+    """
+    if not (target / HEADER).is_file():
+        return False
+    found = read_header(target)
+    same_encoder = found["encoder"]["fingerprint"] == header["encoder"]["fingerprint"]
+    if not same_encoder or found["captions"] != header["captions"]:
+        raise CheckpointError(
+            f"{target} already holds the features of other captions or of another encoder "
+            f"({found['encoder']['path']}); choose another directory or delete it"
+        )
+    return True
 
 
 def read_header(directory: Path) -> dict[str, Any]:
