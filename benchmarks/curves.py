@@ -74,7 +74,7 @@ def train(key: str, data: str, settings: list[str], name: str) -> Path:
     recipe = load_tokenizer_recipe(f"compare/cifar10/{key}", overrides)
     folder = Path("runs", "curves", f"{key}-{name}")
     with messages.silenced():
-        train_tokenizer(recipe, folder, resume=True)
+        train_tokenizer(recipe, folder, resume="auto")
     return folder
 
 

@@ -67,7 +67,7 @@ def make_judge(data: str, folder: Path) -> Judge:
     """Train the classifier on MNIST, unless it exists already."""
     recipe = ClassifierRecipe.model_validate({"data": {"name": "mnist", "path": data}})
     if not (folder / "model").is_dir():
-        train_classifier(recipe, folder, resume=True)
+        train_classifier(recipe, folder, resume="auto")
     return Judge(load_classifier(folder), recipe.data.model_copy(update={"split": "test"}))
 
 
@@ -75,7 +75,7 @@ def make_tokenizer(recipe_name: str, data: str, folder: Path) -> Path:
     """Train a tokenizer, unless it exists already, and return its folder."""
     recipe = load_tokenizer_recipe(recipe_name, [("data.path", data)])
     if not (folder / "model").is_dir():
-        train_tokenizer(recipe, folder, resume=True)
+        train_tokenizer(recipe, folder, resume="auto")
     return folder / "model"
 
 

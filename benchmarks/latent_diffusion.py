@@ -47,7 +47,7 @@ def measure(recipe: PriorRecipe, steps: int, folder: Path, judge: Judge) -> dict
         return json.loads(kept.read_text())
     train = recipe.train.model_copy(update={"steps": steps})
     start = time.process_time()
-    result = train_prior(recipe.model_copy(update={"train": train}), folder, resume=True)
+    result = train_prior(recipe.model_copy(update={"train": train}), folder, resume="auto")
     training = time.process_time() - start
     prior, tokenizer = load_pair(folder)
     labels = choose_labels(prior, NUM_SAMPLES)

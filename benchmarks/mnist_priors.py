@@ -80,7 +80,7 @@ def measure_prior(
     record = folder / "training.json"
     if not (folder / "model").is_dir():
         start = time.process_time()
-        result = train_prior(recipe, folder, resume=True)
+        result = train_prior(recipe, folder, resume="auto")
         seconds = round(time.process_time() - start)
         nats = result.history[-1]["loss"]
         found = {"training_bits_per_token": nats / math.log(2), "training_cpu_seconds": seconds}

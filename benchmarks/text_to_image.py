@@ -162,7 +162,7 @@ def main() -> None:
     recipe = load_prior_recipe(RECIPE)
     if not (arguments.out / "model").is_dir():
         clock, processor = time.perf_counter(), time.process_time()
-        result = train_prior(recipe, arguments.out, resume=True)
+        result = train_prior(recipe, arguments.out, resume="auto")
         spent = {
             "seconds": round(time.perf_counter() - clock),
             "cpu_seconds": round(time.process_time() - processor),

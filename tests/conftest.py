@@ -130,11 +130,13 @@ def fork():
 
     started = []
 
-    def start(function: Callable[..., None], *args: Any, environment: Any = ()) -> Any:
+    def start(
+        function: Callable[..., Any], *args: Any, environment: Any = (), **options: Any
+    ) -> Any:
         def body() -> None:
             AcceleratorState._reset_state(reset_partial_state=True)  # the parent's is no use here
             os.environ.update(environment)
-            function(*args)
+            function(*args, **options)
 
         process = multiprocessing.get_context("fork").Process(target=body)
         with warnings.catch_warnings():

@@ -96,9 +96,8 @@ def load_encoder(
         encoder = load_component(prior_path, "text_encoder", trust=trust)
     elif name is None:
         needed = check_record(prior.config["text"], f"text of {prior_path}")
-        own = [path / OWN_CLIP for path in (Path(prior_path), Path(prior_path).parent)]
-        recorded = needed.get("path")
-        places = [Path(recorded), *own] if recorded else own
+        own, recorded = run_of(Path(prior_path)) / OWN_CLIP, needed.get("path")
+        places = [own, Path(recorded)] if recorded else [own]
         found = next((place for place in places if place.is_dir()), recorded)
         if not found:
             raise CheckpointError(
@@ -167,11 +166,18 @@ def check_encoder(prior: Prior, encoder: TextEncoder | None) -> None:
         )
 
 
+def run_of(prior_path: Path) -> Path:
+    """Return the folder of a prior's run; what the run made itself is taken before what it names.
+
+    A run that was copied names the places of the first one.
+    """
+    return prior_path.parent if prior_path.name == "model" else prior_path
+
+
 def _recorded_path(prior: Prior, prior_path: Path) -> Path:
     record: dict[str, Any] = prior.tokenizer_record
     recorded = Path(record["path"]) if record.get("path") else None
-    runs = (prior_path, prior_path.parent)
-    for candidate in [recorded, *(run / OWN_TOKENIZER for run in runs)]:
+    for candidate in (run_of(prior_path) / OWN_TOKENIZER, recorded):
         if candidate is not None and candidate.is_dir():
             return candidate
     if recorded is not None and record["path"].count("/") == 1:

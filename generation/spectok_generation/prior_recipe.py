@@ -11,14 +11,12 @@ from pydantic import Field
 from spectok.data.choice import data_override
 from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
-from spectok.recipes.files import list_recipes
+from spectok.recipes.files import RUN_RECIPE, list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, validate_section
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 from spectok.training.train_config import TrainConfig
 from spectok_generation.text.clip_recipe import TextConfig
-
-RUN_RECIPE = "recipe.yaml"
 
 
 class PriorRecipe(Recipe):

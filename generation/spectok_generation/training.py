@@ -28,8 +28,9 @@ from spectok.images import save_grid
 from spectok.loading import load_trained
 from spectok.messages import progress, say
 from spectok.plugins import registry
-from spectok.training import Callbacks, FitResult, Run, StepOutput, fit, train_tokenizer
+from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit, train_tokenizer
 from spectok.training.launch import accelerated, check_machine
+from spectok.training.resume import check_resume
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
 from spectok_generation.diffusion.model import LDM
@@ -58,7 +59,7 @@ OWN_TOKENS, OWN_CAPTIONS = "tokens", "captions"
 NUM_SAMPLES = 16
 
 
-def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> FitResult:
+def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) -> FitResult:
     """Train a prior from a recipe, in one process or in many.
 
     Writes ``model/`` (the prior, with a record of its tokenizer), ``recipe.yaml``, ``log.jsonl``,
@@ -68,13 +69,17 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
     Args:
         recipe: A validated recipe.
         output: Folder of the run.
-        resume: Continue from the newest checkpoint, if there is one.
+        resume: True: go on with the run in the folder, from its newest checkpoint or from what was
+            made first. ``"auto"``: go on, or begin where there is nothing.
 
     Raises:
         ConfigError: If the folder holds a finished run, or parts of the recipe do not fit.
         CheckpointError: If the tokens were not made by the tokenizer.
     """
     check_unfinished(output, resume)
+    if resume is True and has_begun(output):
+        resume = "auto"
+    check_resume(output, resume)
     check_machine(recipe.train)  # before a tokenizer is trained
     check_text_is_given(recipe.prior["name"], recipe.text is not None)
     path = prepare_tokenizer(recipe, output)
@@ -98,12 +103,12 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: bool = False) -> F
         callbacks = Callbacks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
         if tokenizer is not None and isinstance(prior, DRAWABLE):
             callbacks.sample = sampler(tokenizer, training_set, recipe.seed)
-        run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
+        run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json", exclude={"output"}))
         losses = make_losses(training_set, prior.condition_name)
         return fit(prior, training_set.dataset, losses, recipe.train, run, callbacks=callbacks)
 
 
-def check_unfinished(output: Path, resume: bool) -> None:
+def check_unfinished(output: Path, resume: Resume) -> None:
     """Check that training would not overwrite a finished run.
 
     Raises:
@@ -114,6 +119,12 @@ def check_unfinished(output: Path, resume: bool) -> None:
             f"{output} holds a finished run; give another --output, or --resume to train it "
             f"further (with more train.steps)"
         )
+
+
+def has_begun(output: Path) -> bool:
+    """Return whether a run has made anything of what its prior needs first."""
+    parts = (OWN_TOKENIZER.parent, OWN_CLIP.parent, Path(OWN_TOKENS), Path(OWN_CAPTIONS))
+    return any((output / part).exists() for part in parts)
 
 
 def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
@@ -127,7 +138,7 @@ def prepare_tokenizer(recipe: PriorRecipe, output: Path) -> str | None:
     if own is None:
         return recipe.tokenizer
     folder = output / OWN_TOKENIZER
-    train_tokenizer(own, folder.parent, resume=True)
+    train_tokenizer(own, folder.parent, resume="auto")
     return str(folder)
 
 
@@ -141,7 +152,7 @@ def prepare_text(recipe: PriorRecipe, output: Path) -> TextEncoder | None:
     from spectok_generation.text.clip import train_clip
 
     folder = output / OWN_CLIP
-    train_clip(load_clip_recipe(str(own)), folder.parent, resume=True)
+    train_clip(load_clip_recipe(str(own)), folder.parent, resume="auto")
     return load_text_encoder(str(folder))
 
 

@@ -234,7 +234,7 @@ def test_a_quantizer_that_breaks_its_contract_is_named(monkeypatch, answer, reas
 
 def test_vectors_that_are_not_finite_are_not_the_quantizer_s_fault(monkeypatch):
     monkeypatch.setattr(Odd, "answer", staticmethod(lambda o: replace(o, z_q=o.z_q * torch.nan)))
-    with pytest.raises(InputError, match="vectors are not finite"):
+    with pytest.raises(InputError, match="vectors to quantise are infinite or NaN"):
         Odd(dim=4, num_tokens=4, codebook_size=8).encode(torch.full((1, 4, 4), torch.nan))
 
 

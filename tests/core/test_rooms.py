@@ -16,7 +16,7 @@ LAYERS = (
     {"errors", "lazy", "machine", "messages", "outputs", "reading", "writing", "token_spec"}
     | {"distributed"},
     {"bounds", "saving", "weights"},
-    {"images"},
+    {"images", "processes"},
     {"token_files"},
     {"plugins"},
     {"recipes"},

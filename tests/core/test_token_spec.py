@@ -237,3 +237,55 @@ def test_json_round_trip(spec):
 def test_other_json_is_refused(data):
     with pytest.raises(TokenError):
         TokenSpec.from_dict(data)
+
+
+LEVEL = {"shape": [2, 2], "vocab_size": 8, "codebook": "shared", "num_codebooks": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"shape": s} for s in ([], [1, 2, 3], [0, 2], [-1], [2.0, 2], [math.inf], [math.nan])),
+        *(
+            {"shape": s}
+            for s in ("44", None, 4, {}, [True, 2], [None], [[2]], ["2", "2"], [10**12])
+        ),
+        *({"vocab_size": v} for v in (0, -1, True, "8", 8.0, math.nan, None, [8], 1 << 63, 10**30)),
+        *({"num_codebooks": n} for n in (0, -1, True, 2.0, None, "1", 10**30)),
+        *({"codebook": c} for c in (None, [], {}, 1, "x" * 10_000)),
+        *({"more": 1}, {"shape": [1 << 20, 2]}),
+    ],
+)
+def test_a_layout_that_cannot_be_is_one_short_line(change):
+    with pytest.raises(TokenError) as caught:
+        TokenSpec.from_dict({"levels": [LEVEL | change]})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            None,
+            [],
+            "x",
+            3,
+            {},
+            {"levels": None},
+            {"levels": []},
+            {"levels": "ab"},
+            {"levels": [1]},
+        ),
+        *({"levels": [LEVEL], "order": o} for o in (None, [], {}, "x", 1)),
+        *({"levels": [LEVEL], "prefix": p} for p in (None, [], {}, "x", 1)),
+        {"levels": [LEVEL], "": 1},
+        {"levels": [LEVEL | {"shape": [1]}] * 2_000},
+        {"levels": [LEVEL, *[LEVEL | {"codebook": "path"}] * 30]},
+    ],
+)
+def test_what_is_no_layout_is_one_short_line(data):
+    with pytest.raises(TokenError) as caught:
+        TokenSpec.from_dict(data)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

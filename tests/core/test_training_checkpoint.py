@@ -17,6 +17,7 @@ from spectok.errors import CheckpointError, ConfigError, TrainingError
 from spectok.training.checkpoint import (
     Parts,
     check_same_run,
+    choose_checkpoint,
     flatten,
     list_checkpoints,
     load_checkpoint,
@@ -84,6 +85,50 @@ def test_damage_of_the_same_size_is_one_line(tmp_path, parts):
     with pytest.raises(CheckpointError, match=r"cannot resume from .*step-00000001") as caught:
         load_checkpoint(path.parent, parts)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("victim", ["model.safetensors", "state.pt", "manifest.json"])
+def test_every_byte_of_a_checkpoint_is_checked(tmp_path, parts, victim):
+    save(tmp_path, parts, 1)
+    save(tmp_path, parts, 2)
+    newest, path = tmp_path / "step-00000002", tmp_path / "step-00000002" / victim
+    assert choose_checkpoint(tmp_path) == (newest, {})
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b'"step": 2') + 8 if victim == "manifest.json" else len(whole) // 2
+    whole[place] ^= 1  # step 3 in place of 2, or a weight
+    path.write_bytes(whole)
+    chosen, damaged = choose_checkpoint(tmp_path)
+    assert chosen == tmp_path / "step-00000001"
+    assert list(damaged) == [newest]
+    assert f"{victim} is damaged" in damaged[newest]
+    shutil.rmtree(chosen)
+    with pytest.raises(CheckpointError, match=f"step-00000002: {victim} is damaged"):
+        choose_checkpoint(tmp_path)
+
+
+def test_checkpoints_of_earlier_versions_have_no_hashes(tmp_path, parts):
+    save(tmp_path, parts, 1)
+    path = tmp_path / "step-00000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: v for k, v in manifest.items() if k[:5] not in ("sha25", "check")})
+    )
+    assert choose_checkpoint(tmp_path) == (path.parent, {})
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, train, capsys, losses):
+    """It is named and put aside: counted as one of those to keep, it would push the others out."""
+    straight = train(tmp_path / "a", steps=14, save_every=3)
+    run = tmp_path / "b"
+    train(run, steps=9, save_every=3, keep_last=2)
+    weights = run / "checkpoints" / "step-00000009" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:2000] + bytes(1000) + content[3000:])
+    resumed = train(run, steps=14, save_every=3, keep_last=1, resume=True)
+    assert losses(resumed.history) == losses(straight.history)
+    assert names(run / "checkpoints") == ["step-00000009.damaged", "step-00000014"]
+    said = capsys.readouterr().err
+    assert "step-00000009 is passed over: model.safetensors is damaged (its hash differs)" in said
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path, parts):

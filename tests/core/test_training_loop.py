@@ -321,7 +321,7 @@ def test_run_folder(tmp_path, train, vqvae, capsys):
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
     written = parse_yaml((tmp_path / "recipe.yaml").read_text(), "recipe.yaml")
-    assert list(written) == ["tokenizer", "data", "train", "seed", "output"]  # as ever: it resumes
+    assert list(written) == ["tokenizer", "data", "train", "seed"]  # its folder is where it lies
     assert written["tokenizer"] == vqvae
     recipe = load_tokenizer_recipe(tmp_path / "recipe.yaml")
     assert (recipe.train.steps, recipe.tokenizer["quantizer"]["revive_every"]) == (40, 3)

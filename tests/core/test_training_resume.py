@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -79,8 +80,21 @@ def test_seed_decides_the_run(tmp_path, train, losses):
     assert losses(a.history) == losses(b.history) != losses(c.history)
 
 
-def test_resume_with_nothing_to_resume_starts_afresh(tmp_path, train):
-    assert train(tmp_path, steps=2, resume=True).step == 2
+def test_resume_with_nothing_to_resume_says_so_unless_told_otherwise(tmp_path, train):
+    run = tmp_path / "run"
+    with pytest.raises(CheckpointError, match=r"run holds no checkpoint to resume from;.*auto"):
+        train(run, steps=2, resume=True)
+    assert not run.exists()
+    assert train(run, steps=2, resume="auto").step == 2
+    assert train(run, steps=3, resume="auto").step == 3
+
+
+def test_a_trained_model_without_checkpoints_is_not_overwritten(tmp_path, train):
+    train(tmp_path, steps=2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    for resume, words in [(True, "no checkpoint to resume"), ("auto", "holds a trained model but")]:
+        with pytest.raises(CheckpointError, match=words):
+            train(tmp_path, steps=2, resume=resume)
 
 
 def test_finished_run_is_not_overwritten(tmp_path, train):
@@ -123,6 +137,38 @@ def test_resume_refuses_another_number_of_samples_per_step(tmp_path, train):
     with pytest.raises(ConfigError, match=r"took 8 samples per step, this one takes 16"):
         train(tmp_path, steps=4, resume=True, batch_size=16)
     assert train(tmp_path, steps=4, resume=True, batch_size=4, gradient_accumulation=2).step == 4
+
+
+def test_a_learning_rate_jumps_only_with_consent(tmp_path, train, capsys):
+    """Cosine: at its last step the rate is all but zero; of more steps it is the middle."""
+    cosine = {"lr_schedule": "cosine", "log_every": 1}
+    train(tmp_path, steps=10, **cosine)
+    words = r"train\.steps: with 20 steps instead of 10 .* from 7\.34e-05 to 0\.0015 at step 11"
+    with pytest.raises(ConfigError, match=words):
+        train(tmp_path, steps=20, resume=True, **cosine)
+    assert train(tmp_path, steps=10, resume=True, **cosine).step == 10
+    resumed = train(tmp_path, steps=20, resume=True, reschedule=True, **cosine)
+    assert (
+        "note: the learning rate goes from 7.34e-05 to 0.0015 at step 11" in capsys.readouterr().err
+    )
+    assert resumed.history[10]["learning_rate"] == pytest.approx(0.0015)
+    assert "reschedule" not in (tmp_path / "recipe.yaml").read_text()  # consent is for one time
+    with pytest.raises(ConfigError, match="with 30 steps instead of 20"):
+        train(tmp_path, steps=30, resume=True, **cosine)
+
+
+def test_a_linear_run_that_was_stopped_half_way_does_not_change_its_rate(tmp_path, train):
+    train(tmp_path, steps=4, lr_schedule="linear", warmup_steps=6)
+    longer = {"lr_schedule": "linear", "warmup_steps": 6, "resume": True}
+    assert train(tmp_path, steps=9, **longer).step == 9  # the warm-up is the same in both
+    with pytest.raises(ConfigError, match=r"from 0\.00\d+ to 0\.00\d+ at step 10"):
+        train(tmp_path, steps=12, **longer)
+
+
+def test_fewer_steps_than_were_taken_are_refused(tmp_path, train):
+    train(tmp_path, steps=5)
+    with pytest.raises(ConfigError, match=r"train\.steps: 3 is less than the 5 steps"):
+        train(tmp_path, steps=3, resume=True)
 
 
 def test_log_and_save_frequency_may_change(tmp_path, train):

@@ -1,6 +1,7 @@
 """The token cache: bits, fingerprints, and shares of several processes."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -208,3 +209,82 @@ def test_two_processes_write_what_one_writes(tokenizer_folder, tmp_path, fork_ra
     for name in ("tokens.bin", "labels.bin"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def damaged(cache, name, change):
+    """Return a cache's folder after one of its files was changed."""
+    path = cache.directory / name
+    path.write_bytes(change(path.read_bytes()))
+    return cache.directory
+
+
+def without_hashes(cache):
+    """Make a cache as earlier versions wrote them."""
+    path = cache.directory / "header.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hashes": None}))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    spec = TokenSpec((Level((4,), 12),))
+    header = {
+        **{"token_spec": spec.to_dict(), "count": 3, "num_classes": 2, "data": "d", "format": 1},
+        **{"tokenizer": {"fingerprint": "f" * 64, "class": "T", "path": None}},
+    }
+    (tmp_path / "tokens.bin").write_bytes(pack(np.full((3, 4), 11), 4).tobytes())
+    (tmp_path / "labels.bin").write_bytes(np.array([0, 1, 1], dtype="<i8").tobytes())
+    names = ("tokens.bin", "labels.bin")
+    hashes = {n: hashlib.sha256((tmp_path / n).read_bytes()).hexdigest() for n in names}
+    (tmp_path / "header.json").write_text(json.dumps(header | {"hashes": hashes}))
+    return TokenCache(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "labels.bin"])
+def test_a_flipped_bit_is_found_when_a_cache_is_opened(cache, name):
+    folder = damaged(cache, name, lambda content: bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: its bytes are not those"):
+        TokenCache(folder)
+
+
+def test_an_index_outside_the_vocabulary_is_named_in_a_cache_without_hashes(cache):
+    without_hashes(cache)
+    folder = damaged(cache, "tokens.bin", lambda content: content[:2] + b"\xff" + content[3:])
+    with pytest.raises(CheckpointError, match=r"index 15 at place 0 is outside 0\.\.11"):
+        TokenCache(folder)[1]
+    assert TokenCache(folder)[0]["indices"].tolist() == [11] * 4
+
+
+@pytest.mark.parametrize("label", [-1, 2, 1 << 40])
+def test_a_label_outside_the_classes_is_named_in_a_cache_without_hashes(cache, label):
+    without_hashes(cache)
+    labels = np.array([0, label, 1], dtype="<i8").tobytes()
+    with pytest.raises(CheckpointError, match=rf"label {label} is outside 0\.\.1"):
+        TokenCache(damaged(cache, "labels.bin", lambda _: labels))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"count": n} for n in (-1, 1.0, True, "3", None, [], 10**30, 1 << 62)),
+        *({"token_spec": s} for s in (None, [], {}, {"levels": [{"shape": ["inf"]}]})),
+        *({"tokenizer": t} for t in (None, "x", [], {"fingerprint": 3}, {"path": []})),
+        *({"num_classes": n} for n in (-1, True, "x", 1e300)),
+        *({"class_names": n} for n in ("ab", [1, 2], ["a"], {})),
+        *({"has_captions": h} for h in (1, "x", None)),
+        *(
+            {"data": None},
+            {"format": "1"},
+            {"format": 2},
+            {"hashes": {"tokens.bin": 1}},
+            {"more": 1},
+        ),
+        {"hashes": {"../../no.bin": "0"}},
+    ],
+)
+def test_a_header_that_cannot_be_is_one_short_line(cache, change):
+    path = cache.directory / "header.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError) as caught:
+        TokenCache(cache.directory)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600

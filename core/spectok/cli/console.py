@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -44,22 +45,25 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     """Return image files, from files and directories (searched recursively, sorted by name).
 
     Raises:
-        DataError: If a path does not exist, or a directory holds no images.
+        DataError: If a path does not exist or is no file, or a directory holds no images.
     """
     from spectok.data.decode import IMAGE_SUFFIXES
+    from spectok.reading import check_regular
 
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            images = sorted(p for p in inside if not p.name.startswith("."))
+            images = sorted(p for p in inside if not p.name.startswith(".") and not p.is_dir())
             if not images:
                 raise DataError(f"{path} holds no images; give image files or put some there")
             found += images
-        elif path.is_file():
+        elif os.path.lexists(path):
             found.append(path)
         else:
             raise DataError(f"{path} does not exist; give image files or directories of images")
+    for path in found:
+        check_regular(path, DataError)  # reading a pipe or a device would not end
     return found
 
 

@@ -15,10 +15,12 @@ from spectok.cli.train import (
     DEFAULT_DATA,
     Data,
     Overrides,
-    Resume,
+    ResumableCommand,
+    ResumeOption,
     check_output,
     name_of_data,
     recipe_for,
+    resume_of,
 )
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
@@ -49,7 +51,7 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("eval")(evaluate)
     app.command("compare")(compare)
-    train.command("classifier")(train_classifier)
+    train.command("classifier", cls=ResumableCommand)(train_classifier)
 
 
 def evaluate(
@@ -163,7 +165,7 @@ def train_classifier(
     output: Annotated[
         str | None, typer.Option(help="Folder of the run (default: runs/classifier-DATASET).")
     ] = None,
-    resume: Resume = False,
+    resume: ResumeOption = None,
 ) -> None:
     """Train a small image classifier, whose features then compare sets of images."""
     from spectok.data.choice import data_override
@@ -175,8 +177,8 @@ def train_classifier(
     recipe = resolve_recipe(apply_overrides({}, [*own_data, *(overrides or [])]), ClassifierRecipe)
     default = Path("runs", f"classifier-{name_of_data(recipe.data)}")
     folder = Path(output or recipe.output or default)
-    check_output(folder, resume)
-    result = run(recipe, folder, resume=resume)
+    check_output(folder, resume_of(resume))
+    result = run(recipe, folder, resume=resume_of(resume))
     accuracy = load_classifier(folder).config["held_out_accuracy"]
     say(
         f"trained {result.step:,} steps in {result.seconds:,.0f} s, recognises "

@@ -6,11 +6,12 @@ that begin with none of them are those of ``spectok train tokenizer``.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from spectok.cli.console import say_next
 from spectok.errors import ConfigError
@@ -18,6 +19,7 @@ from spectok.messages import say
 
 if TYPE_CHECKING:
     from spectok.data import DataConfig
+    from spectok.training import Resume
     from spectok.training.recipe import TokenizerRecipe
 
 Overrides = Annotated[
@@ -33,12 +35,47 @@ Data = Annotated[
 Output = Annotated[
     str | None, typer.Option(help="Folder of the run; by default runs/NAME-DATASET.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
+
+
+class ResumeWord(StrEnum):
+    """What can follow ``--resume``; without a word it is ``always``."""
+
+    always = "always"
+    auto = "auto"
+
+
+ResumeOption = Annotated[
+    ResumeWord | None,
+    typer.Option(
+        "--resume",
+        metavar="[auto]",
+        help="Continue from the last checkpoint; auto: continue, or begin where there is none.",
+    ),
+]
 
 DEFAULT = "tokenizer"
 DEFAULT_DATA = "digits"
-RUN_RECIPE = "recipe.yaml"
 OWN_DATA = ("folder", "parquet", "webdataset", "hub")
+
+
+class ResumableCommand(TyperCommand):
+    """A command whose option ``--resume`` may be followed by ``auto``, or by nothing of its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a bare ``--resume`` its word, so that it takes no other."""
+        words, rest = [], list(args)
+        while rest:
+            word = rest.pop(0)
+            if word == "--resume":
+                follows = rest and rest[0] == ResumeWord.auto.value
+                word = f"--resume={rest.pop(0) if follows else ResumeWord.always.value}"
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+def resume_of(word: ResumeWord | None) -> Resume:
+    """Return what a trainer is told, for what followed ``--resume``; None: it was not given."""
+    return "auto" if word is ResumeWord.auto else word is not None
 
 
 class FallThroughGroup(TyperGroup):
@@ -60,7 +97,7 @@ def new_group() -> typer.Typer:
         subcommand_metavar="KEY|RECIPE|FILE.yaml|COMMAND [ARGS]...",
         no_args_is_help=True,
     )
-    group.command(DEFAULT)(train_tokenizer)
+    group.command(DEFAULT, cls=ResumableCommand)(train_tokenizer)
     return group
 
 
@@ -75,7 +112,7 @@ def train_tokenizer(
     overrides: Overrides = None,
     data: Data = None,
     output: Output = None,
-    resume: Resume = False,
+    resume: ResumeOption = None,
 ) -> None:
     """Train a tokenizer."""
     from spectok.data.choice import data_override
@@ -85,11 +122,11 @@ def train_tokenizer(
     own_data = [data_override(data)] if data and prepared is None else []
     resolved = load_tokenizer_recipe(prepared or recipe, [*own_data, *(overrides or [])])
     folder = Path(output or resolved.output or default_output(recipe, resolved))
-    check_output(folder, resume)
+    check_output(folder, resume_of(resume))
 
     from spectok.training import train_tokenizer as run
 
-    result = run(resolved, folder, resume=resume)
+    result = run(resolved, folder, resume=resume_of(resume))
     say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
     model = str(folder / "model")
     say_next(
@@ -123,6 +160,8 @@ def default_output(name: str, recipe: TokenizerRecipe) -> Path:
         name: What was given on the command line.
         recipe: What it resolved to.
     """
+    from spectok.recipes.files import RUN_RECIPE
+
     path, data = Path(name), recipe.data
     if path.name == RUN_RECIPE:
         return path.parent  # a run's own recipe stands for that run
@@ -143,7 +182,7 @@ def name_of_data(data: DataConfig) -> str:
     return images.absolute().parent.name if is_pattern else images.stem
 
 
-def check_output(folder: Path, resume: bool) -> None:
+def check_output(folder: Path, resume: Resume) -> None:
     """Refuse to overwrite a finished run.
 
     Raises:

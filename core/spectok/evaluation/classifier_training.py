@@ -18,8 +18,9 @@ from spectok.evaluation.classifier import BATCH_SIZE, ImageClassifier
 from spectok.evaluation.reconstruction import interior_of
 from spectok.recipes.recipe import Recipe
 from spectok.recipes.schema import Registered, Section
-from spectok.training import Callbacks, FitResult, Run, StepOutput, TrainConfig, fit
+from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, TrainConfig, fit
 from spectok.training.batches import derive_seed
+from spectok.training.resume import check_resume
 from spectok.writing import write_text
 
 TRAIN_DEFAULTS = {
@@ -71,7 +72,9 @@ class ClassifierRecipe(Recipe):
         return raw | {"train": TRAIN_DEFAULTS | dict(raw.get("train") or {})}
 
 
-def train_classifier(recipe: ClassifierRecipe, output: Path, *, resume: bool = False) -> FitResult:
+def train_classifier(
+    recipe: ClassifierRecipe, output: Path, *, resume: Resume = False
+) -> FitResult:
     """Train a classifier and save it in ``output/model`` with its held-out accuracy.
 
     If a border was added to the images, the classifier sees only what is inside, as evaluations do.
@@ -79,11 +82,13 @@ def train_classifier(recipe: ClassifierRecipe, output: Path, *, resume: bool = F
     Args:
         recipe: What to train on, and how.
         output: Folder of the run.
-        resume: Continue from the newest checkpoint in the folder.
+        resume: True: continue from the newest checkpoint in the folder. ``"auto"``: continue, or
+            begin where there is none.
 
     Raises:
         DataError: If the images have no classes.
     """
+    check_resume(output, resume)
     dataset = build_dataset(recipe.data, seed=recipe.seed)
     if dataset.num_classes is None or dataset.num_classes < 2:
         raise DataError(
@@ -107,7 +112,7 @@ def train_classifier(recipe: ClassifierRecipe, output: Path, *, resume: bool = F
         model.save_pretrained(folder)
         write_text(output / "classifier.json", json.dumps(record, indent=1) + "\n", CheckpointError)
 
-    run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
+    run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json", exclude={"output"}))
     callbacks = Callbacks(save_final=save_final)
     return fit(model, dataset, compute_losses, recipe.train, run, callbacks=callbacks)
 

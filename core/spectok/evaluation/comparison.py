@@ -21,7 +21,6 @@ from spectok.errors import CheckpointError, ConfigError, shown
 from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
 from spectok.evaluation.protocol import compare_results
 from spectok.evaluation.terms import (
-    RUN_RECIPE,
     bits_per_image,
     check_equal,
     images_per_step,
@@ -30,15 +29,19 @@ from spectok.evaluation.terms import (
     terms_of,
 )
 from spectok.loading import load_tokenizer
+from spectok.recipes.files import RUN_RECIPE
 from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
 from spectok.training.launch import check_machine
 from spectok.training.recipe import TokenizerRecipe
+from spectok.training.train_config import INCIDENTAL
 from spectok.writing import write_text
 
 ALIKE = "tokenizers are compared on equal terms: make them equal"
 MODEL = "model"
+FREE = {"output", *(f"train.{name}" for name in INCIDENTAL)}
+"""Settings that two runs of one recipe need not share."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def train(competitor: Competitor, folder: Path) -> None:
     """Train a tokenizer, or resume where an earlier comparison stopped."""
     if competitor.recipe is None:
         raise ConfigError(f"{competitor.source} has neither weights nor a recipe to train")
-    train_tokenizer(competitor.recipe, folder, resume=True)
+    train_tokenizer(competitor.recipe, folder, resume="auto")
 
 
 def is_finished(folder: Path) -> bool:
@@ -184,7 +187,7 @@ def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
         return
     recorded = _flatten(read_yaml(path))
     current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
-    for key in sorted({*recorded, *current} - {"output"}):
+    for key in sorted({*recorded, *current} - FREE):
         if recorded.get(key) != current.get(key):
             raise ConfigError(
                 f"{folder} holds a run with {key} {shown(recorded.get(key))}, not "

@@ -10,10 +10,9 @@ import torch
 
 from spectok.errors import ConfigError
 from spectok.loading import load_tokenizer
+from spectok.recipes.files import RUN_RECIPE
 from spectok.training.log import read_log
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
-
-RUN_RECIPE = "recipe.yaml"
 
 
 def bits_per_image(recipe: TokenizerRecipe) -> float:

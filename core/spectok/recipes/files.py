@@ -13,6 +13,13 @@ from spectok.plugins.loading import installed
 
 NOT_RECIPES = ("accelerate",)
 """Folders of ``configs/`` that hold settings of other programs."""
+RUN_RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
+"""What every run keeps in its folder."""
+
+
+def is_run_recipe(path: Path) -> bool:
+    """Return whether a file is the recipe that a run keeps: it stands for the run beside it."""
+    return path.name == RUN_RECIPE and (path.parent / CHECKPOINTS).is_dir()
 
 
 def builtin_folder() -> Path:

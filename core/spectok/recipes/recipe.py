@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from spectok.errors import SHOWN, ConfigError, UnknownNameError, shown
 from spectok.plugins import registry
-from spectok.recipes.files import list_recipes
+from spectok.recipes.files import is_run_recipe, list_recipes
 from spectok.recipes.options import validate_named, validate_registered
 from spectok.recipes.schema import (
     Registered,
@@ -88,6 +88,9 @@ def load_recipe(
 def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
     """Return a recipe as written, not yet validated.
 
+    The recipe of a run means the folder it lies in, also where the run was copied or moved: an
+    ``output`` that an earlier version wrote into it is left out.
+
     Raises:
         ConfigError: If a file is missing or is not a YAML mapping.
         UnknownNameError: If no recipe and no registered key has that name.
@@ -106,6 +109,8 @@ def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, such as '{model.main}: …'")
+    if is_run_recipe(path):
+        raw.pop("output", None)
     return raw
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOutput
+    from spectok.training.contracts import Callbacks, FitResult, Phase, Resume, Run, StepOutput
     from spectok.training.loop import fit
     from spectok.training.loss_config import AdversarialConfig, LossConfig
     from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
@@ -23,6 +23,7 @@ _HOME = {
     "FitResult": "spectok.training.contracts",
     "LossConfig": "spectok.training.loss_config",
     "Phase": "spectok.training.contracts",
+    "Resume": "spectok.training.contracts",
     "Run": "spectok.training.contracts",
     "StepOutput": "spectok.training.contracts",
     "TokenizerRecipe": "spectok.training.recipe",
@@ -38,6 +39,7 @@ __all__ = [
     "FitResult",
     "LossConfig",
     "Phase",
+    "Resume",
     "Run",
     "StepOutput",
     "TokenizerRecipe",

@@ -3,11 +3,12 @@
     checkpoints/step-00001000/
         model.safetensors       weights and buffers; one such file per further phase
         state.pt                optimisers, weight average, loss scaler: tensors and numbers only
-        manifest.json           step, recipe, versions, and the size of every file
+        manifest.json           step, recipe, versions, and size and SHA-256 of every file
 
 A checkpoint is written to a temporary directory next to its own, flushed to disk and renamed, so it
-exists completely or not at all; only then are older ones removed. A checkpoint whose file sizes do
-not match its manifest is ignored.
+exists completely or not at all; only then are older ones removed. A run goes on from the newest
+checkpoint whose files are those that its manifest lists, size and hash; a newer one that is damaged
+is named and put aside.
 
 Random numbers, the order of the data and learning rates are functions of the seed and the step, so
 the step stands for all of them.
@@ -15,6 +16,8 @@ the step stands for all of them.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -29,11 +32,14 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, ConfigError, TrainingError
+from spectok.reading import check_regular, read_json
 from spectok.training.train_config import FREE_TO_CHANGE
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"
-PARTIAL = ".partial"
+CHECKSUM = "checksum"
+"""Entry of a manifest: a hash of all its others."""
+PARTIAL, DAMAGED = ".partial", ".damaged"
 FREE_SETTINGS = {
     "output",
     "losses.perceptual.weights",  # a path on this machine
@@ -82,8 +88,11 @@ def save_checkpoint(
             save_model(model, str(temporary / f"{name}.safetensors"))
         with (temporary / STATE).open("wb") as file:
             torch.save({name: part.state_dict() for name, part in parts.others.items()}, file)
-        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        content = {"format": FORMAT, "step": step, **manifest, "files": sizes}
+        files = sorted(temporary.iterdir())
+        content = {"format": FORMAT, "step": step, **manifest}
+        content["files"] = {path.name: path.stat().st_size for path in files}
+        content["sha256"] = {path.name: hash_file(path) for path in files}
+        content[CHECKSUM] = _checksum(content)
         (temporary / MANIFEST).write_text(json.dumps(content, indent=1))
         for path in (*temporary.iterdir(), temporary):
             flush(path)
@@ -94,32 +103,104 @@ def save_checkpoint(
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_cannot_save(folder, target, error)) from error
-    for old in list_checkpoints(folder)[:-keep_last]:
+    older = [path for path in list_checkpoints(folder) if step_of(path) < step]
+    for old in older[: len(older) + 1 - keep_last]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in a folder, oldest first."""
-    found = sorted(path for path in folder.glob("step-*") if path.suffix != PARTIAL)
-    return [path for path in found if is_complete(path)]
+    """Return the checkpoints in a folder whose files have their sizes, oldest first."""
+    return [path for path in all_checkpoints(folder) if not what_is_missing(path)]
 
 
-def is_complete(path: Path) -> bool:
-    """Return whether every file that a checkpoint's manifest lists is there in full."""
+def choose_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """Return the newest checkpoint that is whole, and what is wrong with each newer one.
+
+    Every byte of it is read.
+
+    Raises:
+        CheckpointError: If there are checkpoints, but all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(all_checkpoints(folder)):
+        problem = what_is_missing(path) or what_is_damaged(path)
+        if not problem:
+            return path, damaged
+        damaged[path] = problem
+    if damaged:
+        path, problem = next(iter(damaged.items()))
+        raise CheckpointError(
+            f"cannot resume from {path}: {problem}; there is no other checkpoint: begin again in "
+            f"another output folder"
+        )
+    return None, {}
+
+
+def put_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that it neither counts nor is in the way."""
+    aside = path.with_name(path.name + DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, damaged ones too, oldest first."""
+    found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def what_is_missing(path: Path) -> str:
+    """Return which file of a checkpoint is missing or of another size; empty if none is."""
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-        return all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        for name, size in read_json(path / MANIFEST, CheckpointError)["files"].items():
+            check_regular(path / name, CheckpointError)
+            found = (path / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+    except CheckpointError as error:
+        return str(error)
+    except (KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return ""
+
+
+def what_is_damaged(path: Path) -> str:
+    """Return which file of a checkpoint is not as it was written; empty if all are.
+
+    Checkpoints of earlier versions have no hashes: of those, nothing is known.
+    """
+    manifest = read_json(path / MANIFEST, CheckpointError)
+    if manifest.pop(CHECKSUM, None) not in (None, _checksum(manifest)):
+        return f"{MANIFEST} is damaged"
+    for name, expected in manifest.get("sha256", {}).items():
+        if hash_file(path / name) != expected:
+            return f"{name} is damaged (its hash differs)"
+    return ""
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointError: If this version does not read the checkpoint's format.
+        CheckpointError: If it is damaged, or this version does not read the checkpoint's format.
     """
-    manifest = json.loads((path / MANIFEST).read_text())
+    manifest = read_json(path / MANIFEST, CheckpointError)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {manifest.get('format')!r}; this version of spectok "
@@ -210,6 +291,19 @@ def _tensors(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _tensors(value, f"{path}.{key}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file in full or not at all."""
+    temporary = path.with_name(path.name + PARTIAL)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        flush(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def flush(path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Record = dict[str, Any]
+Resume = bool | Literal["auto"]
 
 
 @dataclass
@@ -85,14 +86,15 @@ class Run:
     Args:
         output: Folder of the run.
         seed: Decides everything random.
-        resume: Continue from the newest checkpoint in the folder, if it has one.
-        recipe: The resolved recipe, in plain JSON types. Saved with the run and compared on
-            resume.
+        resume: True: continue from the newest checkpoint in the folder, which must have one.
+            ``"auto"``: continue if it has one, begin otherwise. False: begin.
+        recipe: The resolved recipe, in plain JSON types, without ``output``. Saved with the run
+            and compared on resume.
     """
 
     output: Path
     seed: int = 0
-    resume: bool = False
+    resume: Resume = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -6,25 +6,23 @@ import atexit
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
-    broadcast_object_list,
 )
 
-from spectok.errors import CheckpointError, ConfigError, SpectokError, TrainingError
+from spectok.errors import ConfigError, TrainingError
+from spectok.processes import watched
 from spectok.training.train_config import TrainConfig
-
-T = TypeVar("T")
 
 DATA_PARALLEL = (
     DistributedType.NO,
@@ -35,20 +33,45 @@ DATA_PARALLEL = (
 
 
 @contextmanager
-def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
-    """Start Accelerate for one run, and leave it as it was found.
+def joined(config: TrainConfig) -> Iterator[None]:
+    """Join the process group that this process was launched in, if it was.
+
+    A context inside another is part of it: the first one's timeout counts.
 
     On a machine without an accelerator the CPU is requested explicitly; otherwise each process
     that ``torchrun`` starts would be a run of its own.
 
     Raises:
-        ConfigError: If the precision or the tracker does not work on this machine.
-        TrainingError: If the processes that were launched are not one data-parallel group.
+        TrainingError: If the processes that were launched are not one data-parallel group, or one
+            of them ends.
     """
     check_launch()
+    patience = timedelta(minutes=config.timeout_minutes)
+    try:
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience)
+    except ValueError as error:  # an environment that only half describes a group of processes
+        raise TrainingError(f"training cannot start here: {error}") from error
+    except torch.distributed.DistError as error:
+        raise TrainingError(
+            f"the processes that were launched did not find each other within "
+            f"{config.timeout_minutes:g} minutes (train.timeout_minutes)"
+        ) from error
+    check_group(state)
+    with watched(patience.total_seconds()):
+        yield
+
+
+@contextmanager
+def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
+    """Start Accelerate for one run, and leave it as it was found.
+
+    Raises:
+        ConfigError: If the precision or the tracker does not work on this machine.
+        TrainingError: See :func:`joined`.
+    """
     check_machine(config)
     ours = not AcceleratorState._shared_state
-    try:
+    with joined(config):
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=config.mixed_precision,
@@ -57,21 +80,18 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
             log_with=config.tracker,
             project_config=ProjectConfiguration(str(output), logging_dir=str(output)),
         )
-    except ValueError as error:  # an environment that only half describes a group of processes
-        raise TrainingError(f"training cannot start here: {error}") from error
-    try:
-        check_group(accelerator)
-        with warnings.catch_warnings():
-            # torch warns of any convolution with one input channel (grey images); it is harmless.
-            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            yield accelerator
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        accelerator.free_memory()
-        if ours:  # the next run in this process may want another precision
-            AcceleratorState._reset_state()
-            GradientState._reset_state()
+        try:
+            with warnings.catch_warnings():
+                # torch warns of any convolution with one input channel (grey images); harmless.
+                warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+                yield accelerator
+        finally:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.free_memory()
+            if ours:  # the next run in this process may want another precision
+                AcceleratorState._reset_state()
+                GradientState._reset_state()
 
 
 def check_launch() -> None:
@@ -109,25 +129,25 @@ def check_machine(config: TrainConfig) -> None:
         )
 
 
-def check_group(accelerator: Accelerator) -> None:
+def check_group(state: PartialState | Accelerator) -> None:
     """Check that the launched processes found each other.
 
     Raises:
         TrainingError: If they train apart, or not data-parallel.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:
+    if state.num_processes != launched:
         raise TrainingError(
             f"{launched} processes were launched but this one trains alone: each would be a "
             f"separate run writing to the same folder; set ACCELERATE_USE_CPU=true to train on "
             f"CPUs, or launch fewer processes than there are GPUs"
         )
-    if accelerator.distributed_type not in DATA_PARALLEL:
+    if state.distributed_type not in DATA_PARALLEL:
         raise TrainingError(
-            f"{accelerator.distributed_type.value} is not supported: training is data-parallel; "
+            f"{state.distributed_type.value} is not supported: training is data-parallel; "
             f"choose multi-GPU in accelerate config, or launch with torchrun"
         )
-    if accelerator.num_processes > 1:
+    if state.num_processes > 1:
         atexit.unregister(close_group)
         atexit.register(close_group)
 
@@ -136,30 +156,3 @@ def close_group() -> None:
     """Leave the process group, if this process is in one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
-    """Run an action on the main process while the others wait; fail on all if it fails.
-
-    Returns:
-        What the action returned, on the main process; None on the others.
-
-    Raises:
-        CheckpointError: If the action cannot write its files.
-    """
-    result, error = None, None
-    if accelerator.is_main_process:
-        try:
-            result = action()
-        except OSError as problem:
-            error = CheckpointError(f"cannot write to the folder of the run: {problem}")
-        except Exception as problem:
-            error = problem
-    if accelerator.num_processes > 1:
-        told: list[str | None] = [str(error) if error else None]
-        broadcast_object_list(told, from_process=0)
-        if told[0] is not None and error is None:
-            raise SpectokError(told[0])
-    if error is not None:
-        raise error
-    return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from accelerate.utils import LoggerType
 
 from spectok.errors import CheckpointError
 from spectok.reading import parse_json, read_text
-from spectok.training.checkpoint import flatten
+from spectok.training.checkpoint import flatten, write_text
 from spectok.training.contracts import Record, Run
 
 
@@ -75,9 +74,7 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
 
     def _guarded(self, action: Any) -> None:
         try:

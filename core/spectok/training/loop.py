@@ -20,16 +20,20 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
+from spectok.errors import Interrupted
+from spectok.processes import on_main
 from spectok.training.batches import Stream, make_loader, read, seeded
 from spectok.training.checkpoint import Parts, save_checkpoint
 from spectok.training.checks import check_ranks_agree
 from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOutput
 from spectok.training.ema import WeightEMA
-from spectok.training.launch import accelerated, on_main
+from spectok.training.launch import accelerated
+from spectok.training.lock import run_locked
 from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
 from spectok.training.progress import Clock, Reporter
 from spectok.training.resume import begin, checkpoint_folder, make_manifest
+from spectok.training.stopping import StopRequest
 from spectok.training.train_config import TrainConfig
 from spectok.training.window import Window
 
@@ -127,22 +131,25 @@ def fit(
 
     Raises:
         TrainingError: If a loss is not finite, ranks drift apart, or the launch is wrong.
+        Interrupted: On SIGTERM or Ctrl-C, after the step at hand and a checkpoint of it.
         CheckpointError: If state cannot be written, or the folder holds a run that was not resumed.
         ConfigError: If the run to resume was a different one.
     """
     first_phase = Phase(MAIN, model, lambda module, batch, _: compute_losses(module, batch))
-    with accelerated(config, run.output) as accelerator:
+    with accelerated(config, run.output) as accelerator, run_locked(run.output):
         prepared = [prepare(accelerator, config, phase) for phase in (first_phase, *phases)]
         ema = None if config.ema_decay is None else WeightEMA(model, config.ema_decay)
         state = LoopState(accelerator, config, callbacks or Callbacks(), prepared, ema, Window())
         manifest = make_manifest(accelerator, config, run, dataset)
-        first, seconds = begin(accelerator, run, manifest, state.parts)
+        first, seconds = begin(run, config, manifest, state.parts)
         log = RunLog(run.output / "log.jsonl", first, accelerator.is_main_process)
         start_tracker(accelerator, run, first)
         batches = read(load(accelerator, config, run, dataset, first))
         clock = Clock(seconds, manifest["samples_per_step"], first)
         checkpoint = checkpoint_folder(run.output, first)
-        with Reporter(config.steps, first, accelerator.is_main_process) as reporter:
+        reporter = Reporter(config.steps, first, accelerator.is_main_process)
+        with reporter, StopRequest(accelerator.device) as stop:
+            stop.checkpoint = checkpoint if first else None
             for step in range(first, config.steps):
                 rates = [set_learning_rate(p.optimizer.optimizer, p.config, step) for p in prepared]
                 if state.callbacks.begin_step is not None:
@@ -154,7 +161,8 @@ def fit(
                         train_on_batch(state, batch, step)
                 done = step + 1
                 reporter.advance()
-                saving = done % config.save_every == 0 or done == config.steps
+                stopping = stop.agreed()
+                saving = stopping or done % config.save_every == 0 or done == config.steps
                 if saving or done % config.log_every == 0:
                     check_ranks_agree(accelerator, model)
                     means = state.window.read(accelerator)
@@ -169,7 +177,9 @@ def fit(
                     sample(state, run, done)
                 if saving:
                     now = manifest | {"seconds": clock.seconds}
-                    checkpoint = save(state, run, done, now)
+                    stop.checkpoint = checkpoint = save(state, run, done, now)
+                if stopping and done < config.steps:
+                    raise Interrupted(stopping, checkpoint)
         step = max(first, config.steps)
         finish(state, run)
         return FitResult(step, clock.seconds, log.records, checkpoint, model)
@@ -291,7 +301,7 @@ def sample(state: LoopState, run: Run, step: int) -> None:
         with final_weights(state), torch.no_grad():
             callback(state.model.eval(), step, folder)
 
-    on_main(state.accelerator, action)
+    on_main(action)
     state.model.train()
 
 
@@ -299,7 +309,7 @@ def save(state: LoopState, run: Run, step: int, manifest: dict[str, Any]) -> Pat
     """Write a checkpoint of everything."""
     target = checkpoint_folder(run.output, step)
     keep = state.config.keep_last
-    on_main(state.accelerator, lambda: save_checkpoint(target, step, state.parts, manifest, keep))
+    on_main(lambda: save_checkpoint(target, step, state.parts, manifest, keep))
     return target
 
 
@@ -313,7 +323,7 @@ def finish(state: LoopState, run: Run) -> None:
         phase.module.eval()
     callback = state.callbacks.save_final
     if callback is not None:
-        on_main(state.accelerator, lambda: callback(state.model, run.output / "model"))
+        on_main(lambda: callback(state.model, run.output / "model"))
 
 
 def final_weights(state: LoopState) -> Any:

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.messages import note
+from spectok.processes import from_main
+from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training.checkpoint import (
     PARTIAL,
     Parts,
+    all_checkpoints,
     check_same_run,
+    choose_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    put_aside,
     read_manifest,
+    write_text,
 )
-from spectok.training.contracts import Run
-from spectok.training.launch import on_main
+from spectok.training.contracts import Resume, Run
+from spectok.training.optimizer import learning_rate_factor
 from spectok.training.train_config import TrainConfig
 
-CHECKPOINTS = "checkpoints"
+MODEL = "model"
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
@@ -46,13 +55,14 @@ def make_manifest(
         "num_samples": len(dataset),
         "data": str(getattr(dataset, "fingerprint", "")),
         "seed": run.seed,
-        "recipe": dict(run.recipe),
+        "recipe": without_consent(run.recipe),
+        "train": config.model_dump(mode="json", exclude={"reschedule"}),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
 def begin(
-    accelerator: Accelerator, run: Run, manifest: dict[str, Any], parts: Parts
+    run: Run, config: TrainConfig, manifest: dict[str, Any], parts: Parts
 ) -> tuple[int, float]:
     """Prepare the folder of a run, and load the newest checkpoint if it is resumed.
 
@@ -62,24 +72,96 @@ def begin(
     Raises:
         CheckpointError: If the folder holds a run and ``run.resume`` is off, or its newest
             checkpoint cannot be read.
-        ConfigError: If the run to resume was a different one.
+        ConfigError: If the run to resume was a different one, or its learning rate would jump.
     """
-    folder = run.output / CHECKPOINTS
-    found = list_checkpoints(folder)
-    if found and not run.resume:
+    name = from_main(lambda: _prepare(run, config, manifest))
+    if name is None:
+        return 0, 0.0
+    chosen = run.output / CHECKPOINTS / name
+    recorded = read_manifest(chosen)
+    load_checkpoint(chosen, parts)
+    return recorded["step"], recorded["seconds"]
+
+
+def _prepare(run: Run, config: TrainConfig, manifest: dict[str, Any]) -> str | None:
+    """Choose the checkpoint to go on from, check that it may be, and tidy the folder."""
+    check_resume(run.output, run.resume)
+    chosen, damaged = choose_checkpoint(run.output / CHECKPOINTS)
+    if chosen is not None:  # before anything is written: a refusal leaves no trace
+        recorded = read_manifest(chosen)
+        _check_same_data(recorded, manifest)
+        check_same_run(_settings(recorded), _settings(manifest))
+        check_steps(recorded, config)
+    for path, problem in damaged.items():
+        note(f"{path} is passed over: {problem}")
+    _tidy(run, damaged)
+    return None if chosen is None else chosen.name
+
+
+def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that define a run; a run without a recipe has those of its training."""
+    recipe = upgrade_recipe(manifest["recipe"])
+    return recipe if "train" in recipe else recipe | {"train": manifest.get("train", {})}
+
+
+def check_steps(recorded: dict[str, Any], config: TrainConfig) -> None:
+    """Check that another number of steps makes sense, and does not move the learning rate unasked.
+
+    Args:
+        recorded: Manifest of the checkpoint to go on from.
+        config: How the run wants to go on.
+
+    Raises:
+        ConfigError: If the run has taken more steps already; or if its learning rate would jump,
+            and ``config.reschedule`` is off.
+    """
+    step, train = recorded["step"], _settings(recorded).get("train") or {}
+    if config.steps < step:
+        raise ConfigError(
+            f"train.steps: {config.steps} is less than the {step} steps that the run to resume has "
+            f"taken; give more, or start a new run in another output folder"
+        )
+    known = {key: value for key, value in train.items() if key in TrainConfig.model_fields}
+    before = TrainConfig.model_validate(known)
+    if step == config.steps or not train:
+        return
+    old, new = (learning_rate_factor(c, step) * c.learning_rate for c in (before, config))
+    if math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-6 * config.learning_rate):
+        return
+    last = learning_rate_factor(before, step - 1) * before.learning_rate
+    jump = f"from {last:.3g} to {new:.3g} at step {step + 1}"
+    if not config.reschedule:
+        raise ConfigError(
+            f"train.steps: with {config.steps} steps instead of {before.steps} the learning rate "
+            f"({config.lr_schedule} to zero at the last step) goes {jump}, where it would have "
+            f"been {old:.3g}; give train.reschedule=true if that is meant, or the steps of before"
+        )
+    note(f"the learning rate goes {jump}")
+
+
+def check_resume(output: Path, resume: Resume) -> None:
+    """Check that the folder of a run and what was said about resuming go together.
+
+    Raises:
+        CheckpointError: If it holds a run and ``resume`` is off; if ``resume`` is True and there is
+            no checkpoint; or if beginning would overwrite a trained model.
+    """
+    found = all_checkpoints(output / CHECKPOINTS)
+    if found and not resume:
         raise CheckpointError(
-            f"{run.output} already holds a run, at {found[-1].name}; resume it (--resume), or give "
+            f"{output} already holds a run, at {found[-1].name}; resume it (--resume), or give "
             f"another output folder"
         )
-    recorded = read_manifest(found[-1]) if found else None
-    if recorded is not None:  # before anything is written: a refusal leaves no trace
-        _check_same_data(recorded, manifest)
-        check_same_run(upgrade_recipe(recorded["recipe"]), manifest["recipe"])
-    on_main(accelerator, lambda: _tidy(run, folder))
-    if recorded is None:
-        return 0, 0.0
-    load_checkpoint(found[-1], parts)
-    return recorded["step"], recorded["seconds"]
+    if not found and resume is True:
+        raise CheckpointError(
+            f"{output} holds no checkpoint to resume from; leave --resume out to begin a run "
+            f"there, or give --resume auto: go on, or begin where there is nothing yet"
+        )
+    if not found and resume and (output / MODEL).is_dir():
+        raise CheckpointError(
+            f"{output} holds a trained model but no checkpoint to go on from, and beginning again "
+            f"would overwrite it; give another output folder"
+        )
 
 
 def recorded_recipe(output: Path) -> dict[str, Any]:
@@ -93,15 +175,25 @@ def checkpoint_folder(output: Path, step: int) -> Path:
     return output / CHECKPOINTS / f"step-{step:08d}"
 
 
-def _tidy(run: Run, folder: Path) -> None:
+def without_consent(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe as it is kept: consent to a jump of the learning rate is for one time."""
+    kept, train = dict(recipe), recipe.get("train")
+    if isinstance(train, Mapping):
+        kept["train"] = {key: value for key, value in train.items() if key != "reschedule"}
+    return kept
+
+
+def _tidy(run: Run, damaged: Iterable[Path]) -> None:
     """Remove what a killed run left half-written, and write down the recipe."""
+    folder = run.output / CHECKPOINTS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for path in damaged:
+            put_aside(path)
         if run.recipe:
-            text = dump_yaml(dict(run.recipe))
-            (run.output / "recipe.yaml").write_text(text, encoding="utf-8")
+            write_text(run.output / RUN_RECIPE, dump_yaml(without_consent(run.recipe)))
     except OSError as error:
         raise CheckpointError(f"cannot write to {run.output}: {error.strerror}") from error
 

@@ -19,16 +19,16 @@ from spectok.recipes.options import keep_earlier_options
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.batches import derive_seed
-from spectok.training.contracts import Callbacks, FitResult, Run
+from spectok.training.contracts import Callbacks, FitResult, Resume, Run
 from spectok.training.loop import fit
 from spectok.training.objective import Objective
 from spectok.training.recipe import TokenizerRecipe
-from spectok.training.resume import recorded_recipe
+from spectok.training.resume import check_resume, recorded_recipe
 
 NUM_SAMPLES = 8
 
 
-def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: bool = False) -> FitResult:
+def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = False) -> FitResult:
     """Train a tokenizer as a recipe says; works the same in one process and in many.
 
     Where the data adds a border to the images, the tokenizer's losses leave it out; a
@@ -41,16 +41,19 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: bool = Fal
     Args:
         recipe: A validated recipe.
         output: Folder of the run; takes the place of the recipe's ``output``.
-        resume: Continue from the newest checkpoint in the folder, if it has one.
+        resume: True: continue from the newest checkpoint in the folder. ``"auto"``: continue, or
+            begin where there is none.
 
     Raises:
         ConfigError: If options are wrong, or the run to resume was a different one.
         InputError: If the images do not have the tokenizer's shape, or do not suit a loss.
         DataError: If images are missing or damaged.
-        CheckpointError: If weights cannot be read or state cannot be written.
+        CheckpointError: If weights cannot be read or state cannot be written, or there is no
+            checkpoint to resume from.
         TrainingError: If training cannot go on.
     """
     output = Path(output)
+    check_resume(output, resume)
     recorded = recorded_recipe(output) if resume else {}
     earlier = keep_earlier_options("tokenizer", recipe.tokenizer, recorded.get("tokenizer", {}))
     recipe = recipe.model_copy(update={"tokenizer": earlier})
@@ -83,16 +86,16 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: bool = Fal
         sample=lambda _, step, folder: save_samples(model, images, step, folder),
         save_final=save_final,
     )
-    run = Run(output, recipe.seed, resume, to_record(recipe, output))
+    run = Run(output, recipe.seed, resume, to_record(recipe))
     phases = [] if adversary is None else [adversary.phase]
     return fit(model, dataset, objective, recipe.train, run, callbacks=callbacks, phases=phases)
 
 
-def to_record(recipe: TokenizerRecipe, output: Path) -> dict[str, Any]:
+def to_record(recipe: TokenizerRecipe) -> dict[str, Any]:
     """Return a recipe as its run writes it down, without the sections it does not have."""
     sections = recipe.model_dump(mode="json", exclude={"seed", "output"})
     given = {name: section for name, section in sections.items() if section is not None}
-    return given | {"seed": recipe.seed, "output": str(output)}
+    return given | {"seed": recipe.seed}
 
 
 def make_adversary(recipe: TokenizerRecipe, model: ImageTokenizer) -> Adversary | None:

@@ -11,17 +11,18 @@ from spectok.recipes.schema import Section
 Count = Annotated[int, Field(le=1_000_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
-FREE_TO_CHANGE = (
-    "steps",
-    "batch_size",
-    "gradient_accumulation",
+INCIDENTAL = (
     "log_every",
     "save_every",
     "sample_every",
     "keep_last",
     "num_workers",
     "tracker",
+    "timeout_minutes",
+    "reschedule",
 )
+"""Settings that do not change what is learned."""
+FREE_TO_CHANGE = ("steps", "batch_size", "gradient_accumulation", *INCIDENTAL)
 """Settings that a resumed run may change; any other would make it a different run. The product of
 batch size, accumulation and number of processes must not change."""
 
@@ -52,6 +53,9 @@ class TrainConfig(Section):
         keep_last: Checkpoints to keep.
         num_workers: Worker processes that load data. 0: load in the training process.
         tracker: Where curves go besides ``log.jsonl``; needs the extra of its name. None: nowhere.
+        timeout_minutes: Time after which a process that does not answer stops the others.
+        reschedule: Consent to a learning rate that jumps where a run is resumed with another
+            number of ``steps``; not kept with the run.
     """
 
     steps: Count = Field(10_000, ge=1)
@@ -72,3 +76,5 @@ class TrainConfig(Section):
     keep_last: Count = Field(2, ge=1)
     num_workers: int = Field(0, ge=0, le=1_000)
     tracker: Literal["tensorboard", "wandb"] | None = None
+    timeout_minutes: float = Field(30, gt=0, le=100_000)
+    reschedule: bool = False

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from spectok.cli.console import say_next
+from spectok.cli.train import ResumableCommand, ResumeOption, resume_of
 from spectok.errors import ConfigError
 from spectok.messages import say
 
 
 def add_commands(train: typer.Typer) -> None:
     """Add ``spectok train clip``."""
-    train.command("clip")(train_clip)
+    train.command("clip", cls=ResumableCommand)(train_clip)
 
 
 def train_clip(
@@ -33,9 +34,7 @@ def train_clip(
     output: Annotated[
         str | None, typer.Option(help="Folder of the run. (default: runs/clip-DATA)")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the last checkpoint.")
-    ] = False,
+    resume: ResumeOption = None,
 ) -> None:
     """Train a small CLIP on captioned images, to read texts for a prior."""
     from spectok_generation.text.clip_recipe import default_output, load_clip_recipe
@@ -50,7 +49,7 @@ def train_clip(
 
     from spectok_generation.text.clip import train_clip as run
 
-    result = run(recipe, folder, resume=resume)
+    result = run(recipe, folder, resume=resume_of(resume))
     say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
     say_next(
         ["spectok", "train", "prior", "cat", "--tokenizer", "TOKENIZER", "--text", str(folder)]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spectok.cli.console import say_next
+from spectok.cli.train import ResumableCommand, ResumeOption, resume_of
 from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok_generation.cli.device import process_device
@@ -23,7 +24,7 @@ DATA_HELP = (
 
 def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     """Add the commands of this module."""
-    train.command("prior")(train_prior)
+    train.command("prior", cls=ResumableCommand)(train_prior)
     app.command("extract")(extract)
     app.command("export")(export)
 
@@ -52,9 +53,7 @@ def train_prior(
     output: Annotated[
         str | None, typer.Option(help="Folder of the run. (default: runs/PRIOR-TOKENIZER)")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the last checkpoint.")
-    ] = False,
+    resume: ResumeOption = None,
 ) -> None:
     """Train a prior on the tokens of a trained tokenizer."""
     from spectok_generation.prior_recipe import default_output, load_prior_recipe
@@ -71,7 +70,7 @@ def train_prior(
 
     from spectok_generation.training import train_prior as run
 
-    result = run(recipe, folder, resume=resume)
+    result = run(recipe, folder, resume=resume_of(resume))
     say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
     draw = ["spectok", "sample", "--prior", str(folder)]
     if recipe.text is not None:

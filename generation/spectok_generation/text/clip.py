@@ -21,8 +21,9 @@ from spectok.distributed import sum_over_ranks, world
 from spectok.errors import ConfigError, DataError
 from spectok.messages import say
 from spectok.saving import saving
-from spectok.training import Callbacks, FitResult, Run, StepOutput, fit
+from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit
 from spectok.training.launch import accelerated
+from spectok.training.resume import check_resume
 from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe
 from spectok_generation.text.encoder import CLIP_FILES, CONFIG, WEIGHTS
 
@@ -55,7 +56,7 @@ class Pairs(Dataset[dict[str, Any]]):
         return {"images": item["images"], "tokens": self._tokenize(item["caption"])}
 
 
-def train_clip(recipe: ClipRecipe, output: Path, *, resume: bool = False) -> FitResult:
+def train_clip(recipe: ClipRecipe, output: Path, *, resume: Resume = False) -> FitResult:
     """Train a CLIP from a recipe, in one process or in many.
 
     Writes ``model/``, which open_clip reads as ``local-dir:…``, ``recipe.yaml``, ``log.jsonl`` and
@@ -64,7 +65,8 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: bool = False) -> Fit
     Args:
         recipe: A validated recipe.
         output: Folder of the run.
-        resume: Continue from the newest checkpoint, if there is one.
+        resume: True: continue from the newest checkpoint in the folder. ``"auto"``: continue, or
+            begin where there is none.
 
     Raises:
         ConfigError: If the folder holds a finished run, or the sizes are inconsistent.
@@ -72,6 +74,7 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: bool = False) -> Fit
     """
     if (output / "model" / CONFIG).is_file() and not resume:
         raise ConfigError(f"{output} holds a finished run; give another --output, or --resume")
+    check_resume(output, resume)
     dataset = build_dataset(recipe.data, seed=recipe.seed, train=True)
     if not dataset.has_captions:
         raise DataError(
@@ -86,7 +89,7 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: bool = False) -> Fit
             after_step=lambda module, _: limit_scale(module),
             save_final=lambda module, folder: save_clip(module, config, folder),
         )
-        run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json"))
+        run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json", exclude={"output"}))
         pairs = Pairs(dataset, recipe.clip.context_length)
         return fit(model, pairs, contrastive_losses, recipe.train, run, callbacks=callbacks)
 

@@ -12,7 +12,7 @@ from spectok.data.choice import data_override
 from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
 from spectok.reading import read_text
-from spectok.recipes.files import list_recipes
+from spectok.recipes.files import RUN_RECIPE, list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, Section
 from spectok.training.train_config import TrainConfig
@@ -111,7 +111,7 @@ def default_output(name: str | None, recipe: ClipRecipe) -> Path:
         name: What was given on the command line.
         recipe: What it resolved to.
     """
-    if name is not None and Path(name).name == "recipe.yaml":
+    if name is not None and Path(name).name == RUN_RECIPE:
         return Path(name).parent  # a recipe written by a run stands for that run
     own = Path(recipe.data.path).stem if recipe.data.path else recipe.data.name
     return Path("runs", f"clip-{own}")
