@@ -43,7 +43,7 @@ def saving(target: str | os.PathLike[str], last: str, own: str = "") -> Iterator
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        _give_usual_permissions(temporary, last)
+        give_usual_permissions(temporary, last)
         _install(temporary, folder, last, re.compile(own))
     except CheckpointError:
         raise
@@ -73,18 +73,18 @@ def was_cut_short(folder: Path) -> bool:
     return (folder / PARTIAL).is_dir()
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's type and the first line of its message, at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
-
-
-def _give_usual_permissions(folder: Path, usual: str) -> None:
+def give_usual_permissions(folder: Path, usual: str) -> None:
     """Give all files the permissions of one; safetensors lets only the owner read its files."""
     mode = (folder / usual).stat().st_mode & 0o777
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
 def _install(temporary: Path, target: Path, last: str, own: re.Pattern[str]) -> None:

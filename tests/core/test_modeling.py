@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from spectok import list_tokenizers, load_tokenizer
@@ -473,6 +474,30 @@ def test_pickles_are_refused_without_pytorch_s_advice(tmp_path):
     assert "not unpickled" in reason
     assert "weights_only" not in reason
     assert "trust" not in reason
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("options", [{}, SHARDED], ids=["one file", "shards"])
+def test_what_loading_needs_is_fetched_from_the_hub(tmp_path, monkeypatch, variant, options):
+    for other in (None, "fp16", "ema"):
+        A.save_pretrained(tmp_path / "repo" / "inside", variant=other, **options)
+    (tmp_path / "repo" / "inside" / "evil.py").write_text("")
+
+    def fetch(name, allow_patterns, revision):
+        assert (name, revision) == ("user/model", "v1")
+        files = [p.relative_to(tmp_path / "repo") for p in (tmp_path / "repo").rglob("*.*")]
+        for path in filter_repo_objects(map(str, files), allow_patterns=allow_patterns):
+            (tmp_path / "cache" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "cache" / path).write_bytes((tmp_path / "repo" / path).read_bytes())
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    wishes = {"revision": "v1", "subfolder": "inside", "variant": variant}
+    found = type(A).from_pretrained("user/model", **wishes).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in A.state_dict().items())
+    names = {path.name for path in (tmp_path / "cache" / "inside").iterdir()}
+    assert all("config" in name or ("fp16" in name) == (variant == "fp16") for name in names)
+    assert "evil.py" not in names
 
 
 # -- types -----------------------------------------------------------------------------------------

@@ -690,6 +690,22 @@ def test_what_commands_refuse(spectok, saved, make_run, runs, tmp_path):
     assert "cannot load" in err
 
 
+def test_a_command_imports_nothing_unless_it_is_told_to(spectok, saved, tmp_path, monkeypatch):
+    (saved / "evilmod.py").write_text(EVIL)
+    path = saved / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prior": ["evilmod", "X"]}))
+    monkeypatch.syspath_prepend(saved)
+    words = ["text-to-image", "a ring", "--model", saved, "--out", tmp_path / "grid.png"]
+    status, _, err = spectok(*words)
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "no installed plugin registers the prior evilmod.X" in err
+    assert not (saved / "ran").exists()
+    status, _, err = spectok(*words, "--trust")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert (saved / "ran").exists()
+    monkeypatch.delitem(sys.modules, "evilmod")
+
+
 def test_it_is_exported():
     assert spectok_generation.TokenPipeline is TokenPipeline
     assert "TokenPipeline" in dir(spectok_generation)

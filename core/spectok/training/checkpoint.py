@@ -33,7 +33,9 @@ from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, ConfigError, TrainingError
 from spectok.reading import check_regular, read_json
+from spectok.saving import give_usual_permissions
 from spectok.training.train_config import FREE_TO_CHANGE
+from spectok.weights import reading_reason
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"
@@ -94,6 +96,7 @@ def save_checkpoint(
         content["sha256"] = {path.name: hash_file(path) for path in files}
         content[CHECKSUM] = _checksum(content)
         (temporary / MANIFEST).write_text(json.dumps(content, indent=1))
+        give_usual_permissions(temporary, MANIFEST)
         for path in (*temporary.iterdir(), temporary):
             flush(path)
         if target.exists():  # only an incomplete one: training continued from a complete one
@@ -222,10 +225,9 @@ def load_checkpoint(path: Path, parts: Parts) -> None:
         for name, part in parts.others.items():
             part.load_state_dict(state[name])
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"cannot resume from {path}: {lines[0]}; delete that checkpoint to resume from the "
-            f"one before"
+            f"cannot resume from {path}: {reading_reason(error)}; delete that checkpoint to resume "
+            f"from the one before"
         ) from error
 
 
