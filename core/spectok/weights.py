@@ -149,7 +149,8 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
                 name: StoredTensor(
-                    tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
+                    tuple(part.get_shape()),
+                    DTYPES.get(str(part.get_dtype())) or str(part.get_dtype()),
                 )
                 for name, part in parts.items()
             }
