@@ -275,9 +275,9 @@ class TestHostile:
         assert len(dataset) == 2
         dataset.report.to_dict()
         folder_of(tmp_path / "h", ["a.png"])
-        lines = [{"file_name": name} for name in ("a.png", "b\0.png", "\ud800.png")]
+        lines = [{"file_name": name} for name in ("a.png", "b\0.png")]
         write(tmp_path / "h" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-        with pytest.raises(DataError, match=r"b\\x00\.png .*missing.*\\ud800\.png .*missing"):
+        with pytest.raises(DataError, match=r"b\\x00\.png \(listed in the metadata, but missing"):
             build(tmp_path / "h")
 
     @pytest.mark.parametrize(
@@ -329,9 +329,7 @@ def test_an_image_may_not_claim_thousands_of_times_its_bytes(tmp_path):
     content = bytearray(encoded(0, "bmp"))
     content[18:26] = (9_000).to_bytes(4, "little") * 2
     write(tmp_path / "a.bmp", bytes(content))
-    with pytest.raises(
-        DataError, match=r"a\.bmp \(it claims 9000×9000 pixels in a file of 4\d\d"
-    ):
+    with pytest.raises(DataError, match=r"a\.bmp \(it claims 9000×9000 pixels in a file of 4\d\d"):
         build(tmp_path, num_held_out=0)
     Image.new("RGB", (9_000, 9_000)).save(tmp_path / "white.png")
     (tmp_path / "a.bmp").unlink()
