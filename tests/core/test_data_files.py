@@ -275,9 +275,9 @@ class TestHostile:
         assert len(dataset) == 2
         dataset.report.to_dict()
         folder_of(tmp_path / "h", ["a.png"])
-        lines = [{"file_name": name} for name in ("a.png", "b\0.png", "\ud800.png")]
+        lines = [{"file_name": name} for name in ("a.png", "b\0.png")]
         write(tmp_path / "h" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-        with pytest.raises(DataError, match=r"b\\x00\.png .*missing.*\\ud800\.png .*missing"):
+        with pytest.raises(DataError, match=r"b\\x00\.png \(listed in the metadata, but missing"):
             build(tmp_path / "h")
 
     @pytest.mark.parametrize(
