@@ -27,6 +27,8 @@ _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _TAIL = 4096
 _LONGEST_REASON = 200
 MAX_16_BIT = 65535
+_ALWAYS_READ, _EXPANSION = 1 << 24, 10_000
+"""Pixels that any file may claim, and pixels that it may claim for each of its bytes."""
 
 # Pillow refuses what is twice as large as what it warns of; below that, the image is only large.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -155,6 +157,11 @@ def _open(stream: BinaryIO) -> Image.Image:
     image = Image.open(stream, formats=[name for name in Image.ID if name != "EPS"])
     if not min(image.size):
         raise UnreadableImage(f"{image.width}×{image.height} pixels")
+    place = stream.tell()
+    num_bytes = stream.seek(0, os.SEEK_END)
+    stream.seek(place)
+    if image.width * image.height > max(_ALWAYS_READ, _EXPANSION * num_bytes):
+        raise UnreadableImage(f"{num_bytes:,} bytes claim {image.width}×{image.height} pixels")
     return image
 
 
