@@ -19,6 +19,8 @@ from spectok.errors import CheckpointError
 
 LARGEST_NUMBER = 1 << 20
 """Whole numbers up to this, or up to how many numbers the weights hold, need no trust."""
+LONGEST_SEQUENCE = 1 << 17
+"""Tokens per image that a prior may have, or as many as its weights hold numbers."""
 LONGEST_LIST = 10_000
 """Lists of other things than strings, such as the names of classes, are no longer."""
 SPARE_PARTS = 5000
@@ -58,6 +60,24 @@ def check_numbers(config: Mapping[str, Any], stored: int, place: str) -> None:
                     f"{REMEDY}"
                 )
             waiting += [(path, inner) for inner in value]
+
+
+def check_layout(num_tokens: int, stored: int, place: str) -> None:
+    """Refuse a layout of far more tokens than the weights of a prior hold numbers.
+
+    Args:
+        num_tokens: Tokens per image.
+        stored: How many numbers the weights hold.
+        place: Where it came from, for messages.
+
+    Raises:
+        CheckpointError: If there are too many.
+    """
+    if num_tokens > max(LONGEST_SEQUENCE, stored):
+        raise CheckpointError(
+            f"{place} asks for token_spec of {num_tokens:,} tokens for weights of {stored:,} "
+            f"numbers; {REMEDY}"
+        )
 
 
 @contextlib.contextmanager

@@ -22,11 +22,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.constants import CONFIG_NAME
 from torch import nn
 
-from spectok.bounds import bounded_building, check_numbers
+from spectok.bounds import bounded_building, check_layout, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.reading import read_json
 from spectok.recipes.schema import section_model, validate_section
 from spectok.saving import first_line, resolve, saving, was_cut_short
+from spectok.token_spec import TokenSpec
 from spectok.weights import (
     ENDING,
     FLOATS,
@@ -188,6 +189,9 @@ class SpectokModel(ModelMixin, ConfigMixin):
         try:
             with bounds, torch.device("meta"):
                 validate_section(section_model(cls), options, "")
+                if "token_spec" in options and not trust:
+                    layout = TokenSpec.from_dict(options["token_spec"])
+                    check_layout(layout.num_tokens, numbers, where)
                 network: Any = cls(**options)
                 getattr(network, "token_spec", None)  # layouts are computed, and bounded, when read
         except CheckpointError:
@@ -196,8 +200,9 @@ class SpectokModel(ModelMixin, ConfigMixin):
             reason = "; ".join(str(error).splitlines())[:500]
             raise CheckpointError(f"{where} is not valid: {reason}") from error
         except Exception as error:
-            if "meta" in str(error):  # a constructor that looks at values; checked when loaded
-                return
+            values = isinstance(error, RuntimeError | TypeError)  # which the meta device lacks
+            if values and re.search("meta (tensor|device)", str(error)):
+                return  # the constructor looks at some; the weights are checked when loaded
             raise CheckpointError(
                 f"{where} describes no network: {first_line(error)}; copy or save it again"
             ) from error

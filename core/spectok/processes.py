@@ -28,10 +28,82 @@ BEAT = 1.0
 """Seconds between signs of life."""
 ALIKE = ("ConfigError", "InputError", "DataError", "CheckpointError", "TrainingError")
 """Errors that are raised on every process as what they are on the main one."""
-COLLECTIVE_FAILED = ("gloo", "NCCL", "Connection closed by peer", "Timed out waiting")
 
 _turns, _visits = itertools.count(), itertools.count()
-_patience: float | None = None
+_watch: Watch | None = None
+
+
+class Watch:
+    """Shows signs of life of this process, and listens for a failure of another.
+
+    Args:
+        patience: Seconds without a sign of life after which a process counts as gone.
+    """
+
+    def __init__(self, patience: float):
+        self.patience, self.failure = patience, ""
+        self._store, self._visit = _store(), next(_visits)
+        self._stop = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def fail(self, error: Exception) -> None:
+        """Tell the others why this process stops."""
+        told = {"rank": world()[0], "text": str(error) or type(error).__name__}
+        _tell(self._store, f"failed/{self._visit}", json.dumps(told))
+
+    def leave(self, patience: float) -> None:
+        """Let the main process, where the store may live, leave last: others may be reading."""
+        rank, size = world()
+        _tell(self._store, f"left/{self._visit}/{rank}", "")
+        if rank == 0:
+            keys = [f"left/{self._visit}/{other}" for other in range(size)]
+            with contextlib.suppress(RuntimeError):
+                self._store.wait(keys, timedelta(seconds=patience))
+
+    def stop(self) -> None:
+        """Show no more signs of life."""
+        self._stop.set()
+
+    def beat_of(self, rank: int) -> bytes | None:
+        """Return the last sign of life of a process."""
+        key = f"beat/{self._visit}/{rank}"
+        return self._store.get(key) if self._store.check([key]) else None
+
+    def find_failure(self) -> str:
+        """Return which process failed, or has ended without a word; empty if none has."""
+        found: list[str] = []
+        looking = threading.Thread(target=lambda: found.append(self._look()), daemon=True)
+        looking.start()
+        looking.join(10 * BEAT)
+        return found[0] if found else describe_ended(0)  # the store lives there, and hangs
+
+    def _look(self) -> str:
+        own, size = world()
+        others = [rank for rank in range(size) if rank != own]
+        try:
+            before = {rank: self.beat_of(rank) for rank in others}
+            deadline = time.monotonic() + 3 * BEAT
+            while not self.failure and time.monotonic() < deadline:
+                time.sleep(BEAT / 10)
+            if self.failure:
+                return self.failure
+            silent = [rank for rank in others if self.beat_of(rank) == before[rank]]
+        except RuntimeError:  # the store lived in the main process
+            return self.failure or describe_ended(0)
+        return describe_ended(*silent) if silent else ""
+
+    def _beat(self) -> None:
+        rank, size = world()
+        for number in itertools.count():
+            try:
+                self._store.set(f"beat/{self._visit}/{rank}", str(number))
+                if not self.failure and self._store.check([f"failed/{self._visit}"]):
+                    told = json.loads(self._store.get(f"failed/{self._visit}"))
+                    self.failure = f"process {told['rank']} of {size} stopped: {told['text']}"
+            except RuntimeError:  # the store is gone; whoever needs it says so
+                return
+            if self._stop.wait(BEAT):
+                return
 
 
 @contextlib.contextmanager
@@ -46,27 +118,35 @@ def watched(patience: float) -> Iterator[None]:
     Raises:
         TrainingError: If another process ended, or gives no more sign of life.
     """
-    global _patience
-    if world()[1] == 1 or _patience is not None:
+    global _watch
+    if world()[1] == 1 or _watch is not None:
         yield
         return
-    store, rank = _store(), world()[0]
-    visit = next(_visits)
-    stop = threading.Event()
-    threading.Thread(target=_beat, args=(store, rank, stop), daemon=True).start()
-    _patience = patience
+    watch = _watch = Watch(patience)
     try:
         yield
-        _leave(store, visit, patience)
-    except Exception as error:
-        if not isinstance(error, SpectokError) and _is_of_the_group(error):
-            raise TrainingError(_missing(store)) from error
-        _tell(store, f"failed/{rank}", str(error) or type(error).__name__)
-        _leave(store, visit, 3 * BEAT)
+        watch.leave(patience)
+    except SpectokError as error:
+        watch.fail(error)
+        watch.leave(3 * BEAT)
+        raise
+    except RuntimeError as error:
+        failure = watch.find_failure()
+        if failure:
+            raise TrainingError(failure) from error
+        watch.fail(error)
         raise
     finally:
-        _patience = None
-        stop.set()
+        _watch = None
+        watch.stop()
+
+
+def describe_ended(*ranks: int) -> str:
+    """Say which processes are gone."""
+    return (
+        f"process {', '.join(map(str, ranks))} of {world()[1]} has ended or does not answer, so "
+        f"the others stop; the last checkpoint is intact: start all of them again with --resume"
+    )
 
 
 def on_main(action: Callable[[], T]) -> T | None:
@@ -82,19 +162,30 @@ def on_main(action: Callable[[], T]) -> T | None:
         CheckpointError: If the action cannot write its files.
         TrainingError: If a process ended meanwhile.
     """
+    found: list[T] = []
+    from_main(lambda: found.append(action()))
+    return found[0] if found else None
+
+
+def from_main(action: Callable[[], T]) -> T:
+    """Run an action on the main process like :func:`on_main`, and return its result on all.
+
+    Args:
+        action: Returns something of plain JSON types.
+    """
     rank, size = world()
     key = f"main/{next(_turns)}"
     if rank != 0:
         store = _store()
-        _await(store, key, [0])
-        kind, text = json.loads(store.get(key))
+        _await(store, key, 0)
+        kind, content = json.loads(store.get(key))
         if kind is not None:
-            raise (getattr(errors, kind) if kind in ALIKE else SpectokError)(text)
-        return None
-    told: tuple[str | None, str] = ("TrainingError", "the main process was stopped")
+            raise (getattr(errors, kind) if kind in ALIKE else SpectokError)(content)
+        return content
+    told: tuple[str | None, Any] = ("TrainingError", "the main process was stopped")
     try:
         result = action()
-        told = (None, "")
+        told = (None, result)
         return result
     except OSError as problem:
         error = CheckpointError(f"cannot write to the folder of the run: {problem}")
@@ -117,17 +208,16 @@ def barrier() -> None:
     store = _store()
     store.set(f"here/{turn}/{rank}", "")
     for other in range(size):
-        _await(store, f"here/{turn}/{other}", [other])
+        _await(store, f"here/{turn}/{other}", other)
 
 
-def _await(store: Any, key: str, ranks: list[int]) -> None:
-    """Wait for a key that one of some processes will set.
+def _await(store: Any, key: str, rank: int) -> None:
+    """Wait for a key that a process will set.
 
     Raises:
-        TrainingError: If such a process failed, or gives no sign of life.
+        TrainingError: If a process failed, or this one gives no sign of life.
     """
-    patience = _patience or float("inf")
-    seen: dict[int, tuple[Any, float]] = {}
+    beat, since = None, time.monotonic()
     while True:
         try:
             store.wait([key], timedelta(seconds=BEAT))
@@ -135,74 +225,16 @@ def _await(store: Any, key: str, ranks: list[int]) -> None:
         except dist.DistStoreError:
             pass  # not yet
         except RuntimeError as error:
-            raise TrainingError(_ended(0)) from error
-        for rank in ranks:
-            if store.check([f"failed/{rank}"]):
-                raise TrainingError(_failed(store, rank))
-            beat = _read(store, rank)
-            if rank not in seen or seen[rank][0] != beat:
-                seen[rank] = (beat, time.monotonic())
-            elif time.monotonic() - seen[rank][1] > patience:
-                raise TrainingError(_ended(rank))
-
-
-def _leave(store: Any, visit: int, patience: float) -> None:
-    """Let the main process, where the store may live, leave last: others may still be reading."""
-    rank, size = world()
-    _tell(store, f"left/{visit}/{rank}", "")
-    if rank == 0:
-        keys = [f"left/{visit}/{other}" for other in range(size)]
-        with contextlib.suppress(RuntimeError):
-            store.wait(keys, timedelta(seconds=patience))
-
-
-def _beat(store: Any, rank: int, stop: threading.Event) -> None:
-    for number in itertools.count():
-        try:
-            store.set(f"beat/{rank}", str(number))
-        except RuntimeError:  # its host is gone; whoever needs the store says so
-            return
-        if stop.wait(BEAT):
-            return
-
-
-def _missing(store: Any) -> str:
-    """Return which process a failed collective is due to."""
-    own, size = world()
-    others = [rank for rank in range(size) if rank != own]
-    try:
-        before = {rank: _read(store, rank) for rank in others}
-        time.sleep(3 * BEAT)
-        failed = [rank for rank in others if store.check([f"failed/{rank}"])]
-        silent = [rank for rank in others if _read(store, rank) == before[rank]]
-    except RuntimeError:  # the store lives in the main process
-        return _ended(0)
-    if failed:
-        return _failed(store, failed[0])
-    return _ended(*silent)
-
-
-def _failed(store: Any, rank: int) -> str:
-    return f"process {rank} of {world()[1]} stopped: {store.get(f'failed/{rank}').decode()}"
-
-
-def _ended(*ranks: int) -> str:
-    names = ", ".join(map(str, ranks)) or "another"
-    return (
-        f"process {names} of {world()[1]} has ended or does not answer, so the others stop; the "
-        f"last checkpoint is intact: start all of them again with --resume"
-    )
-
-
-def _is_of_the_group(error: BaseException) -> bool:
-    """Return whether an error says that processes could not speak to one another."""
-    said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in COLLECTIVE_FAILED)
-    return said or isinstance(error, dist.DistError)
-
-
-def _read(store: Any, rank: int) -> bytes | None:
-    key = f"beat/{rank}"
-    return store.get(key) if store.check([key]) else None
+            raise TrainingError(describe_ended(0)) from error
+        if _watch is None:
+            continue
+        if _watch.failure:
+            raise TrainingError(_watch.failure)
+        now = _watch.beat_of(rank)
+        if now != beat:
+            beat, since = now, time.monotonic()
+        elif time.monotonic() - since > _watch.patience:
+            raise TrainingError(describe_ended(rank))
 
 
 def _tell(store: Any, key: str, text: str) -> None:

@@ -148,15 +148,17 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
-                name: StoredTensor(
-                    tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
-                )
+                name: StoredTensor(tuple(part.get_shape()), _read_dtype(str(part.get_dtype())))
                 for name, part in parts.items()
             }
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot load {path}: {reading_reason(error)}; copy or save it again"
         ) from error
+
+
+def _read_dtype(name: str) -> torch.dtype | str:
+    return DTYPES.get(name, name)
 
 
 def check_fits(

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from spectok import ImageTokenizer
+from spectok import ImageTokenizer, TokenSpec
 from spectok.distributed import world
 from spectok.errors import CheckpointError, DataError
-from spectok.reading import sha256_of_file
+from spectok.processes import barrier, from_main, on_main
+from spectok.reading import read_json, sha256_of_file
+from spectok.training.checkpoint import write_text
+from spectok.training.lock import run_locked
 from spectok_generation.records import describe_record, tokenizer_record
 from spectok_generation.tokens import (
     CAPTIONS,
@@ -35,6 +37,8 @@ from spectok_generation.tokens import (
 )
 
 OnImages = Callable[[int], None]
+PLAN = "plan.json"
+"""What is being extracted, in the directory of an unfinished cache."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def extract_tokens(
 ) -> TokenCache:
     """Write the tokens of every image of a data set to disk; each process does its share.
 
-    If the directory already holds the tokens of the same weights and data, they are reused.
+    If the directory already holds the tokens of the same weights and data, they are reused; an
+    extraction that was stopped goes on where it was.
 
     Args:
         tokenizer: A trained tokenizer on the device to run on; it is put into eval mode.
@@ -82,17 +87,18 @@ def extract_tokens(
     how, target = how or Extraction(), Path(directory)
     tokenizer.eval()
     header = _plan_header(tokenizer, dataset, path, how)
-    if _is_finished(target, header):
-        return TokenCache(target)
     temporary = target.with_name(target.name + ".partial")
-    try:
-        _write_cache(tokenizer, dataset, temporary, header, how, on_images)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"cannot write tokens to {temporary}: {error}") from error
-    if world()[0] == 0:
-        os.replace(temporary, target)
-    barrier()
+    with run_locked(target, beside=True):
+        if not from_main(lambda: _is_finished(target, header) or _begin(temporary, header, how)):
+            try:
+                _write_share(tokenizer, dataset, temporary, header, how, on_images)
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot write tokens to {temporary}: {error.strerror}; repeat the command to "
+                    f"go on where it stopped"
+                ) from error
+            barrier()
+            on_main(lambda: _finish(temporary, target, header))
     return TokenCache(target)
 
 
@@ -144,7 +150,28 @@ def _is_finished(target: Path, header: CacheHeader) -> bool:
     return True
 
 
-def _write_cache(
+def _begin(directory: Path, header: CacheHeader, how: Extraction) -> bool:
+    """Make the directory of the shares, or keep one whose extraction was stopped.
+
+    Returns:
+        False: there is work to do.
+    """
+    plan = {
+        "fingerprint": header.fingerprint,
+        "count": header.count,
+        "batch_size": how.batch_size,
+        "processes": world()[1],
+    }
+    with contextlib.suppress(CheckpointError):
+        if read_json(directory / PLAN, CheckpointError) == plan:
+            return False
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    write_text(directory / PLAN, json.dumps(plan))
+    return False
+
+
+def _write_share(
     tokenizer: ImageTokenizer,
     dataset: Any,
     directory: Path,
@@ -152,20 +179,19 @@ def _write_cache(
     how: Extraction,
     on_images: OnImages | None,
 ) -> None:
-    """Write the share of each process, then join the shares in order and add the header."""
+    """Write the share of this process, from where an extraction that was stopped left off."""
     rank, size = world()
-    if rank == 0:
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-    barrier()
     share = range(rank * header.count // size, (rank + 1) * header.count // size)
+    parts = _parts_of_copies(share, len(dataset))
     width = index_width(tokenizer.token_spec)
+    paths = {name: directory / f"{name}.{rank}" for name in _file_names(header)}
+    done = whole_batches(parts, _rows_written(paths, tokenizer.token_spec), how.batch_size)
+    _cut(paths, tokenizer.token_spec, done)
+    if done and on_images is not None:
+        on_images(done)
     with contextlib.ExitStack() as stack:
-        files = {
-            name: stack.enter_context((directory / f"{name}.{rank}").open("wb"))
-            for name in _file_names(header)
-        }
-        for batch in _batches(dataset, share, how):
+        files = {name: stack.enter_context(path.open("ab")) for name, path in paths.items()}
+        for batch in _batches(dataset, parts, how, done):
             images: Tensor = batch["images"].to(tokenizer.device, tokenizer.dtype)
             indices = tokenizer.encode(images).cpu().numpy()
             files[TOKENS].write(pack(indices, width).tobytes())
@@ -177,12 +203,50 @@ def _write_cache(
                 files[CAPTIONS].write(lines.encode())
             if on_images is not None:
                 on_images(len(images))
-    barrier()
-    if rank == 0:
-        _join_shares(directory, header, size)
+
+
+def _rows_written(paths: dict[str, Path], spec: TokenSpec) -> int:
+    """Return how many rows are in every file of a share."""
+    found = []
+    for name, path in paths.items():
+        if not path.is_file():
+            return 0
+        if name == CAPTIONS:
+            found.append(path.read_bytes().count(b"\n"))
+        else:
+            found.append(path.stat().st_size // _row_bytes(name, spec))
+    return min(found)
+
+
+def _cut(paths: dict[str, Path], spec: TokenSpec, rows: int) -> None:
+    """Drop what comes after some rows from every file of a share."""
+    for name, path in paths.items():
+        path.touch()
+        size = rows * _row_bytes(name, spec)
+        if name == CAPTIONS:
+            size = sum(map(len, path.read_bytes().splitlines(keepends=True)[:rows]))
+        os.truncate(path, size)
+
+
+def _row_bytes(name: str, spec: TokenSpec) -> int:
+    """Return the bytes of a row of tokens or of labels."""
+    return 8 if name == LABELS else -(-spec.num_tokens * index_width(spec) // 8)
+
+
+def _finish(directory: Path, target: Path, header: CacheHeader) -> None:
+    """Join the shares in order, add the header, and give the directory its name."""
+    try:
+        _join_shares(directory, header, world()[1])
         hashes = {name: sha256_of_file(directory / name, DataError) for name in _file_names(header)}
         text = json.dumps(asdict(header) | {"hashes": hashes}, indent=2) + "\n"
-        (directory / HEADER).write_text(text, encoding="utf-8")
+        write_text(directory / HEADER, text)
+        (directory / PLAN).unlink()
+        os.replace(directory, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write tokens to {target}: {error.strerror}; repeat the command to go on where "
+            f"it stopped"
+        ) from error
 
 
 def _caption_line(captions: Sequence[str], format: int) -> str:
@@ -196,32 +260,59 @@ def _file_names(header: CacheHeader) -> list[str]:
     return [TOKENS, *(name for name, present in optional if present)]
 
 
-def _batches(dataset: Any, share: range, how: Extraction) -> Iterator[dict[str, Any]]:
-    """Read the rows of a share; row ``c * len(dataset) + i`` is image i as augmented in epoch c."""
-    for copy in range(how.copies):
-        first = copy * len(dataset)
-        rows = range(max(share.start, first), min(share.stop, first + len(dataset)))
-        if not rows:
+def _parts_of_copies(share: range, length: int) -> list[tuple[int, range]]:
+    """Return the images of a share by copy; row ``c * length + i`` is image i of copy c."""
+    copies = range(share.start // length, -(-share.stop // length))
+    parts = []
+    for copy in copies:
+        first = copy * length
+        start, stop = max(share.start, first) - first, min(share.stop, first + length) - first
+        parts.append((copy, range(start, stop)))
+    return parts
+
+
+def whole_batches(parts: list[tuple[int, range]], rows: int, batch_size: int) -> int:
+    """Return how many of the first rows of a share are whole batches.
+
+    Args:
+        parts: The images of the share by copy; no batch holds images of two copies.
+        rows: Rows that are written.
+        batch_size: Images encoded at once.
+    """
+    whole = 0
+    for _, images in parts:
+        if rows < len(images):
+            return whole + rows - rows % batch_size
+        whole, rows = whole + len(images), rows - len(images)
+    return whole
+
+
+def _batches(
+    dataset: Any, parts: list[tuple[int, range]], how: Extraction, done: int
+) -> Iterator[dict[str, Any]]:
+    """Read the images of a share after its first rows, each as augmented in its copy's epoch."""
+    for copy, images in parts:
+        rest, done = images[done:], max(0, done - len(images))
+        if not rest:
             continue
         dataset.set_epoch(copy)
-        part = Subset(dataset, [row - first for row in rows])
         # Its own generator: drawing from the global one would change the training that follows.
         yield from DataLoader(
-            part, how.batch_size, num_workers=how.num_workers, generator=torch.Generator()
+            Subset(dataset, list(rest)),
+            how.batch_size,
+            num_workers=how.num_workers,
+            generator=torch.Generator(),
         )
 
 
 def _join_shares(directory: Path, header: CacheHeader, size: int) -> None:
-    for name in _file_names(header):
-        parts = [directory / f"{name}.{rank}" for rank in range(size)]
+    """Join the shares; they stay until all are joined, so that joining can be repeated."""
+    names = _file_names(header)
+    for name in names:
         with (directory / name).open("wb") as joined:
-            for part in parts:
-                with part.open("rb") as source:
+            for rank in range(size):
+                with (directory / f"{name}.{rank}").open("rb") as source:
                     shutil.copyfileobj(source, joined, 1 << 20)
-                part.unlink()
-
-
-def barrier() -> None:
-    """Wait until every process arrives here."""
-    if world()[1] > 1:
-        dist.barrier()
+    for name in names:
+        for rank in range(size):
+            (directory / f"{name}.{rank}").unlink()

@@ -280,7 +280,8 @@ def test_resume_takes_a_word_or_none(run, refused):
     assert "trained 4 steps" in run(*words, "--resume", "train.steps=4")[1]
 
 
-def test_an_interrupted_run_says_how_to_go_on(fork, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_saves_and_says_how_to_go_on(fork, tmp_path, number, status):
     log, err = tmp_path / "my run" / "log.jsonl", tmp_path / "err"
 
     def command(words):
@@ -302,9 +303,12 @@ def test_an_interrupted_run_says_how_to_go_on(fork, tmp_path):
     deadline = time.monotonic() + 60
     while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 130
+    assert process.exitcode == status
+    last = json.loads(log.read_text().splitlines()[-1])["step"]
+    saved = tmp_path / "my run" / "checkpoints"
+    assert [path.name for path in saved.iterdir()] == [f"step-{last:08d}"]
     assert err.read_text().split("\n") == [
         "",
         "interrupted",
@@ -312,6 +316,25 @@ def test_an_interrupted_run_says_how_to_go_on(fork, tmp_path):
         "train.steps=100000 train.log_every=1 --resume",
         "",
     ]
+
+
+def test_a_run_that_is_stopped_before_its_first_step_says_how_to_go_on(fork, tmp_path, monkeypatch):
+    err = tmp_path / "err"
+
+    def command():
+        monkeypatch.setattr("spectok.training.tokenizer.build", stop)
+        with err.open("w") as sys.stderr:
+            main(["train", "--resume=auto", "smoke/vqvae", "--output", str(tmp_path / "run")])
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    process = fork(command)
+    process.join(60)
+    assert process.exitcode == 143
+    told = f"go on with: spectok train smoke/vqvae --output {tmp_path}/run --resume auto"
+    assert err.read_text().splitlines()[1:] == ["interrupted", told]
 
 
 # Using a model.

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from spectok.errors import SpectokError, TrainingError
+from spectok.errors import DataError, Interrupted, SpectokError, TrainingError
+from spectok.processes import barrier, from_main, on_main
 from spectok.training import Callbacks
 from spectok.training.checks import codebook_state, hash_bits
 from spectok.training.launch import check_group, check_launch
@@ -169,3 +174,145 @@ def test_accelerate_launch_cpu_names_the_remedy(tmp_path):
     result = subprocess.run([*launch, SCRIPT, *options], capture_output=True, text=True)
     assert result.returncode != 0
     assert "torchrun --standalone --nproc_per_node N" in result.stderr
+
+
+# -- one process works, is late, or is gone --------------------------------------------------------
+
+
+def in_group(function, minutes=5.0):
+    """Call a function inside the process group that this process was launched in."""
+    from spectok.training import TrainConfig
+    from spectok.training.launch import joined
+
+    with joined(TrainConfig(timeout_minutes=minutes)):
+        function()
+
+
+def work_for_longer_than_the_timeout(output):
+    """The timeout is for those that do not answer: rank 0 works for longer, and barriers wait."""
+    rank = os.environ["RANK"]
+
+    def body():
+        found = from_main(lambda: time.sleep(8) or {"by": rank})
+        assert found == {"by": "0"}
+        if rank == "1":
+            time.sleep(8)
+        barrier()
+        (output / rank).write_text("done")
+
+    in_group(body, minutes=6 / 60)
+
+
+def test_long_work_of_one_process_does_not_time_out_the_others(tmp_path, fork_ranks):
+    assert fork_ranks(work_for_longer_than_the_timeout, tmp_path) == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def fail_on_main(error):
+    def body():
+        def action():
+            raise error("out of luck")
+
+        with pytest.raises(error, match="out of luck"):
+            on_main(action)
+
+    in_group(body)
+
+
+def test_an_error_of_the_main_process_is_the_same_on_all(fork_ranks):
+    assert fork_ranks(fail_on_main, DataError) == [0, 0]
+
+
+def die_while_training(train, output, victim, how):
+    """One process is killed, stopped or fails at step 3; the other names it in one line."""
+    if os.environ["RANK"] != victim:
+        expected = {"fail": f"process {victim} of 2 stopped: no such image"}.get(
+            how, f"process {victim} of 2 has ended or does not answer"
+        )
+        with pytest.raises(TrainingError, match=expected) as caught:
+            train(output, steps=100_000, batch_size=4, timeout_minutes=15 / 60)
+        assert "\n" not in str(caught.value)
+        return
+
+    def watch():
+        while len(read_log(output / "log.jsonl")) < 3:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+
+    if how == "fail":
+        from spectok.training.optimizer import set_learning_rate
+
+        def fail(optimizer, config, step):
+            if step == 3:
+                raise DataError("no such image")
+            return set_learning_rate(optimizer, config, step)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("spectok.training.loop.set_learning_rate", fail)
+            with pytest.raises(DataError):
+                train(output, steps=100_000, batch_size=4)
+        return
+    threading.Thread(target=watch, daemon=True).start()
+    train(output, steps=100_000, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("how", "victim"), [("kill", "0"), ("kill", "1"), ("fail", "0"), ("fail", "1"), ("stop", "1")]
+)
+def test_a_process_that_is_gone_is_named_by_the_others(tmp_path, train, fork, how, victim):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = {
+        rank: fork(
+            die_while_training, train, tmp_path, victim, how,
+            environment=group | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    }  # fmt: skip
+    survivor = ranks["1" if victim == "0" else "0"]
+    survivor.join(60)
+    assert survivor.exitcode == 0
+
+
+def test_processes_that_are_stopped_stop_at_the_same_step(tmp_path, train, fork):
+    """Only one of them gets the signal; both save the step they agree on, and leave."""
+    options = {"steps": 14, "batch_size": 4, "save_every": 100}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def stopped(rank):
+        if rank == "1":
+            signal_at_step_four()
+        with pytest.raises(Interrupted) as caught:
+            train(tmp_path / "b", **options)
+        assert caught.value.signal == signal.SIGTERM
+        (tmp_path / rank).write_text(caught.value.checkpoint.name)
+
+    def signal_at_step_four():
+        from spectok.training import loop
+
+        first = loop.set_learning_rate
+
+        def counted(optimizer, config, step):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return first(optimizer, config, step)
+
+        loop.set_learning_rate = counted
+
+    ranks = [
+        fork(stopped, rank, environment=group | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "step-00000006"
+    straight = train(tmp_path / "a", **options | {"batch_size": 8})
+    resumed = train(tmp_path / "b", resume=True, **options | {"batch_size": 8})
+    assert [r["loss"] for r in resumed.history] == pytest.approx(
+        [r["loss"] for r in straight.history], rel=RELATIVE
+    )

@@ -29,7 +29,7 @@ def wait_for(path):
 def test_a_second_training_is_refused_and_names_the_first(tmp_path, train, fork):
     first = fork(hold, tmp_path)
     wait_for(tmp_path / HOLDER)
-    named = rf"being trained in by process {first.pid} on {platform.node()} \(since \d{{4}}-"
+    named = rf"is in use by process {first.pid} on {platform.node()} \(since \d{{4}}-"
     with pytest.raises(CheckpointError, match=named):
         train(tmp_path, steps=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, HOLDER]
@@ -63,7 +63,7 @@ def test_the_parts_of_a_run_may_ask_again(tmp_path):
 
 
 def refused_rank(train, output):
-    with pytest.raises(CheckpointError, match="is being trained in by process"):
+    with pytest.raises(CheckpointError, match="is in use by process"):
         train(output, steps=1)
 
 

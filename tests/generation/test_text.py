@@ -150,7 +150,7 @@ def test_what_is_not_there_is_said_in_one_line(clip_folder, tmp_path):
         (ConfigError, f"did you mean '{large}'", "ViT-L14"),
         (ConfigError, "is a folder with weights; leave it out", str(clip_folder), "openai"),
         (CheckpointError, "holds no CLIP", str(tmp_path)),
-        (CheckpointError, "cannot load the CLIP .*cut", str(tmp_path / "cut")),
+        (CheckpointError, "cannot load .*cut", str(tmp_path / "cut")),
         (CheckpointError, "cannot load the CLIP .*bare", str(tmp_path / "bare")),
     ]:
         with pytest.raises(error, match=words) as found:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -17,20 +18,37 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from spectok import __version__, plugins
 from spectok.cli import evaluate, listing, models, tokens, train
-from spectok.errors import PluginError, SpectokError, one_line
+from spectok.errors import Interrupted, PluginError, SpectokError, one_line
+from spectok.messages import is_main_process
 
-ERROR, INTERRUPTED = 2, 130
+ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
+REPEATABLE = ("extract", "compare", "demo")
+"""Commands that go on where they were when they are repeated."""
 
 # typer brings its own copy of click since 0.20; this names ClickException in either.
 _UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 
+class _Stopped(Exception):
+    """What stopped a command; of a KeyboardInterrupt, typer would keep only the exit status."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped from error
+
+
 def build_app() -> typer.Typer:
     """Return the application with the commands of every plugin."""
     app = typer.Typer(
+        cls=_Commands,
         name="spectok",
         help="Train image tokenizers, and use them: images to a few integers and back.",
         no_args_is_help=True,
@@ -93,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not debug:  # we report errors ourselves; libraries need not add theirs
         for library in ("DIFFUSERS", "TRANSFORMERS"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that are no text
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     with _one_line_warnings(debug):
@@ -100,11 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(words: list[str], debug: bool) -> int:
+    terminate = signal.signal(signal.SIGTERM, _stop)
     try:
-        status = build_app()(words, prog_name="spectok", standalone_mode=False) or 0
-        return _interrupted(words) if status == INTERRUPTED else int(status)
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted(words)
+        return int(build_app()(words, prog_name="spectok", standalone_mode=False) or 0)
+    except (_Stopped, KeyboardInterrupt, typer.Abort) as error:
+        return _interrupted(words, error.__cause__ or error)
     except typer.Exit as error:
         return error.exit_code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -125,6 +144,12 @@ def _run(words: list[str], debug: bool) -> int:
             f"plugin {plugin.name!r} of {plugin.distribution} failed ({what}); --debug shows where"
         )
         return ERROR
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def _stop(number: int, _: Any) -> None:
+    raise Interrupted(number)
 
 
 def _print_error(line: str) -> None:
@@ -152,15 +177,32 @@ def _lines(error: Any) -> Iterable[str]:
     return [f"{message} (see '{command} --help')"] if message else []  # the help is shown already
 
 
-def _interrupted(words: list[str]) -> int:
-    print("\ninterrupted", file=sys.stderr)
+def _interrupted(words: list[str], error: BaseException) -> int:
+    """Say how to go on, and return the exit status."""
+    if is_main_process():
+        print("\ninterrupted", file=sys.stderr)
+        for line in _how_to_go_on(words, getattr(error, "checkpoint", None) is not None):
+            print(line, file=sys.stderr)
+    return TERMINATED if getattr(error, "signal", None) == signal.SIGTERM else INTERRUPTED
+
+
+def _how_to_go_on(words: list[str], has_checkpoint: bool) -> list[str]:
     if words[:1] == ["train"]:
-        again = words if "--resume" in words else [*words, "--resume"]
-        print(
-            f"continue from the last checkpoint with: {shlex.join(['spectok', *again])}",
-            file=sys.stderr,
-        )
-    return INTERRUPTED
+        resume = ["--resume"] if has_checkpoint else ["--resume", "auto"]
+        how = "continue from the last checkpoint with" if has_checkpoint else "go on with"
+        return [f"{how}: {shlex.join(['spectok', *_without_resume(words), *resume])}"]
+    if words[:1] and words[0] in REPEATABLE:
+        return [f"go on where it stopped with: {shlex.join(['spectok', *words])}"]
+    return []
+
+
+def _without_resume(words: list[str]) -> list[str]:
+    kept: list[str] = []
+    for before, word in zip(["", *words], words):
+        follows = word == "auto" and before == "--resume"
+        if not (follows or word == "--resume" or word.startswith("--resume=")):
+            kept.append(word)
+    return kept
 
 
 @contextlib.contextmanager

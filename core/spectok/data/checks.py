@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -63,9 +62,9 @@ def decode_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
     """Decode every image into one array."""
     checks = Checks("decoded")
     pixels = np.empty((len(rows), *preprocessing.image_shape), dtype=np.uint8)
-    for index, reference in enumerate(_each(rows)):
+    for index in range(len(rows)):
         try:
-            image = open_image(reference)
+            image = open_image(rows.images[index])
             pixels[len(checks.kept)] = preprocessing(image)
         except UnreadableImage as error:
             checks.problems.append(Problem(rows.name(index), str(error)))
@@ -80,8 +79,9 @@ def decode_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
 def inspect_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
     """Read the header and the end of every image."""
     checks = Checks("headers")
-    for index, reference in enumerate(_each(rows)):
+    for index in range(len(rows)):
         try:
+            reference = rows.images[index]
             size, mode, num_bytes = inspect_image(reference)
             preprocessing.check_header(size, mode)
             if is_deep(mode) and len(checks.ranges) < _DEEP_LOOKED_INTO:
@@ -157,8 +157,3 @@ def _range_notes(ranges: list[tuple[float, float]], max_value: float | None) -> 
             "), which are cut off; data.max_value says what is white"
         )
     return notes
-
-
-def _each(rows: Rows) -> Iterable[Any]:
-    """Yield every image reference; one that cannot even be fetched raises where it is opened."""
-    return (rows.images[index] for index in range(len(rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 import warnings
@@ -27,11 +28,13 @@ _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _TAIL = 4096
 _LONGEST_REASON = 200
 MAX_16_BIT = 65535
-_ALWAYS_READ, _EXPANSION = 1 << 24, 10_000
-"""Pixels that any file may claim, and pixels that it may claim for each of its bytes."""
+_EXPANSION, _SMALLEST_BOUND = 3000, 32 << 20
+"""No usual format stores an image in less than a 3,000th, and 32 MiB are taken in any case."""
 
 # Pillow refuses what is twice as large as what it warns of; below that, the image is only large.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Its remarks on damaged files say less than the error that follows.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnreadableImage(DataError):
@@ -152,16 +155,16 @@ def _decoding() -> Iterator[None]:
 
 def _open(stream: BinaryIO) -> Image.Image:
     """Return an image of which only the header is read."""
+    num_bytes = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     Image.init()
     # PostScript is not decoded, but run by another program
     image = Image.open(stream, formats=[name for name in Image.ID if name != "EPS"])
-    if not min(image.size):
-        raise UnreadableImage(f"{image.width}×{image.height} pixels")
-    place = stream.tell()
-    num_bytes = stream.seek(0, os.SEEK_END)
-    stream.seek(place)
-    if image.width * image.height > max(_ALWAYS_READ, _EXPANSION * num_bytes):
-        raise UnreadableImage(f"{num_bytes:,} bytes claim {image.width}×{image.height} pixels")
+    claimed = image.width * image.height * len(image.getbands())
+    if not 0 < claimed <= max(_SMALLEST_BOUND, _EXPANSION * num_bytes):
+        raise UnreadableImage(
+            f"it claims {image.width}×{image.height} pixels in a file of {num_bytes:,} bytes"
+        )
     return image
 
 

@@ -91,11 +91,11 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 
 def _read_parquet(path: Path) -> list[Entry]:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     check_regular(path, DataError)
     try:
         return parquet.read_table(os.fspath(path)).to_pylist()
-    except (ArrowException, OSError) as error:
+    except Exception as error:  # pyarrow's, and those of damaged texts
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is not readable as parquet ({reason}); save it again") from error

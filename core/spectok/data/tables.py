@@ -20,6 +20,7 @@ from spectok.data.columns import (
     number_labels,
 )
 from spectok.data.data_config import DataConfig
+from spectok.data.decode import UnreadableImage
 from spectok.data.listing import list_files, some
 from spectok.data.rows import Problem, Rows
 from spectok.data.split_names import Division, choose_split
@@ -61,7 +62,10 @@ class EncodedImages(Sequence[Any]):
         return len(self.table)
 
     def __getitem__(self, index: Any) -> Any:
-        image = self.table[index][self.column]
+        try:
+            image = self.table[index][self.column]
+        except Exception as error:  # as above
+            raise UnreadableImage(_root_cause(error)) from error
         if image is None or image.get("bytes") or not image.get("path"):
             return image
         return {"bytes": None, "path": self._find(image["path"])}
@@ -132,7 +136,12 @@ def _load(*arguments: Any, **options: Any) -> _Tables:
     """Call ``load_dataset`` for all splits."""
     import datasets as hf
 
-    tables = hf.load_dataset(*arguments, **options)
+    verbosity = hf.logging.get_verbosity()
+    hf.logging.set_verbosity(hf.logging.CRITICAL)  # the error that follows says the same
+    try:
+        tables = hf.load_dataset(*arguments, **options)
+    finally:
+        hf.logging.set_verbosity(verbosity)
     assert isinstance(tables, hf.DatasetDict)
     return {str(name): table for name, table in tables.items()}
 
@@ -183,15 +192,15 @@ def _as_rows(
     others = [name for name in table.column_names if name != image_column]
     captions, labels, class_names, num_classes, notes = None, None, None, None, []
     if name := choose_column(config.caption_column, CAPTION_COLUMNS, others, where):
-        values = list(table[name])
+        values = _column(table, name, where)
         captions = [as_captions([v], f"{where}, row {row}") for row, v in enumerate(values)]
     name = None if config.labels is False else _label_column(tables, split, config, others, where)
     if name and name not in others:
         notes.append(f"no labels: split {split} has no column {name}")
     elif name:
-        class_names, num_classes = _classes(tables, name)
+        class_names, num_classes = _classes(tables, name, where)
         texts = None if _is_class_label(table, name) else class_names
-        labels, notes = number_labels(list(table[name]), texts, where)
+        labels, notes = number_labels(_column(table, name, where), texts, where)
         _check_range(labels, num_classes, name, where)
     images = EncodedImages(table, image_column, places)
     return Rows(
@@ -273,23 +282,24 @@ def _is_plain(table: datasets.Dataset, column: str) -> bool:
     return getattr(table.features[column], "dtype", "").startswith(("int", "uint", "string"))
 
 
-def _classes(tables: _Tables, column: str) -> tuple[list[str] | None, int]:
+def _classes(tables: _Tables, column: str, where: str) -> tuple[list[str] | None, int]:
     """Return class names, if any, and the number of classes, the same for every split."""
     having = [table for table in tables.values() if column in table.column_names]
     feature = having[0].features[column]
     if names := getattr(feature, "names", None):
         return list(names), len(names)
-    values = [v for table in having for v in _distinct(table, column)]
+    values = [v for table in having for v in _column(table, column, where)]
     names = class_names_of(values)
     return names, len(names or []) or max((v for v in values if isinstance(v, int)), default=0) + 1
 
 
-def _distinct(table: datasets.Dataset, column: str) -> list[Any]:
-    """Return the distinct values of a column; all of them if they are lists."""
-    import datasets as hf
-
-    single = isinstance(table.features[column], hf.Value | hf.ClassLabel)
-    return table.unique(column) if single else list(table[column])
+def _column(table: datasets.Dataset, column: str, where: str) -> list[Any]:
+    """Return all values of a column."""
+    try:
+        return list(table[column])
+    except Exception as error:  # a damaged text, or whatever pyarrow raises
+        reason = _root_cause(error)
+        raise DataError(f"{where}: column {column!r} cannot be read ({reason})") from error
 
 
 def _root_cause(error: BaseException) -> str:

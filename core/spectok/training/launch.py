@@ -51,6 +51,11 @@ def joined(config: TrainConfig) -> Iterator[None]:
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience)
     except ValueError as error:  # an environment that only half describes a group of processes
         raise TrainingError(f"training cannot start here: {error}") from error
+    except torch.distributed.DistError as error:
+        raise TrainingError(
+            f"the processes that were launched did not find each other within "
+            f"{config.timeout_minutes:g} minutes (train.timeout_minutes)"
+        ) from error
     check_group(state)
     with watched(patience.total_seconds()):
         yield

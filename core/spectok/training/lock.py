@@ -27,7 +27,7 @@ _held: set[tuple[int, Path]] = set()
 
 
 @contextlib.contextmanager
-def run_locked(output: Path) -> Iterator[None]:
+def run_locked(output: Path, *, beside: bool = False) -> Iterator[None]:
     """Hold the lock of a run's folder; every process of a launch calls this, the main one locks.
 
     A run inside the folder's own run may ask again. The note of a process that ended without
@@ -35,39 +35,41 @@ def run_locked(output: Path) -> Iterator[None]:
 
     Args:
         output: Folder of the run; made if it does not exist.
+        beside: Lock beside the folder, which need not exist, instead of in it.
 
     Raises:
-        CheckpointError: On every process; if another launch trains there: names its host, process
+        CheckpointError: On every process; if another launch works there: names its host, process
             and start; or if the folder cannot be written to.
     """
     key = (os.getpid(), output.resolve())
     if key in _held:
         yield
         return
-    lock = on_main(lambda: _acquire(output))
+    place = output.with_name(output.name + LOCK) if beside else output / LOCK
+    lock = on_main(lambda: _acquire(output, place))
     _held.add(key)
     try:
         yield
     finally:
         _held.discard(key)
         if lock is not None:
-            _release(output, lock)
+            _release(place, lock)
 
 
-def _acquire(output: Path) -> FileLock:
-    lock = FileLock(output / LOCK)
+def _acquire(output: Path, place: Path) -> FileLock:
+    lock, note_of = FileLock(place), _holder_file(place)
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        if (output / HOLDER).is_file():
-            note(f"taking over {output} from {_holder(output)}, which ended without a word")
+        if note_of.is_file():
+            note(f"taking over {output} from {_holder(place)}, which ended without a word")
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         content = {"host": platform.node(), "pid": os.getpid(), "since": now}
-        (output / HOLDER).write_text(json.dumps(content), encoding="utf-8")
+        note_of.write_text(json.dumps(content), encoding="utf-8")
     except Timeout:
         raise CheckpointError(
-            f"{output} is being trained in by {_holder(output)}; wait for it, stop it, or give "
-            f"another output folder"
+            f"{output} is in use by {_holder(place)}; wait for it, stop it, or give another output "
+            f"folder"
         ) from None
     except OSError as error:
         lock.release()
@@ -75,17 +77,21 @@ def _acquire(output: Path) -> FileLock:
     return lock
 
 
-def _release(output: Path, lock: FileLock) -> None:
+def _release(place: Path, lock: FileLock) -> None:
     """Take the note and the lock's file away while holding it: whoever waits makes a new one."""
-    for name in (HOLDER, LOCK):
+    for path in (_holder_file(place), place):
         with contextlib.suppress(OSError):
-            (output / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     lock.release()
 
 
-def _holder(output: Path) -> str:
+def _holder_file(place: Path) -> Path:
+    return place.with_name(place.name + ".json")
+
+
+def _holder(place: Path) -> str:
     try:
-        found = read_json(output / HOLDER, CheckpointError)
+        found = read_json(_holder_file(place), CheckpointError)
         return f"process {found['pid']} on {found['host']} (since {found['since']})"
     except (CheckpointError, KeyError, TypeError):
         return "another process"

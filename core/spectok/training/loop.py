@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
+from spectok.errors import Interrupted
 from spectok.processes import on_main
 from spectok.training.batches import Stream, make_loader, read, seeded
 from spectok.training.checkpoint import Parts, save_checkpoint
@@ -32,6 +33,7 @@ from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
 from spectok.training.progress import Clock, Reporter
 from spectok.training.resume import begin, checkpoint_folder, make_manifest
+from spectok.training.stopping import StopRequest
 from spectok.training.train_config import TrainConfig
 from spectok.training.window import Window
 
@@ -129,6 +131,7 @@ def fit(
 
     Raises:
         TrainingError: If a loss is not finite, ranks drift apart, or the launch is wrong.
+        Interrupted: On SIGTERM or Ctrl-C, after the step at hand and a checkpoint of it.
         CheckpointError: If state cannot be written, or the folder holds a run that was not resumed.
         ConfigError: If the run to resume was a different one.
     """
@@ -138,13 +141,15 @@ def fit(
         ema = None if config.ema_decay is None else WeightEMA(model, config.ema_decay)
         state = LoopState(accelerator, config, callbacks or Callbacks(), prepared, ema, Window())
         manifest = make_manifest(accelerator, config, run, dataset)
-        first, seconds = begin(accelerator, run, config, manifest, state.parts)
+        first, seconds = begin(run, config, manifest, state.parts)
         log = RunLog(run.output / "log.jsonl", first, accelerator.is_main_process)
         start_tracker(accelerator, run, first)
         batches = read(load(accelerator, config, run, dataset, first))
         clock = Clock(seconds, manifest["samples_per_step"], first)
         checkpoint = checkpoint_folder(run.output, first)
-        with Reporter(config.steps, first, accelerator.is_main_process) as reporter:
+        reporter = Reporter(config.steps, first, accelerator.is_main_process)
+        with reporter, StopRequest(accelerator.device) as stop:
+            stop.checkpoint = checkpoint if first else None
             for step in range(first, config.steps):
                 rates = [set_learning_rate(p.optimizer.optimizer, p.config, step) for p in prepared]
                 if state.callbacks.begin_step is not None:
@@ -156,7 +161,8 @@ def fit(
                         train_on_batch(state, batch, step)
                 done = step + 1
                 reporter.advance()
-                saving = done % config.save_every == 0 or done == config.steps
+                stopping = stop.agreed()
+                saving = stopping or done % config.save_every == 0 or done == config.steps
                 if saving or done % config.log_every == 0:
                     check_ranks_agree(accelerator, model)
                     means = state.window.read(accelerator)
@@ -171,7 +177,9 @@ def fit(
                     sample(state, run, done)
                 if saving:
                     now = manifest | {"seconds": clock.seconds}
-                    checkpoint = save(state, run, done, now)
+                    stop.checkpoint = checkpoint = save(state, run, done, now)
+                if stopping and done < config.steps:
+                    raise Interrupted(stopping, checkpoint)
         step = max(first, config.steps)
         finish(state, run)
         return FitResult(step, clock.seconds, log.records, checkpoint, model)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.messages import note
-from spectok.processes import on_main
+from spectok.processes import from_main
 from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import dump_yaml
@@ -63,7 +62,7 @@ def make_manifest(
 
 
 def begin(
-    accelerator: Accelerator, run: Run, config: TrainConfig, manifest: dict[str, Any], parts: Parts
+    run: Run, config: TrainConfig, manifest: dict[str, Any], parts: Parts
 ) -> tuple[int, float]:
     """Prepare the folder of a run, and load the newest checkpoint if it is resumed.
 
@@ -75,16 +74,16 @@ def begin(
             checkpoint cannot be read.
         ConfigError: If the run to resume was a different one, or its learning rate would jump.
     """
-    chosen = on_main(lambda: _prepare(run, config, manifest))
-    chosen = broadcast_object_list([chosen])[0]
-    if chosen is None:
+    name = from_main(lambda: _prepare(run, config, manifest))
+    if name is None:
         return 0, 0.0
+    chosen = run.output / CHECKPOINTS / name
     recorded = read_manifest(chosen)
     load_checkpoint(chosen, parts)
     return recorded["step"], recorded["seconds"]
 
 
-def _prepare(run: Run, config: TrainConfig, manifest: dict[str, Any]) -> Path | None:
+def _prepare(run: Run, config: TrainConfig, manifest: dict[str, Any]) -> str | None:
     """Choose the checkpoint to go on from, check that it may be, and tidy the folder."""
     check_resume(run.output, run.resume)
     chosen, damaged = choose_checkpoint(run.output / CHECKPOINTS)
@@ -96,7 +95,7 @@ def _prepare(run: Run, config: TrainConfig, manifest: dict[str, Any]) -> Path | 
     for path, problem in damaged.items():
         note(f"{path} is passed over: {problem}")
     _tidy(run, damaged)
-    return chosen
+    return None if chosen is None else chosen.name
 
 
 def _settings(manifest: dict[str, Any]) -> dict[str, Any]:

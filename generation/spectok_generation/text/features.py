@@ -27,12 +27,11 @@ from pydantic import Field
 from torch.utils.data import Dataset, default_collate
 
 from spectok.data.rows import Captions
-from spectok.distributed import world
 from spectok.errors import CheckpointError, ConfigError, DataError
+from spectok.processes import on_main
 from spectok.reading import check_regular, read_json, read_npz, sha256_of_file
 from spectok.recipes.schema import Section, validate_section
 from spectok_generation.conditions import TextFeatures
-from spectok_generation.extraction import barrier
 from spectok_generation.records import check_hashes, check_record
 from spectok_generation.text.encoder import TextEncoder
 
@@ -166,23 +165,41 @@ def encode_captions(
             f"image {told.index(False)} has no caption, or an empty one ({told.count(False)} such "
             f"images); write them"
         )
-    target, texts = Path(directory), hash_captions(captions)
-    if (target / HEADER).is_file():
-        found = read_header(target)
-        if (found["encoder"].get("fingerprint"), found["captions"]) != (encoder.fingerprint, texts):
-            raise CheckpointError(
-                f"{target} already holds the features of other captions or of another encoder "
-                f"({found['encoder'].get('path')}); choose another directory or delete it"
-            )
-        return CaptionFeatures(target)
-    if world()[0] == 0:
-        header = {"encoder": encoder.record, "captions": texts, "width": encoder.width}
+    target = Path(directory)
+    header = {
+        "encoder": encoder.record,
+        "captions": hash_captions(captions),
+        "width": encoder.width,
+    }
+
+    def prepare() -> None:
+        if _is_finished(target, header):
+            return
         try:
             _write(encoder, captions, target, header, on_captions)
         except OSError as error:
             raise CheckpointError(f"cannot write text features to {target}: {error}") from error
-    barrier()
+
+    on_main(prepare)
     return CaptionFeatures(target)
+
+
+def _is_finished(target: Path, header: dict[str, Any]) -> bool:
+    """Return whether the target already holds the planned features.
+
+    Raises:
+        CheckpointError: If it holds others.
+    """
+    if not (target / HEADER).is_file():
+        return False
+    found = read_header(target)
+    same_encoder = found["encoder"].get("fingerprint") == header["encoder"]["fingerprint"]
+    if not same_encoder or found["captions"] != header["captions"]:
+        raise CheckpointError(
+            f"{target} already holds the features of other captions or of another encoder "
+            f"({found['encoder'].get('path')}); choose another directory or delete it"
+        )
+    return True
 
 
 def read_header(directory: Path) -> dict[str, Any]:
