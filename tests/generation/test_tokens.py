@@ -274,7 +274,7 @@ def test_a_label_outside_the_classes_is_named_in_a_cache_without_hashes(cache, l
         *(
             {"data": None},
             {"format": "1"},
-            {"format": 2},
+            {"format": 99},
             {"hashes": {"tokens.bin": 1}},
             {"more": 1},
         ),
