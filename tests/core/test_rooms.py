@@ -13,7 +13,17 @@ import spectok
 ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
-    {"errors", "lazy", "machine", "messages", "outputs", "reading", "token_spec", "distributed"},
+    {
+        "errors",
+        "lazy",
+        "machine",
+        "interruption",
+        "messages",
+        "outputs",
+        "reading",
+        "token_spec",
+        "distributed",
+    },
     {"images", "processes"},
     {"token_files"},
     {"plugins"},

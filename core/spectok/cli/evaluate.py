@@ -20,6 +20,7 @@ from spectok.cli.train import (
     check_output,
     name_of_data,
     recipe_for,
+    resume_of,
 )
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
