@@ -16,7 +16,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from spectok.errors import DataError, Interrupted, SpectokError, TrainingError
+from spectok.errors import DataError, SpectokError, TrainingError
+from spectok.interruption import Interrupted
 from spectok.processes import barrier, from_main, on_main
 from spectok.training import Callbacks
 from spectok.training.checks import codebook_state, hash_bits
