@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 SHOWN = 200  # characters
@@ -95,19 +94,6 @@ class CheckpointError(SpectokError):
 
 class TrainingError(SpectokError):
     """Training cannot go on."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Work that was stopped by a signal; no error of the work itself, and so no SpectokError.
-
-    Args:
-        signal: Number of the signal.
-        checkpoint: The checkpoint to go on from; None if there is none.
-    """
-
-    def __init__(self, signal: int, checkpoint: Path | None = None):
-        self.signal, self.checkpoint = signal, checkpoint
-        super().__init__(f"stopped by signal {signal}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from spectok import errors
 from spectok.distributed import world
 from spectok.errors import CheckpointError, SpectokError, TrainingError
+from spectok.interruption import Interrupted
 
 T = TypeVar("T")
 
@@ -74,7 +75,10 @@ class Watch:
         found: list[str] = []
         looking = threading.Thread(target=lambda: found.append(self._look()), daemon=True)
         looking.start()
-        looking.join(10 * BEAT)
+        try:
+            looking.join(10 * BEAT)
+        except Interrupted:  # the launcher ends the others, too: still say why
+            looking.join(10 * BEAT)
         return found[0] if found else describe_ended(0)  # the store lives there, and hangs
 
     def _look(self) -> str:

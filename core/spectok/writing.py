@@ -41,12 +41,22 @@ def whole_file(path: str | os.PathLike[str], error: type[SpectokError]) -> Itera
     unfinished = target.with_name(f".{os.getpid()}.partial{target.suffix}")
     try:
         yield unfinished
+        flush(unfinished)
         os.replace(unfinished, target)
     except OSError as problem:
         raise error(_message(given, problem)) from problem
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Make sure a file or directory is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _message(path: Path, problem: Exception) -> str:

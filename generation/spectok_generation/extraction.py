@@ -20,8 +20,8 @@ from spectok.distributed import world
 from spectok.errors import CheckpointError, DataError
 from spectok.processes import barrier, from_main, on_main
 from spectok.reading import read_json, sha256_of_file
-from spectok.training.checkpoint import write_text
 from spectok.training.lock import run_locked
+from spectok.writing import write_text
 from spectok_generation.records import describe_record, tokenizer_record
 from spectok_generation.tokens import (
     CAPTIONS,
@@ -167,7 +167,7 @@ def _begin(directory: Path, header: CacheHeader, how: Extraction) -> bool:
             return False
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    write_text(directory / PLAN, json.dumps(plan))
+    write_text(directory / PLAN, json.dumps(plan), CheckpointError)
     return False
 
 
@@ -239,7 +239,7 @@ def _finish(directory: Path, target: Path, header: CacheHeader) -> None:
         _join_shares(directory, header, world()[1])
         hashes = {name: sha256_of_file(directory / name, DataError) for name in _file_names(header)}
         text = json.dumps(asdict(header) | {"hashes": hashes}, indent=2) + "\n"
-        write_text(directory / HEADER, text)
+        write_text(directory / HEADER, text, CheckpointError)
         (directory / PLAN).unlink()
         os.replace(directory, target)
     except OSError as error:

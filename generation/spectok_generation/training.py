@@ -29,7 +29,8 @@ from spectok.loading import load_trained
 from spectok.messages import progress, say
 from spectok.plugins import registry
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit, train_tokenizer
-from spectok.training.launch import accelerated, check_machine
+from spectok.training.launch import accelerated, joined
+from spectok.training.lock import run_locked
 from spectok.training.resume import check_resume
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
@@ -39,8 +40,8 @@ from spectok_generation.extraction import Extraction, extract_tokens
 from spectok_generation.pairs import OWN_CLIP, OWN_TOKENIZER
 from spectok_generation.prior_recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.priors import Prior, create_prior
-from spectok_generation.priors.factory import check_text_is_given
 from spectok_generation.records import tokenizer_record
+from spectok_generation.rehearsal import rehearse
 from spectok_generation.text.clip_recipe import clip_recipe_file, load_clip_recipe
 from spectok_generation.text.encoder import TextEncoder
 from spectok_generation.text.encoder_loading import load_text_encoder
@@ -80,15 +81,30 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) ->
     if resume is True and has_begun(output):
         resume = "auto"
     check_resume(output, resume)
-    check_machine(recipe.train)  # before a tokenizer is trained
-    check_text_is_given(recipe.prior["name"], recipe.text is not None)
-    path = prepare_tokenizer(recipe, output)
-    encoder = prepare_text(recipe, output)
+    given = rehearse(recipe)
+    with joined(recipe.train), run_locked(output):
+        path = prepare_tokenizer(recipe, output)
+        encoder = given or prepare_text(recipe, output)
+        return fit_prior(recipe, output, resume, path, encoder)
+
+
+def fit_prior(
+    recipe: PriorRecipe, output: Path, resume: Resume, path: str | None, encoder: TextEncoder | None
+) -> FitResult:
+    """Train the prior itself.
+
+    Args:
+        recipe: A validated recipe.
+        output: Folder of the run.
+        resume: See :func:`train_prior`.
+        path: Where the trained tokenizer is.
+        encoder: The trained text encoder, for a prior that reads text.
+    """
     with accelerated(recipe.train, output) as accelerator:
         tokenizer = None
         if path is not None:
             tokenizer = load_trained(path).to(accelerator.device)
-        if issubclass(registry.get_prior(recipe.prior["name"]), LDM):
+        if tokenizer is not None and issubclass(registry.get_prior(recipe.prior["name"]), LDM):
             training_set = latent_training_set(recipe, tokenizer, path)
         else:
             training_set = token_training_set(prepare_tokens(recipe, output, tokenizer, path))

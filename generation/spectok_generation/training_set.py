@@ -65,20 +65,13 @@ def token_training_set(cache: TokenCache) -> TrainingSet:
     )
 
 
-def latent_training_set(
-    recipe: PriorRecipe, tokenizer: ImageTokenizer | None, path: str | None
-) -> TrainingSet:
-    """Return the images of a recipe as a training set of latents, computed batch by batch.
-
-    Args:
-        recipe: Recipe of a prior that learns latents.
-        tokenizer: A trained tokenizer on the device to train on.
-        path: Where it was loaded from.
+def check_latents(recipe: PriorRecipe, has_tokenizer: bool) -> None:
+    """Check that a recipe gives a prior of latents what it learns from.
 
     Raises:
-        ConfigError: If the recipe gives tokens or copies.
+        ConfigError: If it gives tokens or copies, or no tokenizer.
     """
-    if tokenizer is None or recipe.tokens is not None:
+    if not has_tokenizer or recipe.tokens is not None:
         raise ConfigError(
             f"tokens: {recipe.prior['name']} learns the latents of images, not their tokens; give "
             f"--tokenizer and --data instead"
@@ -88,6 +81,24 @@ def latent_training_set(
             f"copies: {recipe.copies} applies to tokens, but {recipe.prior['name']} learns "
             f"latents, which are computed afresh in every epoch; leave copies out"
         )
+
+
+def layout_record(tokenizer: ImageTokenizer) -> dict[str, Any]:
+    """Return what a prior is built from of its tokenizer's record."""
+    shapes = {"image_shape": tokenizer.image_shape, "latent_shape": tokenizer.latent_shape}
+    return {name: list(shape) for name, shape in shapes.items()} | {"class_names": None}
+
+
+def latent_training_set(
+    recipe: PriorRecipe, tokenizer: ImageTokenizer, path: str | None
+) -> TrainingSet:
+    """Return the images of a recipe as a training set of latents, computed batch by batch.
+
+    Args:
+        recipe: Recipe of a prior that learns latents.
+        tokenizer: A trained tokenizer on the device to train on.
+        path: Where it was loaded from.
+    """
     dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
     say(str(dataset.report))
     record = tokenizer_record(tokenizer, absolute(path)) | {"class_names": dataset.class_names}

@@ -65,3 +65,11 @@ def test_shapes_written_in_signatures(checked_shapes, tmp_path):
     path = save_grid(torch.zeros(4, 3, 4, 4), tmp_path / "grid.png")
     assert load_image(path, (3, 10, 10)).shape == (3, 10, 10)
     assert to_uint8(torch.zeros(2, 1, 4, 4)).dtype == torch.uint8
+
+
+def test_a_few_bytes_that_claim_a_huge_picture_are_refused_undecoded(tmp_path):
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (8_000, 5_000)).save(path, lossless=True)
+    assert path.stat().st_size < 4_000
+    with pytest.raises(DataError, match="claims 8000×5000 pixels"):
+        load_image(path, (3, 16, 16))

@@ -13,7 +13,17 @@ import spectok
 ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
-    {"errors", "lazy", "machine", "messages", "outputs", "reading", "writing", "token_spec"}
+    {
+        "errors",
+        "interruption",
+        "lazy",
+        "machine",
+        "messages",
+        "outputs",
+        "reading",
+        "writing",
+        "token_spec",
+    }
     | {"distributed"},
     {"bounds", "saving", "weights"},
     {"images", "processes"},

@@ -16,7 +16,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from spectok.errors import DataError, Interrupted, SpectokError, TrainingError
+from spectok.errors import DataError, SpectokError, TrainingError
+from spectok.interruption import Interrupted
 from spectok.processes import barrier, from_main, on_main
 from spectok.training import Callbacks
 from spectok.training.checks import codebook_state, hash_bits
@@ -272,7 +273,7 @@ def test_a_process_that_is_gone_is_named_by_the_others(tmp_path, train, fork, ho
         for rank in "01"
     }  # fmt: skip
     survivor = ranks["1" if victim == "0" else "0"]
-    survivor.join(60)
+    survivor.join(120)
     assert survivor.exitcode == 0
 
 
@@ -308,7 +309,7 @@ def test_processes_that_are_stopped_stop_at_the_same_step(tmp_path, train, fork)
         fork(stopped, rank, environment=group | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]
     for process in ranks:
-        process.join(60)
+        process.join(120)
         assert process.exitcode == 0
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "step-00000006"
     straight = train(tmp_path / "a", **options | {"batch_size": 8})

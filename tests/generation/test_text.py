@@ -1,6 +1,7 @@
 """Text encoders, the features of captions, and a CLIP of one's own."""
 
 import json
+import time
 
 import numpy as np
 import open_clip
@@ -278,3 +279,26 @@ def test_bad_recipes(tmp_path):
         model_config(SIZES.model_copy(update={"text_width": 20}), (3, 32, 32))
     with pytest.raises(DataError, match="data digits has no captions"):
         train_clip(load_clip_recipe(data="digits"), tmp_path)
+
+
+def late_rank(clip_folder, directory):
+    """Rank 1 arrives when rank 0 is done: it must not skip what rank 0 waited in."""
+    from spectok.training import TrainConfig
+    from spectok.training.launch import accelerated
+
+    with accelerated(TrainConfig(), directory) as accelerator:
+        if accelerator.process_index == 1:
+            while not (directory / "features" / "header.json").exists():
+                time.sleep(0.01)
+        features = encode_captions(
+            load_text_encoder(str(clip_folder)), ["a", "b", "a"], directory / "features"
+        )
+        number = torch.tensor(float(accelerator.process_index + 1))
+        assert accelerator.reduce(number, "sum") == 3.0
+        assert len(features) == 3
+        (directory / str(accelerator.process_index)).write_text("done")
+
+
+def test_a_process_that_comes_late_passes_the_same_barriers(clip_folder, tmp_path, fork_ranks):
+    assert fork_ranks(late_rank, clip_folder, tmp_path) == [0, 0]
+    assert (tmp_path / "1").exists()

@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -274,7 +277,7 @@ def test_a_label_outside_the_classes_is_named_in_a_cache_without_hashes(cache, l
         *(
             {"data": None},
             {"format": "1"},
-            {"format": 2},
+            {"format": 99},
             {"hashes": {"tokens.bin": 1}},
             {"more": 1},
         ),
@@ -288,3 +291,52 @@ def test_a_header_that_cannot_be_is_one_short_line(cache, change):
         TokenCache(cache.directory)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_an_extraction_that_was_stopped_goes_on(tokenizer_folder, tmp_path, fork):
+    """What was written is kept up to the last whole batch, whatever was half-written after it."""
+    tokenizer, how = load_tokenizer(tokenizer_folder), Extraction(2, "shift 1", batch_size=4)
+
+    def stop_after(count):
+        done = []
+
+        def on_images(number):
+            done.append(number)
+            if sum(done) >= count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        extract_tokens(tokenizer, digits(max_shift=1), tmp_path / "b", how, on_images=on_images)
+
+    extract_tokens(tokenizer, digits(max_shift=1), tmp_path / "a", how)
+    process = fork(stop_after, 30)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    share = tmp_path / "b.partial" / "tokens.bin.0"
+    row = (tmp_path / "a" / "tokens.bin").stat().st_size // 42
+    share.write_bytes((tmp_path / "a" / "tokens.bin").read_bytes()[: 26 * row] + b"torn")
+    labels = (tmp_path / "a" / "labels.bin").read_bytes()
+    (tmp_path / "b.partial" / "labels.bin.0").write_bytes(labels[: 28 * 8])
+    done = []
+    extract_tokens(tokenizer, digits(max_shift=1), tmp_path / "b", how, on_images=done.append)
+    assert done == [25, 4, 4, 4, 4, 1]  # 21 of the first copy, and a whole batch of the second
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_two_extractions_do_not_share_a_folder(tokenizer_folder, tmp_path, fork):
+    def slowly():
+        how = Extraction(batch_size=4)
+        extract_tokens(
+            load_tokenizer(tokenizer_folder), digits(), tmp_path / "c", how,
+            on_images=lambda _: time.sleep(60),
+        )  # fmt: skip
+
+    first = fork(slowly)
+    while not (tmp_path / "c.partial" / "plan.json").exists():
+        assert first.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(CheckpointError, match=f"is in use by process {first.pid}"):
+        extract_tokens(load_tokenizer(tokenizer_folder), digits(), tmp_path / "c")

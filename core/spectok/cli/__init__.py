@@ -22,7 +22,8 @@ from typer.core import TyperGroup
 
 from spectok import __version__, plugins
 from spectok.cli import evaluate, listing, models, tokens, train
-from spectok.errors import Interrupted, PluginError, SpectokError, one_line
+from spectok.errors import PluginError, SpectokError, one_line
+from spectok.interruption import Interrupted
 from spectok.messages import is_main_process
 
 ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -190,6 +191,8 @@ def _how_to_go_on(words: list[str], has_checkpoint: bool) -> list[str]:
     if words[:1] == ["train"]:
         resume = ["--resume"] if has_checkpoint else ["--resume", "auto"]
         how = "continue from the last checkpoint with" if has_checkpoint else "go on with"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return [f"{how}: the same launch of all processes and {shlex.join(resume)}"]
         return [f"{how}: {shlex.join(['spectok', *_without_resume(words), *resume])}"]
     if words[:1] and words[0] in REPEATABLE:
         return [f"go on where it stopped with: {shlex.join(['spectok', *words])}"]

@@ -69,16 +69,15 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
     """Say how many images are not of the size that a tokenizer takes."""
-    from PIL import Image
+    from spectok.data.decode import UnreadableImage, inspect_image
 
     channels, height, width = image_shape
     resized = 0
     for file in files:
         try:
-            with Image.open(file) as image:
-                resized += image.size != (width, height)
-        except Exception:  # Pillow fails in many ways; loading it will fail with the reason
-            continue
+            resized += inspect_image(file)[0] != (width, height)
+        except UnreadableImage:
+            continue  # loading it will fail with the reason
     if resized:
         kind = "grey" if channels == 1 else "colour"
         note(f"{resized} of {len(files)} images resized and cropped to {width}×{height} {kind}")

@@ -177,8 +177,17 @@ def _opened(reference: Any) -> BinaryIO:
     if isinstance(reference, str | os.PathLike):
         if not stat.S_ISREG(os.stat(reference).st_mode):  # reading it might never end
             raise UnreadableImage("a directory, device or pipe, not a file")
-        return open(reference, "rb")
+        return _File(io.FileIO(reference))
     return io.BytesIO(reference if isinstance(reference, bytes) else reference.read_bytes())
+
+
+class _File(io.BufferedReader):
+    """A file that sets no memory aside for more bytes than it has, however many are asked for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 def _bytes_or_path(reference: Mapping[str, Any]) -> bytes | str:

@@ -33,8 +33,8 @@ from spectok.recipes.files import RUN_RECIPE
 from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
-from spectok.training.launch import check_machine
 from spectok.training.recipe import TokenizerRecipe
+from spectok.training.tokenizer import rehearse_tokenizer
 from spectok.training.train_config import INCIDENTAL
 from spectok.writing import write_text
 
@@ -138,8 +138,9 @@ def compare(
     """
     for label, competitor in competitors.items():  # before hours of training
         if competitor.model is None and competitor.recipe is not None:
-            check_machine(competitor.recipe.train)
             check_run(competitor.recipe, output / label)
+            if not is_finished(output / label):
+                rehearse_tokenizer(competitor.recipe)
     dataset = build_dataset(data, train=False)
     shown = torch.stack([dataset[i]["images"] for i in range(min(num_shown, len(dataset)))])
     results, comparison = {}, Comparison({}, {"original": shown})

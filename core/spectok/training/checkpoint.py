@@ -16,7 +16,6 @@ the step stands for all of them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from spectok.reading import check_regular, read_json
 from spectok.saving import give_usual_permissions
 from spectok.training.train_config import FREE_TO_CHANGE
 from spectok.weights import reading_reason
+from spectok.writing import flush
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"
@@ -293,28 +293,6 @@ def _tensors(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _tensors(value, f"{path}.{key}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file in full or not at all."""
-    temporary = path.with_name(path.name + PARTIAL)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        flush(temporary)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Make sure a file or directory is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cannot_save(folder: Path, target: Path, error: Exception) -> str:

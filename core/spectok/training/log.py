@@ -11,8 +11,9 @@ from accelerate.utils import LoggerType
 
 from spectok.errors import CheckpointError
 from spectok.reading import parse_json, read_text
-from spectok.training.checkpoint import flatten, write_text
+from spectok.training.checkpoint import flatten
 from spectok.training.contracts import Record, Run
+from spectok.writing import write_text
 
 
 def read_log(path: Path) -> list[Record]:
@@ -74,7 +75,8 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def _rewrite(self) -> None:
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_text(self.path, text, CheckpointError)
 
     def _guarded(self, action: Any) -> None:
         try:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from spectok.errors import Interrupted
+from spectok.interruption import Interrupted
 from spectok.processes import on_main
 from spectok.training.batches import Stream, make_loader, read, seeded
 from spectok.training.checkpoint import Parts, save_checkpoint

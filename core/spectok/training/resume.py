@@ -27,11 +27,11 @@ from spectok.training.checkpoint import (
     load_checkpoint,
     put_aside,
     read_manifest,
-    write_text,
 )
 from spectok.training.contracts import Resume, Run
 from spectok.training.optimizer import learning_rate_factor
 from spectok.training.train_config import TrainConfig
+from spectok.writing import write_text
 
 MODEL = "model"
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
@@ -193,7 +193,9 @@ def _tidy(run: Run, damaged: Iterable[Path]) -> None:
         for path in damaged:
             put_aside(path)
         if run.recipe:
-            write_text(run.output / RUN_RECIPE, dump_yaml(without_consent(run.recipe)))
+            write_text(
+                run.output / RUN_RECIPE, dump_yaml(without_consent(run.recipe)), CheckpointError
+            )
     except OSError as error:
         raise CheckpointError(f"cannot write to {run.output}: {error.strerror}") from error
 

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from spectok.distributed import world
-from spectok.errors import Interrupted, TrainingError
+from spectok.errors import TrainingError
+from spectok.interruption import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

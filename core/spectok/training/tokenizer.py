@@ -20,6 +20,7 @@ from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.batches import derive_seed
 from spectok.training.contracts import Callbacks, FitResult, Resume, Run
+from spectok.training.launch import check_machine
 from spectok.training.loop import fit
 from spectok.training.objective import Objective
 from spectok.training.recipe import TokenizerRecipe
@@ -121,6 +122,30 @@ def build(options: Mapping[str, Any], seed: int) -> ImageTokenizer:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, 3))
         return load_tokenizer(options["name"], **rest)
+
+
+def rehearse_tokenizer(recipe: TokenizerRecipe) -> ImageTokenizer:
+    """Check all that can be checked of a tokenizer's training before something else is done first.
+
+    Returns:
+        The tokenizer, without memory for its weights.
+
+    Raises:
+        ConfigError: If options are wrong, or do not suit this machine.
+        InputError: If the images do not have the tokenizer's shape, or do not suit a loss.
+        DataError: If images are missing or damaged.
+        CheckpointError: If weights that it needs are not on this machine.
+    """
+    check_machine(recipe.train)
+    with torch.device("meta"):
+        model = build(recipe.tokenizer, recipe.seed)
+        adversary = make_adversary(recipe, model)
+    Objective(model, recipe.losses, adversary)
+    if recipe.init_from is not None:
+        copy_weights(model, recipe.init_from)
+    dataset = build_dataset(recipe.data, seed=recipe.seed)
+    model.check_images(dataset[0]["images"][None])
+    return model
 
 
 def copy_weights(model: ImageTokenizer, source: Path | str) -> None:

@@ -18,7 +18,8 @@ def add_commands(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder of the demo; an earlier demo in it is replaced.")
+        Path,
+        typer.Option(help="Folder of the demo; one that was stopped goes on, others are replaced."),
     ] = (Path("spectok-demo")),
     recipe: Annotated[
         str, typer.Option(help="What to train and draw: a recipe or a file like demo/demo.")

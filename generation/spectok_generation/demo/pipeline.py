@@ -37,6 +37,8 @@ from spectok.messages import progress
 from spectok.metrics import psnr
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import FitResult, train_tokenizer
+from spectok.training.lock import run_locked
+from spectok.training.tokenizer import rehearse_tokenizer
 from spectok.writing import write_text
 from spectok_generation.demo.demo_recipe import Plan
 from spectok_generation.demo.judge import (
@@ -51,12 +53,13 @@ from spectok_generation.demo.results import Competitor, Drawn, Results, Split, p
 from spectok_generation.demo.stages import Stages
 from spectok_generation.drawing import decode_tokens
 from spectok_generation.pairs import load_pair
+from spectok_generation.rehearsal import rehearse
 from spectok_generation.sampling import sample_tokens
 from spectok_generation.tokens import TokenCache
 from spectok_generation.training import OWN_TOKENS, train_prior
 
-MARKER = "demo.yaml"
-OURS = ("models", "images", "report.html", "metrics.json", "samples.png", MARKER)
+MARKER, METRICS, MODELS = "demo.yaml", "metrics.json", "models"
+OURS = (MODELS, "images", "report.html", METRICS, "samples.png", MARKER)
 NUM_EXAMPLES = 10
 BATCH_SIZE = 250
 
@@ -70,14 +73,26 @@ def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
 
     Args:
         plan: What to train and draw.
-        out: Folder of the demo; an earlier demo in it is replaced.
+        out: Folder of the demo; one that was stopped goes on, a finished or another one is
+            replaced.
         stages: Reports progress and measures time.
 
     Raises:
-        ConfigError: If the folder holds something other than a demo.
+        ConfigError: If the folder holds something other than a demo, or parts of the plan do not
+            fit one another or this machine.
+        CheckpointError: If another process runs a demo there, or it cannot be written to.
         DataError: If the images have no classes.
     """
-    prepare_folder(plan, out)
+    for recipe in plan.tokenizers.values():
+        rehearse_tokenizer(recipe)
+    rehearse(plan.prior)
+    with run_locked(out, beside=True):
+        prepare_folder(plan, out)
+        return _run(plan, out, stages)
+
+
+def _run(plan: Plan, out: Path, stages: Stages) -> Results:
+    """Train, draw and measure, in a folder that is ready."""
     stages.plan([*plan.tokenizers, "prior", "classifier", "samples"], plan.recipe.expected_seconds)
     with one_thread():
         data = plan.tokenizers[plan.main].data
@@ -129,7 +144,7 @@ class Demo:
         """Train a tokenizer, load it again, and measure it on held-out images."""
         recipe, folder = self.plan.tokenizers[label], self.out / "models" / label
         with self.stages.stage(label, f"train {label}: {recipe.train.steps:,} steps"):
-            fit = train_tokenizer(recipe, folder)
+            fit = train_tokenizer(recipe, folder, resume="auto")
             tokenizer = load_tokenizer(folder / "model")
             metrics = evaluate_reconstruction(tokenizer, self.held_out.dataset) | {
                 "psnr_by_num_tokens": psnr_by_num_tokens(tokenizer, self.held_out),
@@ -146,7 +161,7 @@ class Demo:
         recipe = self.plan.prior.model_copy(update={"tokenizer": str(self.out / "models" / main)})
         what = f"{recipe.prior['name']} on the tokens of {main}"
         with self.stages.stage("prior", f"train {what}: {recipe.train.steps:,} steps"):
-            return train_prior(recipe, self.prior_folder)
+            return train_prior(recipe, self.prior_folder, resume="auto")
 
     def train_classifier(self) -> ImageClassifier:
         """Train the classifier on real images, shifted randomly by up to a pixel."""
@@ -158,7 +173,7 @@ class Demo:
         folder = self.out / "models" / "classifier"
         doing = f"train a classifier on real images: {recipe.train.steps:,} steps"
         with self.stages.stage("classifier", doing):
-            train_classifier(recipe, folder)
+            train_classifier(recipe, folder, resume="auto")
             return load_classifier(folder)
 
     def draw(self, classifier: ImageClassifier, main: Competitor) -> Drawn:
@@ -243,7 +258,7 @@ def psnr_by_num_tokens(tokenizer: ImageTokenizer, held_out: Split) -> dict[int, 
 
 
 def prepare_folder(plan: Plan, out: Path) -> None:
-    """Remove an earlier demo, and mark the folder as a demo.
+    """Remove an earlier demo, unless it is this one and was stopped; mark the folder as a demo.
 
     Raises:
         ConfigError: If the folder holds something else.
@@ -252,13 +267,16 @@ def prepare_folder(plan: Plan, out: Path) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file()):
         raise ConfigError(f"--out {out} exists and is not a demo; give a new or empty folder")
     try:
-        for path in (out / name for name in OURS):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
         parts = {label: r.model_dump(mode="json") for label, r in plan.tokenizers.items()}
         whole = plan.recipe.model_dump(mode="json") | {"tokenizers": parts}
         text = dump_yaml(whole | {"prior": plan.prior.model_dump(mode="json")})
-        (out / MARKER).write_text(text, encoding="utf-8")
+        marker = out / MARKER
+        is_ours = marker.is_file() and marker.read_bytes() == text.encode()
+        was_stopped = is_ours and not (out / METRICS).is_file()
+        for path in (out / name for name in OURS if not (was_stopped and name == MODELS)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(marker, text, CheckpointError)
     except OSError as error:
         raise CheckpointError(f"cannot write to {out}: {error.strerror}") from error
 
@@ -273,8 +291,10 @@ def write_results(results: Results) -> None:
     rows = results.drawn.first_of_each_class(10)
     save_grid(rows.flatten(0, 1), out / "samples.png", columns=rows.shape[1])
     text = json.dumps(results.metrics, indent=2)
-    write_text(out / "metrics.json", text + "\n", CheckpointError)
     write_report(results, out / "report.html")
+    write_text(
+        out / METRICS, text + "\n", CheckpointError
+    )  # last: it says that the demo is complete
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from spectok.errors import ConfigError, DataError
 from spectok.messages import say
 from spectok.saving import saving
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit
-from spectok.training.launch import accelerated
+from spectok.training.launch import accelerated, check_machine
 from spectok.training.resume import check_resume
 from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe
 from spectok_generation.text.encoder import CLIP_FILES, CONFIG, WEIGHTS
@@ -75,11 +75,7 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: Resume = False) -> F
     if (output / "model" / CONFIG).is_file() and not resume:
         raise ConfigError(f"{output} holds a finished run; give another --output, or --resume")
     check_resume(output, resume)
-    dataset = build_dataset(recipe.data, seed=recipe.seed, train=True)
-    if not dataset.has_captions:
-        raise DataError(
-            f"data {recipe.data.name} has no captions; see docs/data.md for their forms"
-        )
+    dataset = captioned_images(recipe)
     say(str(dataset.report))
     with accelerated(recipe.train, output):
         torch.manual_seed(recipe.seed)
@@ -92,6 +88,37 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: Resume = False) -> F
         run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json", exclude={"output"}))
         pairs = Pairs(dataset, recipe.clip.context_length)
         return fit(model, pairs, contrastive_losses, recipe.train, run, callbacks=callbacks)
+
+
+def rehearse_clip(recipe: ClipRecipe) -> int:
+    """Check all that can be checked of a CLIP's training before something else is done first.
+
+    Returns:
+        The length of its text features.
+
+    Raises:
+        ConfigError: If the sizes are inconsistent, or do not suit this machine.
+        DataError: If the images are missing, damaged, or have no captions.
+    """
+    check_machine(recipe.train)
+    dataset = captioned_images(recipe)
+    with torch.device("meta"):
+        open_clip.CLIP(**model_config(recipe.clip, dataset.image_shape))
+    return recipe.clip.embed_dim
+
+
+def captioned_images(recipe: ClipRecipe) -> Any:
+    """Return the data set of a recipe.
+
+    Raises:
+        DataError: If the images have no captions.
+    """
+    dataset = build_dataset(recipe.data, seed=recipe.seed, train=True)
+    if not dataset.has_captions:
+        raise DataError(
+            f"data {recipe.data.name} has no captions; see docs/data.md for their forms"
+        )
+    return dataset
 
 
 def model_config(sizes: ClipConfig, image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -161,8 +161,9 @@ def _check_config(folder: Path, trust: bool) -> dict[str, Any]:
     path = folder / CONFIG
     content = read_json(path, CheckpointError)
     config = content.get("model_cfg") if isinstance(content, dict) else None
-    text = config.get("text_cfg") if isinstance(config, dict) else None
-    if not (isinstance(config, dict) and isinstance(text, dict) and "vision_cfg" in config):
+    config = config if isinstance(config, dict) else {}
+    text = config.get("text_cfg")
+    if not isinstance(text, dict) or "vision_cfg" not in config:
         raise CheckpointError(f"{path} is not the config of a CLIP; copy or save it again")
     if "hf_model_name" in text:
         raise CheckpointError(

@@ -224,7 +224,7 @@ def _read_texts(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     arrays = read_npz(path, CheckpointError)
     ends, rows = (arrays.get(name, np.empty(0)) for name in ("ends", "rows"))
-    first = arrays.get("first", np.arange(len(rows)))
+    first = arrays.get("first", np.arange(rows.size))
     whole = all(
         array.ndim == 1 and array.dtype.kind in "iu" and len(array) for array in (ends, rows, first)
     )
