@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 import time
+import tracemalloc
 import warnings
 import zlib
 from dataclasses import replace
