@@ -47,7 +47,7 @@ class Watch:
         self._stop = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Tell the others why this process stops."""
         told = {"rank": world()[0], "text": str(error) or type(error).__name__}
         _tell(self._store, f"failed/{self._visit}", json.dumps(told))
@@ -134,9 +134,11 @@ def watched(patience: float) -> Iterator[None]:
         watch.fail(error)
         watch.leave(3 * BEAT)
         raise
-    except RuntimeError as error:
-        failure = watch.find_failure()
-        if failure:
+    except (RuntimeError, Interrupted) as error:
+        while_failing = isinstance(error.__context__, RuntimeError)  # its launcher ends the others
+        if isinstance(error, Interrupted) and not while_failing:
+            raise
+        if failure := watch.find_failure():
             raise TrainingError(failure) from error
         watch.fail(error)
         raise

@@ -65,6 +65,15 @@ def test_only_the_newest_are_kept(tmp_path, parts):
     assert names(tmp_path) == ["step-00000003", "step-00000010"]
 
 
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(tmp_path, parts, monkeypatch):
+    """It would lie there for good, under the name of a checkpoint."""
+    for step in (1, 2):
+        save(tmp_path, parts, step)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it is gone
+    save(tmp_path, parts, 3)
+    assert names(tmp_path) == ["step-00000001.partial", "step-00000002", "step-00000003"]
+
+
 @pytest.mark.parametrize("victim", ["model.safetensors", "state.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damaged_checkpoint_does_not_count(tmp_path, parts, victim, damage):

@@ -173,7 +173,8 @@ def wait_for_the_moment(folder, processes, rng):
     if how == "start":
         time.sleep(rng.uniform(0.0, 1.0))
         return
-    while all(p.stat().st_mtime < start for p in folder.glob("**/log.jsonl")):
+    logs = (folder / "log.jsonl", folder / "tokenizer" / "log.jsonl")
+    while all(not log.is_file() or log.stat().st_mtime < start for log in logs):
         if not all(process.is_alive() for process in processes):
             return
         time.sleep(0.005)
@@ -184,8 +185,10 @@ def wait_for_the_moment(folder, processes, rng):
 
 
 def saving(folder):
-    """Return whether something is half-written."""
-    return any(True for _ in folder.glob("**/*.partial"))
+    """Return whether something is half-written, in a run or in the run inside it."""
+    places = (folder, folder / "checkpoints", folder / "tokenizer" / "checkpoints")
+    names = [name for place in places if place.is_dir() for name in os.listdir(place)]
+    return any(name.endswith(".partial") for name in names)
 
 
 def kill_until_it_is_done(fork, train, folder, count, rng, most):

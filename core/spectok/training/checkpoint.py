@@ -106,9 +106,7 @@ def save_checkpoint(
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_cannot_save(folder, target, error)) from error
-    older = [path for path in list_checkpoints(folder) if step_of(path) < step]
-    for old in older[: len(older) + 1 - keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+    remove_older(folder, step, keep_last - 1)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -144,6 +142,26 @@ def put_aside(path: Path) -> None:
     aside = path.with_name(path.name + DAMAGED)
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(path, aside)
+
+
+def remove_older(folder: Path, step: int, keep: int) -> None:
+    """Remove the checkpoints before a step, except the newest complete ones.
+
+    Each is renamed first: a kill in the middle leaves no half of a checkpoint under its name.
+
+    Args:
+        folder: Folder of the checkpoints.
+        step: A step whose checkpoint is complete.
+        keep: How many before it to keep.
+    """
+    complete = [path for path in list_checkpoints(folder) if step_of(path) < step]
+    kept = complete[-keep:] if keep else []
+    for path in all_checkpoints(folder):
+        if step_of(path) < step and path not in kept:
+            leaving = path.with_name(path.name + PARTIAL)
+            with contextlib.suppress(OSError):
+                os.replace(path, leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
 
 
 def step_of(path: Path) -> int:
