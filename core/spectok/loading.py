@@ -35,7 +35,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     """
     name = os.fspath(name_or_path)
     if name not in registry.list_tokenizers():
-        if Path(name).is_dir():
+        if os.path.isdir(name):
             return load_folder(Path(name), **overrides)
         if name.count("/") == 1 and not name.startswith((".", "~", "/")):
             return _load_from_hub(name, **overrides)
@@ -57,13 +57,13 @@ def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageT
         CheckpointError: If it cannot be loaded.
     """
     name = os.fspath(path)
-    if name in registry.list_tokenizers() and not Path(name).is_dir():
+    if name in registry.list_tokenizers() and not os.path.isdir(name):
         raise ConfigError(
             f"{name!r} names an untrained tokenizer; give a trained one, such as the folder that "
             f"'spectok train {name}' ends with"
         )
     folder = Path(model_folder(name))
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return load_folder(folder, trust=trust)
     return load_tokenizer(name, trust=trust)
 
@@ -71,7 +71,7 @@ def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageT
 def model_folder(path: str) -> str:
     """Return the folder of the model itself if given the folder of a run; otherwise the path."""
     inside = Path(path, "model")
-    return str(inside) if (inside / "config.json").is_file() else path
+    return str(inside) if os.path.isfile(inside / "config.json") else path
 
 
 def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:

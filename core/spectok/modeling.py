@@ -306,11 +306,11 @@ def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path
     place, inside = resolve(name), PurePath(subfolder)
     if inside.is_absolute() or ".." in inside.parts:
         raise CheckpointError(f"subfolder {subfolder!r} is not inside {name}")
-    if not place.is_dir():
+    if not os.path.isdir(place):
         if _looks_like_path(name):
             raise CheckpointError(f"{name} is not a directory; give a saved model or a hub id")
         place = _download(os.fspath(name), [CONFIG_NAME, *_patterns(options)], subfolder, hub)
-    if not (place / inside).is_dir():
+    if not os.path.isdir(place / inside):
         raise CheckpointError(f"{name} has no folder {subfolder}; give a saved model")
     return place / inside
 

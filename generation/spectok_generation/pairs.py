@@ -98,7 +98,7 @@ def load_encoder(
         needed = check_record(prior.config["text"], f"text of {prior_path}")
         own, recorded = run_of(Path(prior_path)) / OWN_CLIP, needed.get("path")
         places = [own, Path(recorded)] if recorded else [own]
-        found = next((place for place in places if place.is_dir()), recorded)
+        found = next((place for place in places if os.path.isdir(place)), recorded)
         if not found:
             raise CheckpointError(
                 f"{prior_path} does not record its text encoder; give it with --text"
@@ -178,7 +178,7 @@ def _recorded_path(prior: Prior, prior_path: Path) -> Path:
     record: dict[str, Any] = prior.tokenizer_record
     recorded = Path(record["path"]) if record.get("path") else None
     for candidate in (run_of(prior_path) / OWN_TOKENIZER, recorded):
-        if candidate is not None and candidate.is_dir():
+        if candidate is not None and os.path.isdir(candidate):
             return candidate
     if recorded is not None and record["path"].count("/") == 1:
         return recorded  # a hub id

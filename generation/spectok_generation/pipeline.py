@@ -252,7 +252,7 @@ class TokenPipeline(DiffusionPipeline):
 def _find_folder(place: Any, options: dict[str, Any]) -> Path:
     """Return the folder of a pipeline; a hub id is downloaded first."""
     name = os.fspath(place)
-    if Path(name).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(name)):
         return Path(name).expanduser()
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise CheckpointError(f"no directory {name}; give the folder of a pipeline, or a hub id")

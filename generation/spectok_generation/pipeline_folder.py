@@ -23,7 +23,7 @@ BASES: dict[str, type] = {"tokenizer": ImageTokenizer, "prior": Prior}
 
 def is_pipeline(path: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a saved pipeline."""
-    return Path(path, INDEX).is_file()
+    return os.path.isfile(Path(path, INDEX))
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -66,11 +66,11 @@ def load_component(path: str | os.PathLike[str], name: str, *, trust: bool = Fal
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(e, str) for e in entry):
         kind = str(index.get("_class_name"))[:80]
         raise CheckpointError(f"{folder / INDEX}, of a {kind}, names no {name}; {again}")
-    if not (folder / name).is_dir():
+    if not os.path.isdir(folder / name):
         raise CheckpointError(f"{folder} has no folder {name}; {again}")
     if name in BASES:
         return find_class(name, *entry, trust=trust).from_pretrained(folder / name, trust=trust)
-    if not (folder / name / TEXT_WEIGHTS).is_file():
+    if not os.path.isfile(folder / name / TEXT_WEIGHTS):
         raise CheckpointError(f"{folder / name} has no {TEXT_WEIGHTS}; {again}")
     return load_text_encoder(str(folder / name), trust=trust)
 

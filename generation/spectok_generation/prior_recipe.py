@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -94,7 +95,7 @@ def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
     """Return the recipe that a ``tokenizer:`` entry names; None if it names no recipe."""
     names = list_recipes()
     known = {*names, *(name.removeprefix(f"{TokenizerRecipe.folder}/") for name in names)}
-    if Path(tokenizer).is_dir():
+    if os.path.isdir(tokenizer):
         return None
     if Path(tokenizer).suffix in (".yaml", ".yml") or tokenizer in known:
         return load_tokenizer_recipe(tokenizer)
@@ -109,7 +110,7 @@ def tokenizer_data(tokenizer: str) -> dict[str, Any]:
     """
     recipe = tokenizer_recipe(tokenizer)
     for folder in (Path(tokenizer), Path(tokenizer).parent):
-        if recipe is None and (folder / RUN_RECIPE).is_file():
+        if recipe is None and os.path.isfile(folder / RUN_RECIPE):
             recipe = load_tokenizer_recipe(folder / RUN_RECIPE)
     if recipe is None:
         raise ConfigError(

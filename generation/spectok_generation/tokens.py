@@ -215,7 +215,7 @@ class TokenCache(Dataset[dict[str, Any]]):
     def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         path = self.directory / name
         expected = math.prod(shape) * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.is_file() else -1
+        found = path.stat().st_size if os.path.isfile(path) else -1
         if found != expected:
             raise CheckpointError(
                 f"{path} is damaged: {max(found, 0)} bytes instead of {expected}; {self._again}"
@@ -232,7 +232,7 @@ def read_header(directory: Path) -> CacheHeader:
         CheckpointError: If the directory does not hold a finished cache of this format.
     """
     path = directory / HEADER
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{directory} holds no token cache (no {HEADER}); extract one first")
     content = read_json(path, CheckpointError)
     try:

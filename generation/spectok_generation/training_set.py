@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -140,4 +141,4 @@ def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:
 
 def absolute(path: str | None) -> str | None:
     """Return the absolute path of a folder, and anything else, such as a hub id, unchanged."""
-    return str(Path(path).resolve()) if path is not None and Path(path).is_dir() else path
+    return str(Path(path).resolve()) if path is not None and os.path.isdir(path) else path

@@ -37,5 +37,5 @@ def test_images_of_a_file_are_taken_in_turn(tmp_path):
     assert known.indices.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
     assert known.keep.tolist() == [[True, True, False, False]] * 3
     write_tokens(tmp_path / "none.npz", indices[:0], [], spec)
-    with pytest.raises(DataError, match="no images to complete"):
+    with pytest.raises(DataError, match="holds the tokens of no image"):
         read_known(tmp_path / "none.npz", None, spec, 3)

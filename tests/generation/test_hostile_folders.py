@@ -12,10 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spectok.errors import CheckpointError, SpectokError
+from spectok import load_tokenizer
+from spectok.errors import CheckpointError, ConfigError, SpectokError
+from spectok.evaluation import load_classifier
+from spectok.loading import load_trained
 from spectok.testing.small import small_tokenizer
-from spectok_generation import TokenPipeline, create_prior, load_prior, load_text_encoder
+from spectok.training import load_tokenizer_recipe
+from spectok_generation import (
+    TokenCache,
+    TokenPipeline,
+    create_prior,
+    load_prior,
+    load_text_encoder,
+)
 from spectok_generation.pairs import load_pair
+from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.text.clip import model_config
 from spectok_generation.text.clip_recipe import ClipConfig
@@ -303,3 +314,32 @@ def test_a_kind_of_text_half_that_is_unknown_is_refused(clip):
         edit(clip / "open_clip_config.json", text_half=["CLIP"])
         with pytest.raises(CheckpointError, match="names an unknown text_half"):
             load_text_encoder(str(clip))
+
+
+READERS = (
+    load_tokenizer,
+    load_trained,
+    load_tokenizer_recipe,
+    load_prior_recipe,
+    load_prior,
+    load_pair,
+    load_text_encoder,
+    load_classifier,
+    TokenCache,
+    lambda name: load_prior_recipe("gpt", [("tokenizer", name)]),
+    lambda name: load_prior_recipe("cat", [("text.encoder", name), ("tokenizer", "vqvae")]),
+    lambda name: load_tokenizer_recipe("vqvae", [("tokenizer.quantizer", name)]),
+)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/" + "x" * 300, "a\udcff", "/a\udcff", "a\0b", ""])
+def test_what_cannot_be_a_name_is_refused_everywhere(name):
+    for read in READERS:
+        with pytest.raises(SpectokError):
+            read(name)
+
+
+@pytest.mark.parametrize("text", ["a\udcff", ["x", "\ud800"], {"name": "\udfff"}])
+def test_text_that_is_no_utf_8_is_refused_in_a_recipe(text):
+    with pytest.raises(ConfigError, match="is no text in UTF-8"):
+        load_tokenizer_recipe("vqvae", [("tokenizer.quantizer", text)])

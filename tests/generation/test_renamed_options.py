@@ -27,6 +27,7 @@ def name(request):
 def rename(path, *keys):
     """Give ``condition_dropout`` the name that it had, under the keys of a JSON file."""
     content = json.loads(path.read_text())
+    content.pop("checksum", None)
     section = content
     for key in keys:
         section = section[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -228,7 +229,7 @@ def name_competitors(
         raise ConfigError("nothing to compare; give keys, recipes or folders of trained models")
     found: dict[str, Competitor] = {}
     for name in names:
-        recipe = None if Path(name).is_dir() else resolve(name, data, overrides)
+        recipe = None if os.path.isdir(name) else resolve(name, data, overrides)
         label = label_of(name)
         if label in found:
             raise ConfigError(
@@ -265,7 +266,7 @@ def label_of(name: str) -> str:
     """Return a competitor's label: the key itself, or the name of its file or folder."""
     path = Path(name)
     path = path.parent if path.name in ("model", "recipe.yaml") else path
-    if path.suffix in (".yaml", ".yml") or path.is_dir():
+    if path.suffix in (".yaml", ".yml") or os.path.isdir(path):
         return path.stem
     return "-".join(part for part in path.parts if part not in (FOLDER, "tokenizers"))
 

@@ -120,8 +120,8 @@ def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
         CheckpointError: If the folder does not exist or does not hold a trained classifier.
     """
     folder = Path(path)
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not folder.is_dir():
+    folder = folder / "model" if os.path.isdir(folder / "model") else folder
+    if not os.path.isdir(folder):
         raise CheckpointError(
             f"{path} is not a directory; give a classifier that 'spectok train classifier' saved"
         )

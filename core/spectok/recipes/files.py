@@ -6,6 +6,7 @@ A recipe's name is its path below a recipe folder without the suffix, such as
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from spectok.errors import PluginError
@@ -19,14 +20,14 @@ RUN_RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 
 def is_run_recipe(path: Path) -> bool:
     """Return whether a file is the recipe that a run keeps: it stands for the run beside it."""
-    return path.name == RUN_RECIPE and (path.parent / CHECKPOINTS).is_dir()
+    return path.name == RUN_RECIPE and os.path.isdir(path.parent / CHECKPOINTS)
 
 
 def builtin_folder() -> Path:
     """Return ``configs/`` of the checkout, or its copy inside an installed package."""
     package = Path(__file__).resolve().parent.parent
     checkout = package.parent.parent
-    in_checkout = package.parent.name == "core" and (checkout / "pyproject.toml").is_file()
+    in_checkout = package.parent.name == "core" and os.path.isfile(checkout / "pyproject.toml")
     return checkout / "configs" if in_checkout else package / "configs"
 
 

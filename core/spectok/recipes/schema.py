@@ -73,8 +73,8 @@ def validate_section(model: type[SectionT], data: Any, path: str) -> SectionT:
     Raises:
         ConfigError: With the dotted path, the value and, for a key, the closest known one.
     """
-    if long := list(_long_integers(data, path)):
-        raise ConfigError(*long)
+    if unfit := list(_unfit_values(data, path)):
+        raise ConfigError(*unfit)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -82,16 +82,18 @@ def validate_section(model: type[SectionT], data: Any, path: str) -> SectionT:
         raise ConfigError(*lines) from error
 
 
-def _long_integers(value: Any, path: str) -> Iterator[str]:
-    """Yield a problem for each integer that no 64 bits hold."""
+def _unfit_values(value: Any, path: str) -> Iterator[str]:
+    """Yield a problem for each integer that no 64 bits hold, and each text that is no UTF-8."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         yield f"{path}: a number of {len(str(value))} digits does not fit into 64 bits"
+    elif isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        yield f"{path}: {shown(value)} is no text in UTF-8"
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _long_integers(part, join_path(path, key))
+            yield from _unfit_values(part, join_path(path, key))
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _long_integers(part, path)
+            yield from _unfit_values(part, path)
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> ConfigError:

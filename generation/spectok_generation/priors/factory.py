@@ -91,9 +91,9 @@ def load_prior(path: str | os.PathLike[str], *, trust: bool = False) -> Prior:
         CheckpointError: If it is missing, no plugin provides its class, or weights do not fit.
     """
     folder = Path(path)
-    if (folder / "model" / "config.json").is_file():
+    if os.path.isfile(folder / "model" / "config.json"):
         folder = folder / "model"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"no directory {folder}; give a trained prior, or train one first")
     wanted = saved_class(read_config(folder), str(folder))
     classes = {cls.__name__: cls for cls in registry.list_registered("prior").values()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def load_text_encoder(
         encoder = TextEncoder(model, tokenizer, str(folder), config=config)
     else:
         _check_name(name)
-        if pretrained is not None and Path(pretrained).is_file():
+        if pretrained is not None and os.path.isfile(pretrained):
             pretrained = str(Path(pretrained).resolve())
         else:
             _check_tag(name, pretrained)
@@ -77,9 +78,9 @@ def model_folder(name: str) -> Path | None:
     """
     given = Path(name).expanduser()
     for folder in (given / "model", given):
-        if (folder / CONFIG).is_file():
+        if os.path.isfile(folder / CONFIG):
             return folder.resolve()
-    if given.is_dir():
+    if os.path.isdir(given):
         raise CheckpointError(f"{given} holds no CLIP (no {CONFIG}); {WITHOUT}")
     return None
 
@@ -128,7 +129,7 @@ def _load(name: str, pretrained: str | None, trust: bool) -> tuple[Any, Any, dic
             if local:
                 options = _check_config(folder, trust)
             config: Any = open_clip.get_model_config(name)
-            if local and (folder / TEXT_WEIGHTS).exists():
+            if local and os.path.exists(folder / TEXT_WEIGHTS):
                 model = _build_half(folder, config, trust)
             else:
                 if local and not trust:
@@ -138,7 +139,7 @@ def _load(name: str, pretrained: str | None, trust: bool) -> tuple[Any, Any, dic
     except SpectokError:
         raise
     except Exception as error:
-        if pretrained is not None and not Path(pretrained).is_file():
+        if pretrained is not None and not os.path.isfile(pretrained):
             raise CheckpointError(
                 f"the weights {pretrained!r} of {name} are not on this machine and cannot be "
                 f"downloaded ({_origin(name, pretrained)}); {WITHOUT}"
@@ -208,7 +209,7 @@ def _check_size(folder: Path, config: dict[str, Any]) -> None:
     import open_clip
 
     path = folder / WEIGHTS
-    if path.exists():
+    if os.path.exists(path):
         with _bounds(folder, config, read_headers([path]), trust=False), torch.device("meta"):
             open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
 

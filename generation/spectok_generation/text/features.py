@@ -190,7 +190,7 @@ def _is_finished(target: Path, header: dict[str, Any]) -> bool:
     Raises:
         CheckpointError: If it holds others.
     """
-    if not (target / HEADER).is_file():
+    if not os.path.isfile(target / HEADER):
         return False
     found = read_header(target)
     same_encoder = found["encoder"].get("fingerprint") == header["encoder"]["fingerprint"]
