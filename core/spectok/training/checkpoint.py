@@ -16,6 +16,7 @@ the step stands for all of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
