@@ -18,6 +18,7 @@ import socket
 import time
 
 import pytest
+import torch
 
 from spectok.data import DataConfig
 from spectok.training import TokenizerRecipe, TrainConfig, checkpoint, train_tokenizer
@@ -152,10 +153,21 @@ def newest(folder):
     return found
 
 
+def bits(tree):
+    """Return a state with the bytes of its tensors in their place."""
+    if isinstance(tree, dict):
+        return {key: bits(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [bits(value) for value in tree]
+    return tree.numpy().tobytes() if isinstance(tree, torch.Tensor) else tree
+
+
 def content(folder):
-    """Return the hash of every file that a run leaves behind for good, and its log."""
-    kept = [p for p in folder.rglob("*") if p.suffix in (".safetensors", ".pt", ".bin")]
+    """Return every bit of the tensors that a run leaves behind for good, and its log."""
+    kept = [p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin")]
     files = {str(path.relative_to(folder)): hash_file(path) for path in kept}
+    for path in folder.rglob("*.pt"):  # equal states may be pickled differently
+        files[str(path.relative_to(folder))] = bits(torch.load(path, weights_only=True))
     logs = {}
     for path in folder.glob("**/log.jsonl"):
         lines = map(json.loads, path.read_text().splitlines())

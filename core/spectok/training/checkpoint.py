@@ -41,7 +41,7 @@ from spectok.writing import flush
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"
 CHECKSUM = "checksum"
-"""Entry of a manifest: a hash of all its others."""
+"""Entry of a manifest: a hash of the others, but for the recipe, which is compared by itself."""
 PARTIAL, DAMAGED = ".partial", ".damaged"
 FREE_SETTINGS = {
     "output",
@@ -212,7 +212,7 @@ def hash_file(path: Path) -> str:
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != CHECKSUM}
+    rest = {key: manifest[key] for key in sorted(manifest.keys() - {CHECKSUM, "recipe"})}
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
