@@ -28,7 +28,16 @@ from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
 
 RATES = ("1e-3", "2e-3", "4e-3")
-EQUAL_SIZE = {"vqvae2": ["tokenizer.channels=88", "tokenizer.num_blocks=1"]}
+EQUAL_SIZE = {
+    "vqvae2": ["tokenizer.channels=88", "tokenizer.num_blocks=1"],
+    "favae": ["tokenizer.channels=22"],
+    "fqvae": ["tokenizer.max_channels=40"],
+    "qgvae": [
+        "tokenizer.codebook_dim=4",
+        "tokenizer.num_heads=64",
+        "tokenizer.quantizer={name: ema, num_codebooks: 64, commitment_weight: 0.05}",
+    ],
+}
 """Settings that bring a tokenizer to within a quarter of the others' parameters."""
 SETTINGS = ("data.limit=null", "train.sample_every=null", "train.save_every=1000")
 KEPT = ("psnr", "ssim", "mse", "codebook_usage", "perplexity", "bits_per_image", "parameters")
