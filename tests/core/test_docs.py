@@ -245,7 +245,7 @@ def test_readme_names_every_command():
         assert f"`spectok {words}" in section("README.md", "Command line")
 
 
-@pytest.mark.parametrize(("mark", "last"), [("demo", "spectok demo"), ("tests", "-m pytest")])
+@pytest.mark.parametrize(("mark", "last"), [("demo", "spectok demo"), ("tests", "-m pytest -n 2")])
 def test_readme_starts_with_one_command(mark: str, last: str):
     block = rf"^<!-- run: {mark} -->\n```bash\n(.*?)\n```$"
     found = re.search(block, read("README.md"), re.MULTILINE | re.DOTALL)

@@ -148,8 +148,11 @@ def _check_hooks(module: Any) -> None:
         checker.check_pending()
     except pluggy.PluginValidationError as error:
         wrong = [n for n in vars(module) if n.startswith("spectok_") and n not in known]
-        hint = did_you_mean(wrong[0], known) if wrong else ""
-        raise PluginError(f"it has a wrong hook: {_one_line(error)}{hint}") from error
+        named = next((name for name in wrong if repr(name) in str(error)), None)
+        if named is None:
+            raise PluginError(f"it has a wrong hook: {_one_line(error)}") from error
+        hint = did_you_mean(named, known)
+        raise PluginError(f"it has a wrong hook: unknown hook {named!r}{hint}") from error
 
 
 def _fault(hook: str, result: Any) -> str | None:
