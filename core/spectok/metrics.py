@@ -12,7 +12,7 @@ both kinds with ``spectok_metrics``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ class SetMetric(ABC):
 
 
 SSIM_WINDOW = 7  # pixels
+TWIN_DISTANCE = 1e-3  # of the codes' spread
+TWIN_ROWS = 1024  # codes compared with all others at once
 PSNR_OF_EQUALS = 100.0  # dB; a mean over images must stay finite
 
 
@@ -132,30 +134,91 @@ class ImageMean(SetMetric):
         return float(torch.cat(self._values).double().mean())
 
 
-def codebook_statistics(spec: TokenSpec, counts: Int[Tensor, "n"]) -> dict[str, Any]:
+def codebook_statistics(
+    spec: TokenSpec,
+    counts: Int[Tensor, "n"],
+    tables: Sequence[Float[Tensor, "_ _ _"] | None] | None = None,
+) -> dict[str, Any]:
     """Return how much of its codebooks a tokenizer uses on a data set.
 
     ``codebook_usage`` is the share of all codes that are chosen at least once. ``perplexity`` is
     the exponential of the entropy of a codebook's code frequencies, averaged over codebooks with
-    their numbers of tokens as weights. ``levels`` holds both for each level.
+    their numbers of tokens as weights. ``distinct_usage`` and ``distinct_perplexity`` are the same
+    after codes that are all but equal have been counted as one (see :func:`find_twins`): codes that
+    a quantizer has just copied would otherwise look like codes in use. They are None where a level
+    does not store its codes as vectors. ``levels`` holds all four for each level.
 
     Args:
         spec: Layout of the tokens.
         counts: See :func:`count_codes`.
+        tables: The codes of each level; None: those that are not known.
     """
-    levels, served, totals = [], [], []
-    for by_codebook in split_by_codebook(spec, counts.double()):
-        tokens = by_codebook.sum(1)
-        mean = (perplexity(by_codebook) * tokens).sum() / tokens.sum().clamp_min(1)
-        used = by_codebook.gt(0).double().mean()
-        levels.append({"codebook_usage": float(used), "perplexity": float(mean)})
-        served.append(float(tokens.sum()))
-        totals.append(float(mean) * served[-1])
-    return {
-        "codebook_usage": float(counts.gt(0).double().mean()),
-        "perplexity": sum(totals) / max(1.0, sum(served)),
-        "levels": levels,
+    by_level = split_by_codebook(spec, counts.double())
+    merged: list[Tensor | None] = [None] * len(by_level)
+    for number, table in enumerate(tables or ()):
+        if table is not None:
+            twins = find_twins(table.detach().cpu())
+            merged[number] = torch.zeros_like(by_level[number]).scatter_add_(
+                1, twins, by_level[number]
+            )
+    levels = [
+        dict(zip(("codebook_usage", "perplexity"), _usage(level)))
+        | dict(zip(("distinct_usage", "distinct_perplexity"), _usage(distinct)))
+        for level, distinct in zip(by_level, merged)
+    ]
+    sizes = [level.numel() for level in by_level]
+    tokens = [float(level.sum()) for level in by_level]
+    result: dict[str, Any] = {
+        "codebook_usage": _mean([level["codebook_usage"] for level in levels], sizes),
+        "perplexity": _mean([level["perplexity"] for level in levels], tokens),
+        "distinct_usage": _mean([level["distinct_usage"] for level in levels], sizes),
+        "distinct_perplexity": _mean([level["distinct_perplexity"] for level in levels], tokens),
     }
+    return result | {"levels": levels}
+
+
+def find_twins(codes: Float[Tensor, "g k d"]) -> Int[Tensor, "g k"]:
+    """Return for each code the number of the first code that it is a twin of, or its own.
+
+    Two codes of a codebook are twins if they lie closer together than a thousandth of the root mean
+    square distance of the codebook's codes from their mean; so are codes that a chain of twins
+    connects.
+
+    Args:
+        codes: The vectors of G codebooks.
+    """
+    found = []
+    for codebook in codes.double():
+        spread = (codebook - codebook.mean(0)).square().sum(-1).mean().sqrt()
+        pairs = []
+        for first, rows in enumerate(codebook.split(TWIN_ROWS)):
+            near = torch.cdist(rows, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+            row, other = (near <= TWIN_DISTANCE * spread).nonzero(as_tuple=True)
+            pairs.append(torch.stack([row + first * TWIN_ROWS, other]))
+        row, other = torch.cat(pairs, dim=1)
+        first_twin, before = torch.arange(len(codebook)), None
+        while before is None or not torch.equal(first_twin, before):
+            before = first_twin
+            first_twin = before.scatter_reduce(0, row, before[other], "amin")
+        found.append(first_twin)
+    return torch.stack(found)
+
+
+def _usage(counts: Tensor | None) -> tuple[float | None, float | None]:
+    """Return the usage and the perplexity of the codebooks (G, K) of a level."""
+    if counts is None:
+        return None, None
+    tokens = counts.sum(1)
+    mean = (perplexity(counts) * tokens).sum() / tokens.sum().clamp_min(1)
+    return float(counts.gt(0).double().mean()), float(mean)
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Return the weighted mean; None if a value is missing."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return sum(value * weight for value, weight in zip(known, weights)) / max(1.0, sum(weights))
 
 
 def count_codes(spec: TokenSpec, indices: Int[Tensor, "b t"]) -> Int[Tensor, "n"]:

@@ -108,6 +108,11 @@ class ImageTokenizer(SpectokModel):
             prefix = "levels"
         return TokenSpec(levels, order=order, prefix=prefix)
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The codes of each level of ``token_spec``; see :attr:`spectok.Quantizer.code_tables`."""
+        return self.quantizer.code_tables
+
     # -- the pipeline ----------------------------------------------------------------------------
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> TokenizerOutput:

@@ -80,6 +80,15 @@ class CodebookTree(Quantizer):
         """The codes of each level, ``(nodes, D)``; child k of node p is row p * m + k."""
         return [getattr(self, f"codes_{level}") for level in range(len(self.branching))]
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The children of each node, level by level; with leaf tokens, the sums on all paths."""
+        if self.tokens == "leaf":
+            return (self.tables()[len(self.branching)][None],)
+        return tuple(
+            codes.unflatten(0, (-1, m)) for codes, m in zip(self.codebooks, self.branching)
+        )
+
     # -- quantising ------------------------------------------------------------------------------
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:

@@ -85,6 +85,15 @@ class HierarchicalQuantizer(Quantizer):
         part = tuple(self.level_of_part(level) for level in self.bottom.levels)
         return self.top.levels + part * self.num_parts
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The tables of the top quantizer, then for each part those that serve it."""
+        return self.top.code_tables + tuple(
+            self.table_of_part(table, level, part)
+            for part in range(self.num_parts)
+            for table, level in zip(self.bottom.code_tables, self.bottom.levels)
+        )
+
     def level_of_part(self, level: QuantizerLevel) -> QuantizerLevel:
         """Return a level of the bottom quantizer as one part has it, with the codebooks it uses.
 
@@ -103,6 +112,16 @@ class HierarchicalQuantizer(Quantizer):
                 f"{self.num_parts}, or {self.num_parts} times a divisor of {self.num_tokens}"
             )
         return QuantizerLevel(level.vocab_size, "position", self.num_tokens // run)
+
+    def table_of_part(
+        self, table: Float[Tensor, "g k d"] | None, level: QuantizerLevel, part: int
+    ) -> Float[Tensor, "h k d"] | None:
+        """Return the codebooks of a bottom level that serve one part."""
+        if table is None or level.codebook != "position":
+            return table
+        run = self.bottom.num_tokens // level.num_codebooks
+        first = part * self.num_tokens // run
+        return table[first : first + max(1, self.num_tokens // run)]
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Quantise whole vectors, then the parts of the residual."""

@@ -80,6 +80,11 @@ class ResidualQuantizer(RunningQuantizer):
         """One level per depth."""
         return (QuantizerLevel(self.codebook_size),) * self.num_levels
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The codebook of each depth."""
+        return tuple(self.codebook[self.owner(level)][None] for level in range(self.num_levels))
+
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Approach each vector depth by depth; see :class:`~spectok.Quantizer`."""
         residual, total = z.detach(), torch.zeros(z.shape, device=z.device)

@@ -146,6 +146,11 @@ class VQVAE2(ImageTokenizer):
         top = [level.at(coarse) for level in self.top_quantizer.levels]
         return TokenSpec((*top, *(level.at(fine) for level in self.quantizer.levels)))
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The coarse grid's codes, then the fine grid's."""
+        return self.top_quantizer.code_tables + self.quantizer.code_tables
+
     # -- the pipeline ----------------------------------------------------------------------------
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> TokenizerOutput:

@@ -47,6 +47,11 @@ class TransformedQuantizer(AdaptedQuantizer):
         self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
         self.rotate = rotate
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The transformed codes of each level."""
+        return tuple(layer.codebook[None] for layer in self.maps)
+
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Search level by level; see :class:`~spectok.Quantizer`."""
         residual, indices, terms, total = z, [], [], torch.zeros(z.shape, device=z.device)

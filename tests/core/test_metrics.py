@@ -15,7 +15,15 @@ from spectok.errors import DataError, InputError, UnknownNameError
 from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import to_uint8
 from spectok.machine import shown_path
-from spectok.metrics import codebook_statistics, count_codes, mse, psnr, ssim
+from spectok.metrics import (
+    TWIN_ROWS,
+    codebook_statistics,
+    count_codes,
+    find_twins,
+    mse,
+    psnr,
+    ssim,
+)
 from spectok.plugins.registry import list_registered
 
 
@@ -139,8 +147,9 @@ def test_codebooks_of_paths_count_by_how_many_tokens_they_serve():
     spec = TokenSpec((Level((1,), 2), Level((1,), 2, "path")))
     found = codebook_statistics(spec, count(spec, [[0, 0], [0, 1], [0, 0], [0, 1]]))
     first, second = found["levels"]
-    assert first == {"codebook_usage": 0.5, "perplexity": pytest.approx(1.0)}
-    assert second == {"codebook_usage": 0.5, "perplexity": pytest.approx(2.0)}
+    unknown = {"distinct_usage": None, "distinct_perplexity": None}
+    assert first == {"codebook_usage": 0.5, "perplexity": pytest.approx(1.0), **unknown}
+    assert second == {"codebook_usage": 0.5, "perplexity": pytest.approx(2.0), **unknown}
     assert found["perplexity"] == pytest.approx(1.5)
 
 
@@ -159,6 +168,33 @@ def test_perplexity_weighs_levels_by_how_many_tokens_they_serve():
     found = codebook_statistics(spec, count(spec, [[0, 0, 1, 2], [0, 2, 1, 0]]))
     assert [level["perplexity"] for level in found["levels"]] == pytest.approx([1.0, 3.0])
     assert found["perplexity"] == pytest.approx((2 * 1 + 6 * 3) / 8)
+
+
+def test_twins_are_connected_through_others_and_scale_with_the_codes():
+    codes = torch.tensor([[[0.0], [1.0], [1.0007], [1.0014], [3.0]]])
+    assert find_twins(codes).tolist() == [[0, 1, 1, 1, 4]]
+    assert find_twins(1e-4 * codes).tolist() == [[0, 1, 1, 1, 4]]
+    assert find_twins(torch.zeros(2, 3, 4)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    evenly_spaced = torch.linspace(-1, 1, 512).view(1, 512, 1)
+    assert find_twins(evenly_spaced).tolist() == [list(range(512))]
+
+
+def test_many_codes_are_compared_in_parts():
+    codes = torch.randn(1, 2 * TWIN_ROWS + 3, 4)
+    codes[0, -1] = codes[0, 5]
+    expected = [*range(2 * TWIN_ROWS + 2), 5]
+    assert find_twins(codes).tolist() == [expected]
+
+
+def test_twins_count_as_one_code_in_use():
+    spec = TokenSpec((Level((2,), 4, "position", 2),))
+    counts = count(spec, [[0, 3], [1, 3], [2, 3], [3, 3]])
+    table = torch.tensor([[[0.0], [0.0], [0.0], [5.0]], [[1.0], [2.0], [3.0], [4.0]]])
+    found = codebook_statistics(spec, counts, [table])
+    assert (found["codebook_usage"], found["perplexity"]) == (5 / 8, pytest.approx(2.5))
+    quarter = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert found["distinct_usage"] == 3 / 8
+    assert found["distinct_perplexity"] == pytest.approx((quarter + 1) / 2)
 
 
 def test_results_name_no_home_directory(tmp_path, monkeypatch):

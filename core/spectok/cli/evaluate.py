@@ -294,6 +294,9 @@ def show(result: dict[str, Any]) -> None:
 
     facts = {name: format_metric(name, value) for name, value in result["metrics"].items()}
     facts["codebook_usage"] = f"{100 * result['codebook_usage']:.1f} %"
+    if result["distinct_usage"] not in (None, result["codebook_usage"]):
+        facts["distinct_usage"] = f"{100 * result['distinct_usage']:.1f} %, twins counted as one"
+        facts["distinct_perplexity"] = f"{result['distinct_perplexity']:,.6g}"
     for key in ("perplexity", "bits_per_image", "parameters", "images_per_second"):
         facts[key] = f"{result[key]:,.6g}" if key != "parameters" else f"{result[key]:,}"
     peak = result["peak_memory_bytes"]

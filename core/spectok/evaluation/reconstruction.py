@@ -39,9 +39,9 @@ def evaluate_reconstruction(
         on_images: Called with the number of images done since the last call.
 
     Returns:
-        Plain JSON types: each metric; ``codebook_usage`` and ``perplexity``, over all codebooks and
-        per level (see :func:`codebook_statistics`); ``bits_per_image``, ``parameters`` and
-        ``num_images``.
+        Plain JSON types: each metric; ``codebook_usage`` and ``perplexity``, with twins and without
+        (``distinct_…``), over all codebooks and per level (see :func:`codebook_statistics`);
+        ``bits_per_image``, ``parameters`` and ``num_images``.
 
     Raises:
         UnknownNameError: If a metric is not registered.
@@ -67,7 +67,7 @@ def evaluate_reconstruction(
         raise DataError("the data set is empty; evaluation needs at least one image")
     return {
         **{name: metric.result() for name, metric in measured.items()},
-        **codebook_statistics(spec, counts),
+        **codebook_statistics(spec, counts, tokenizer.code_tables),
         "bits_per_image": spec.bits_per_image,
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "num_images": num_images,

@@ -95,14 +95,21 @@ def _row(label: str, result: Mapping[str, Any], names: list[str]) -> list[str]:
     return [
         label,
         *(format_metric(name, metrics[name]) if name in metrics else "–" for name in names),
-        f"{100 * result['codebook_usage']:.1f} %",
-        f"{result['perplexity']:.1f}",
+        f"{100 * result['codebook_usage']:.1f} %{_distinct(result, 'usage', 100)}",
+        f"{result['perplexity']:.1f}{_distinct(result, 'perplexity', 1)}",
         f"{result['bits_per_image']:g}",
         f"{result['parameters']:,}",
         f"{result['images_per_second']:.0f}",
         "–" if per_step is None else f"{per_step:.3f}",
         "–" if minutes is None else f"{minutes / 60:.1f}",
     ]
+
+
+def _distinct(result: Mapping[str, Any], name: str, scale: float) -> str:
+    """Return what is left once twins count as one code, where there are twins."""
+    if result.get("distinct_usage") in (None, result["codebook_usage"]):
+        return ""
+    return f" ({scale * result[f'distinct_{name}']:.1f} distinct)"
 
 
 def _title(name: str) -> str:

@@ -86,6 +86,11 @@ class CodebookQuantizer(Quantizer):
         kind = "shared" if self.num_codebooks == 1 else "position"
         return (QuantizerLevel(self.codebook_size, kind, self.num_codebooks),)
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The codebooks."""
+        return (self.codebook,)
+
     # -- quantising ------------------------------------------------------------------------------
 
     def by_codebook(self, z: Float[Tensor, "b n d"]) -> Float[Tensor, "g p d"]:

@@ -71,6 +71,14 @@ class Quantizer(nn.Module, ABC):
     def levels(self) -> tuple[QuantizerLevel, ...]:
         """The levels this quantizer contributes to the ``TokenSpec``, coarse to fine."""
 
+    @property
+    def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
+        """The codes of each level, as G codebooks of K vectors; None if a level stores no vectors.
+
+        Measurements read them, such as how many codes are twins of each other.
+        """
+        return (None,) * len(self.levels)
+
     @abstractmethod
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Quantise float32 vectors outside autocast; see :meth:`forward`."""

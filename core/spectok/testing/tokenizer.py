@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from spectok.metrics import split_by_codebook
 from spectok.quantizers import outermost_quantizers
 from spectok.recipes.options import validate_options
 from spectok.testing.base import Build, Conformance
@@ -65,6 +66,20 @@ class TokenizerConformance(Conformance[ImageLearner]):
             tuple(latents) == tuple(model.latent_shape),
             f"latents are {tuple(latents)}, but latent_shape says {tuple(model.latent_shape)}",
         )
+
+    def test_code_tables_fit_the_spec(self, build: Build) -> None:
+        """``code_tables`` has all codebooks of each level, or None where codes are no vectors."""
+        model = self.fresh(build).model
+        spec = model.token_spec
+        counts = split_by_codebook(spec, torch.zeros(spec.num_codes))
+        tables = model.code_tables
+        expect(len(tables) == len(counts), f"{len(tables)} code tables for {len(counts)} levels")
+        for number, (table, level) in enumerate(zip(tables, counts)):
+            shape = None if table is None else tuple(table.shape[:2])
+            expect(
+                shape in (None, tuple(level.shape)),
+                f"code table {number} is {shape}, but the level has {tuple(level.shape)}",
+            )
 
     def test_tokens_say_everything(self, build: Build) -> None:
         """In eval mode ``decode(encode(x))`` is the reconstruction: nothing else feeds the decoder.
