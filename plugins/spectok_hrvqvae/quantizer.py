@@ -39,8 +39,8 @@ class TreeQuantizer(CodebookTree):
         losses = codebook_weight   (|sg[ξ⁰] - e_C|² + Σ |sg[ξⁱ⁻¹] - eⁱ|²)
                + commitment_weight (|ξ⁰ - sg[e_C]|² + Σ |ξⁱ⁻¹ - sg[eⁱ]|²)          (Eq. 5 and 6)
 
-    After the first training step, hierarchical k-means on its vectors sets all codes. From then on,
-    every ``revive_every`` steps, dead leaves are set to random residuals of their parent, and dead
+    After the first training step, hierarchical k-means on its vectors sets all codes, unless
+    ``start`` says otherwise. From then on, every ``revive_every`` steps, dead leaves are set to random residuals of their parent, and dead
     inner nodes become copies of their most used sibling, subtree included.
 
     Args:
@@ -58,6 +58,9 @@ class TreeQuantizer(CodebookTree):
         codebook_weight: Weight of the terms that move the codes; 1 in the paper.
         commitment_weight: Weight β of the terms that move the encoder, one for all levels; the
             paper gives no value.
+        start: ``"kmeans"``: as described. ``"random"``: codes stay where they were drawn, normal
+            with half the scale on each further level, which shows what the hierarchy does without
+            the start.
         decay: Decay of the running counts and sums of ``update="ema"``.
         revive_below: Fraction of the fair share of its parent's vectors below which a node is
             revived; 0 never revives.
@@ -79,6 +82,7 @@ class TreeQuantizer(CodebookTree):
         update: Literal["gradient", "ema"] = "gradient",
         codebook_weight: Annotated[float, Field(gt=0)] = 1.0,
         commitment_weight: Annotated[float, Field(ge=0)] = 0.25,
+        start: Literal["kmeans", "random"] = "kmeans",
         decay: Annotated[float, Field(gt=0, lt=1)] = 0.99,
         revive_below: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         revive_every: Annotated[int, Field(ge=1)] = 10,
@@ -93,6 +97,7 @@ class TreeQuantizer(CodebookTree):
             commitment_weight=commitment_weight,
             learned=learned,
         )
+        self.starts_on_data = start == "kmeans"
         self.revive_below, self.revive_every = revive_below, revive_every
         if not learned:
             leaves = self.codebooks[-1]
@@ -111,7 +116,7 @@ class TreeQuantizer(CodebookTree):
         if not self.is_learned:
             self.pending_sums.index_add_(0, leaf, z)
         steps = self.step_counter.steps
-        if steps == 0 or self.revives_at(steps + 1):
+        if (steps == 0 and self.starts_on_data) or self.revives_at(steps + 1):
             self._vectors.append(z)
 
     @torch.no_grad()
@@ -123,7 +128,7 @@ class TreeQuantizer(CodebookTree):
         counts, *sums = self.code_counts.update(*self._pending_sums())
         self.step_counter.advance()
         step = self.step_counter.steps
-        if step == 1 and self._vectors:
+        if step == 1 and self.starts_on_data and self._vectors:
             self.start(int(counts.sum()), optimizers)
         else:
             if not self.is_learned:

@@ -283,6 +283,20 @@ def test_the_first_step_starts_the_tree_and_no_later_one(update):
     assert (resumed.codes_0 - started).norm(dim=1).min() < 1  # k-means would move all to the data
 
 
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_without_a_start_codes_stay_where_they_were_drawn(update):
+    z = clustered(300).view(50, 6, 4)
+    quantizer = tree(update=update, revive_below=0.0, start="random").train()
+    drawn = torch.cat([codes.detach().clone() for codes in quantizer.codebooks])
+    step(quantizer, z, sgd(quantizer))
+    kept = torch.cat(list(quantizer.codebooks))
+    assert (kept == drawn).all(1).any()  # nothing chose them
+    started = tree(update=update, revive_below=0.0).train()
+    step(started, z, sgd(started))
+    assert not (torch.cat(list(started.codebooks)) == drawn).all(1).any()
+    assert quantizer.step_counter.steps == 1
+
+
 # -- staying alive ---------------------------------------------------------------------------------
 
 
