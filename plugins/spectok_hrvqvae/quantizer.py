@@ -40,8 +40,9 @@ class TreeQuantizer(CodebookTree):
                + commitment_weight (|ξ⁰ - sg[e_C]|² + Σ |ξⁱ⁻¹ - sg[eⁱ]|²)          (Eq. 5 and 6)
 
     After the first training step, hierarchical k-means on its vectors sets all codes, unless
-    ``start`` says otherwise. From then on, every ``revive_every`` steps, dead leaves are set to random residuals of their parent, and dead
-    inner nodes become copies of their most used sibling, subtree included.
+    ``start`` says otherwise. From then on, every ``revive_every`` steps, dead leaves are set to
+    random residuals of their parent, and dead inner nodes become copies of their most used sibling,
+    subtree included.
 
     Args:
         dim: Length D of each vector.
