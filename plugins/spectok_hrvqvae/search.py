@@ -3,7 +3,7 @@
 Vectors are sorted by parent and cut into blocks of equal length, each with one parent, and many
 blocks are searched in one batched product. A parent's codes are read once per block of vectors, no
 tensor of size vectors x codes x dim is made, and the number of operations does not grow with the
-number of parents.
+number of parents. Where all parents together have few codes, each vector is compared with all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectok.quantizers import DISTANCE_BYTES, nearest_codes
 
+FEW_CODES = 64  # of all parents together: below, sorting costs more than it saves
 BLOCK = 32  # vectors in a block: on average half a block per parent is padding
 
 
@@ -41,7 +42,18 @@ def nearest_children(
         z, codebooks, origins = z.float(), codebooks.float(), origins.float()
         if len(codebooks) == 1:
             return nearest_codes(z.unsqueeze(0), codebooks + origins)[0]
+        if codebooks.shape[0] * codebooks.shape[1] <= FEW_CODES:
+            return search_all(z, parents, codebooks, origins)
         return search_blocks(z, parents, codebooks, origins, exact_count=z.device.type == "cpu")
+
+
+def search_all(z: Tensor, parents: Tensor, codebooks: Tensor, origins: Tensor) -> Tensor:
+    """Compare each vector with the codes of all parents; see :func:`nearest_children`."""
+    codes = codebooks.flatten(0, 1)
+    # |z - o - c|² less what is the same for all children of one parent
+    bias = codes.square().sum(-1) + 2 * (codebooks * origins.unsqueeze(1)).sum(-1).flatten()
+    distances = torch.addmm(bias, z, codes.T, alpha=-2).view(-1, *codebooks.shape[:2])
+    return distances[torch.arange(len(z), device=z.device), parents].argmin(-1)
 
 
 def search_blocks(

@@ -13,7 +13,7 @@ from spectok.testing import QuantizerConformance
 from spectok_generation import create_prior, sample_tokens
 from spectok_hrvqvae.pictures import level_pictures, level_use
 from spectok_hrvqvae.revival import split_pairs, with_fair_share
-from spectok_hrvqvae.search import search_blocks
+from spectok_hrvqvae.search import nearest_children, search_all, search_blocks
 from spectok_hrvqvae.start import hierarchical_kmeans
 from spectok_hrvqvae.tree import descend, members, nodes_of, partial_sums, path_of
 
@@ -144,6 +144,16 @@ def test_blocks_find_the_nearest_children(num_vectors, budget, monkeypatch):
     for exact_count in (True, False):
         found = search_blocks(z, parents, codebooks, origins, exact_count=exact_count)
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("num_vectors", [0, 1, 3000])
+def test_few_codes_are_searched_all_at_once_with_the_same_result(num_vectors):
+    codebooks, origins = torch.randn(12, 5, 8), torch.randn(12, 8)
+    z, parents = torch.randn(num_vectors, 8), torch.randint(12, (num_vectors,))
+    away = (z - origins[parents]).unsqueeze(1) - codebooks[parents]
+    expected = away.square().sum(-1).argmin(-1)
+    assert torch.equal(search_all(z, parents, codebooks, origins), expected)
+    assert torch.equal(nearest_children(z, parents, codebooks, origins), expected)
 
 
 def test_a_flat_tree_is_plain_vector_quantisation():
