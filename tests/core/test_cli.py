@@ -393,6 +393,37 @@ def test_reconstruct_draws_originals_above_reconstructions(run, trained, picture
     assert size_of("grid.png")[0] < width
 
 
+def test_changes_names_the_tokens_that_an_edit_changes(run, refused, trained, pictures):
+    before = pictures / "a.png"
+    pixels = np.array(Image.open(before))
+    pixels[:3, :4] = 255 - pixels[:3, :4] // 2
+    Image.fromarray(pixels).save(pictures / "edited.png")
+    model = trained["vqvae"]
+    status, out, _ = run("changes", model, before, pictures / "edited.png", "--out", "changes.png")
+    first, second, third = out.splitlines()
+    assert status == 0
+    assert third == "before, after, difference; below, the reconstructions: changes.png"
+    width, height = size_of("changes.png")
+    assert width > height
+    _, out, _ = run("changes", model, before, pictures / "edited.png", "--json")
+    facts = json.loads(out)
+    tokenizer = load_tokenizer(model / "model")
+    with torch.no_grad():
+        both = [load_image(p, tokenizer.image_shape) for p in (before, pictures / "edited.png")]
+        one, other = tokenizer.encode(torch.stack(both))
+    places = (one != other).nonzero().flatten().tolist()
+    assert facts["levels"] == [{"tokens": 16, "changed": len(places), "positions": places}]
+    assert facts["changed_pixels"] == (np.array(Image.open(before)) != pixels).sum()
+    assert first.startswith(f"{len(places)} of 16 tokens changed, {facts['changed_pixels']} of 256")
+    shown = ", ".join(map(str, places)) or "no place"
+    assert second == f"{len(places)} of 16 at {shown}"
+    _, out, _ = run("changes", model, before, before, "--json")
+    same = json.loads(out)
+    assert same["changed_tokens"] == same["changed_pixels"] == same["changed_reconstruction"] == 0
+    assert "gone.png" in refused("changes", model, before, "gone.png")
+    assert "picture.txt" in refused("changes", model, before, before, "--out", "picture.txt")
+
+
 # Mistakes.
 
 

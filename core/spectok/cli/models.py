@@ -1,4 +1,4 @@
-"""``spectok info`` and ``spectok reconstruct``: show a tokenizer and its reconstructions."""
+"""``spectok info``, ``reconstruct`` and ``changes``: a tokenizer, its images, an edit's tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from spectok.errors import ConfigError
 from spectok.messages import count_images, note, say
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
+    from spectok.token_spec import TokenSpec
     from spectok.tokenizer import ImageTokenizer
 
 COLUMNS = 8
+SHOWN_PLACES = 40
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 Model = Annotated[str, typer.Argument(help="Folder of a trained model or of its run, or a hub id.")]
@@ -32,9 +34,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other progr
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``spectok info`` and ``spectok reconstruct``."""
+    """Add the commands."""
     app.command("info")(info)
     app.command("reconstruct")(reconstruct)
+    app.command("changes")(changes)
 
 
 def info(
@@ -122,6 +125,91 @@ def reconstruct(
         f"PSNR {psnr(originals, reconstructions).mean():.2f} dB: {out}"
     )
     say_next(["spectok", "encode", model, *images, "--out", "tokens.npz"])
+
+
+def changes(
+    model: Model,
+    before: Annotated[str, typer.Argument(help="Image file.")],
+    after: Annotated[str, typer.Argument(help="The same image, edited.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which tokens an edit of an image changes (Fig. 12 of QG-VAE)."""
+    import torch
+
+    from spectok.images import enlarge, save_grid
+
+    if out is not None:
+        check_picture(out)
+    files = [find_images([name])[0] for name in (before, after)]
+    tokenizer = load_on_device(model)
+    note_resizing(files, tokenizer.image_shape)
+    with torch.no_grad():
+        images = torch.cat([batch for batch in batches(files, tokenizer, "encoding")])
+        indices = tokenizer.encode(images)
+        decoded = tokenizer.decode(indices).float().cpu()
+    pixels = images.float().cpu()
+    facts = describe_changes(tokenizer.token_spec, pixels, decoded, indices.cpu())
+    if as_json:
+        say(json.dumps(facts))
+    else:
+        say(
+            f"{facts['changed_tokens']} of {facts['tokens']} tokens changed, "
+            f"{facts['changed_pixels']:,} of {facts['pixels']:,} pixels edited, "
+            f"{facts['changed_reconstruction']:,} pixels of the reconstruction"
+        )
+        for number, level in enumerate(facts["levels"]):
+            name = f"level {number}: " if len(facts["levels"]) > 1 else ""
+            say(f"{name}{level['changed']} of {level['tokens']} at {_places(level['positions'])}")
+    if out is not None:
+        rows = torch.stack([pixels, decoded]).flatten(0, 1)  # two images, two reconstructions
+        differences = (rows[1::2] - rows[0::2]).abs() - 1  # black where equal
+        columns = [rows[0], rows[1], differences[0], rows[2], rows[3], differences[1]]
+        save_grid(enlarge(torch.stack(columns)), out, 3)
+        if not as_json:
+            say(f"before, after, difference; below, the reconstructions: {out}")
+
+
+def describe_changes(
+    spec: TokenSpec,
+    images: Float[Tensor, "2 c h w"],
+    reconstructions: Float[Tensor, "2 c h w"],
+    indices: Int[Tensor, "2 t"],
+) -> dict[str, Any]:
+    """Return what differs between two images, their tokens and their reconstructions.
+
+    Args:
+        spec: Layout of the tokens.
+        images: In [-1, 1].
+        reconstructions: Decoded from the tokens.
+        indices: Tokens.
+    """
+    from spectok.images import to_uint8
+
+    def pixels_changed(pair: Tensor) -> int:
+        first, second = to_uint8(pair)
+        return int((first != second).any(0).sum())
+
+    changed = (indices[0] != indices[1]).tolist()
+    levels = []
+    for level in range(spec.num_levels):
+        places = [i for i, owner in enumerate(spec.level_of_place) if owner == level]
+        positions = [n for n, place in enumerate(places) if changed[place]]
+        levels.append({"tokens": len(places), "changed": len(positions), "positions": positions})
+    return {
+        "tokens": spec.num_tokens,
+        "changed_tokens": sum(changed),
+        "pixels": images[0, 0].numel(),
+        "changed_pixels": pixels_changed(images),
+        "changed_reconstruction": pixels_changed(reconstructions),
+        "levels": levels,
+    }
+
+
+def _places(positions: list[int]) -> str:
+    shown = ", ".join(map(str, positions[:SHOWN_PLACES]))
+    more = len(positions) - SHOWN_PLACES
+    return f"{shown or 'no place'}{f' and {more} more' if more > 0 else ''}"
 
 
 def check_picture(path: Path, option: str = "--out") -> None:
