@@ -214,4 +214,6 @@ def _reason(problem: BaseException) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         return problem.strerror
     text = " ".join(str(problem).split())
+    if "set_int_max_str_digits" in text:  # Python's advice is to lift the limit
+        return "a number in it has too many digits"
     return text[:200] or type(problem).__name__

@@ -154,7 +154,7 @@ class ImageTokenizer(SpectokModel):
 
         Raises:
             TokenError: If indices are outside the spec.
-            InputError: If a prefix of that length does not decode.
+            InputError: If a prefix of that length does not decode, or the decoder overflows.
         """
         spec = self.token_spec
         spec.validate(indices)
@@ -171,7 +171,7 @@ class ImageTokenizer(SpectokModel):
             places = num_tokens // spec.num_levels
             keep = torch.full(indices.shape[:1], places, device=indices.device)
         z_q = self.quantizer.lookup(vectors_indices).to(self.dtype)
-        return self.decoder(self.token_space.to_latents(z_q, keep))
+        return self.check_decoded(self.decoder(self.token_space.to_latents(z_q, keep)))
 
     def embed(self, indices: Int[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
         """Return the quantised vectors of the tokens."""
@@ -282,6 +282,21 @@ class ImageTokenizer(SpectokModel):
                 f"image {bad[0]} of the batch ({len(bad)} of {len(images)}) holds values that are "
                 f"infinite or NaN; clean the data"
             )
+
+    def check_decoded(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return decoded images if all their values are finite; waits for the device.
+
+        Raises:
+            InputError: If a pixel is infinite or NaN.
+        """
+        checked = not (images.is_meta or torch.compiler.is_compiling())
+        if checked and not images.isfinite().all():
+            raise InputError(
+                "decoded images are infinite or NaN: the decoder overflows "
+                f"{str(images.dtype).removeprefix('torch.')}, or its weights are damaged; use "
+                f"float32, or train it again"
+            )
+        return images
 
     def _to_sequence(self, indices: Int[Tensor, "b n l"]) -> Int[Tensor, "b t"]:
         shape = self.token_space.shape

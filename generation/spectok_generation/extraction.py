@@ -102,6 +102,19 @@ def extract_tokens(
     return TokenCache(target)
 
 
+def check_image_shape(dataset: Any, tokenizer: ImageTokenizer) -> None:
+    """Check that a data set serves images as a tokenizer takes them.
+
+    Raises:
+        DataError: Names both shapes.
+    """
+    if tuple(dataset.image_shape) != tuple(tokenizer.image_shape):
+        raise DataError(
+            f"images of shape {tuple(dataset.image_shape)} do not fit the tokenizer, which takes "
+            f"{tuple(tokenizer.image_shape)}; set data.image_size and data.channels"
+        )
+
+
 def _plan_header(
     tokenizer: ImageTokenizer, dataset: Any, path: str | None, how: Extraction
 ) -> CacheHeader:
@@ -109,11 +122,7 @@ def _plan_header(
         raise DataError(
             f"nothing to extract from {len(dataset)} images and {how.copies} copies of each"
         )
-    if tuple(dataset.image_shape) != tuple(tokenizer.image_shape):
-        raise DataError(
-            f"images of shape {tuple(dataset.image_shape)} do not fit the tokenizer, which takes "
-            f"{tuple(tokenizer.image_shape)}; set data.image_size and data.channels"
-        )
+    check_image_shape(dataset, tokenizer)
     return CacheHeader(
         token_spec=tokenizer.token_spec.to_dict(),
         count=len(dataset) * how.copies,

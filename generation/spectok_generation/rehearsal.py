@@ -19,6 +19,7 @@ from spectok.plugins import registry
 from spectok.training.launch import check_machine
 from spectok.training.tokenizer import rehearse_tokenizer
 from spectok_generation.diffusion.model import LDM
+from spectok_generation.extraction import check_image_shape
 from spectok_generation.prior_recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.priors import Prior, create_prior
 from spectok_generation.priors.factory import check_text_is_given
@@ -56,6 +57,7 @@ def rehearse(recipe: PriorRecipe) -> TextEncoder | None:
         record = source.header.tokenizer
     elif tokenizer is not None:
         source = build_dataset(fit_data(recipe.data, tokenizer), train=False)
+        check_image_shape(source, tokenizer)
         spec, has_captions = tokenizer.token_spec, source.has_captions
         record = layout_record(tokenizer)
     else:

@@ -193,7 +193,7 @@ class VQVAE2(ImageTokenizer):
 
         Raises:
             TokenError: If indices are outside the spec.
-            InputError: If ``num_tokens`` is any other number.
+            InputError: If ``num_tokens`` is any other number, or the decoder overflows.
         """
         total = self.token_spec.num_tokens
         if num_tokens not in (None, total):
@@ -202,7 +202,7 @@ class VQVAE2(ImageTokenizer):
                 f"{total} tokens"
             )
         top, bottom = (codes.to(self.dtype) for codes in self._lookup(indices))
-        return self.decoder(self.token_space.to_latents(top, bottom))
+        return self.check_decoded(self.decoder(self.token_space.to_latents(top, bottom)))
 
     def embed(self, indices: Int[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
         """Return the quantised vectors of the tokens, the coarse grid's first."""

@@ -407,6 +407,10 @@ def test_changes_names_the_tokens_that_an_edit_changes(run, refused, trained, pi
     assert width > height
     _, out, _ = run("changes", model, before, pictures / "edited.png", "--json")
     facts = json.loads(out)
+    import torch
+
+    from spectok.data.files import load_image
+
     tokenizer = load_tokenizer(model / "model")
     with torch.no_grad():
         both = [load_image(p, tokenizer.image_shape) for p in (before, pictures / "edited.png")]

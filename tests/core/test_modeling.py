@@ -548,6 +548,31 @@ def test_images_that_are_not_finite_have_no_tokens(name, value):
         model.decode_latents(torch.full((1, *model.latent_shape), value))
 
 
+@pytest.mark.parametrize("name", list_tokenizers())
+def test_an_overflow_inside_the_decoder_is_no_image(name):
+    model = small_tokenizer(name).eval()
+    indices = model.encode(IMAGES)
+    with torch.no_grad():
+        model.last_layer.fill_(float("inf"))
+    with pytest.raises(InputError, match="decoded images are infinite or NaN"):
+        model.decode(indices)
+
+
+@pytest.mark.parametrize("name", list_tokenizers())
+@pytest.mark.parametrize("halve", [lambda m: m.bfloat16(), lambda m: m.to(torch.float16)])
+@pytest.mark.filterwarnings("ignore:There are modules")
+def test_a_halved_model_keeps_its_codes_in_float32(name, halve):
+    model = halve(small_tokenizer(name))
+    codes = [v for v in model.quantizer.state_dict().values() if v.is_floating_point()]
+    assert {v.dtype for v in codes} <= {torch.float32}
+    assert model.dtype != torch.float32
+    assert model.eval().decode(model.encode(IMAGES)).isfinite().all()
+    output = model.train()(IMAGES)
+    sum(output.losses.values()).backward()
+    model.after_step()
+    assert model.eval().encode(IMAGES).shape == output.indices.shape
+
+
 def test_an_overflow_inside_the_network_has_no_tokens(tmp_path):
     model = make(0)
     model.encoder[-1].weight.data.mul_(1e4).clamp_(-6e4, 6e4)

@@ -16,6 +16,7 @@ from spectok.errors import InputError, PluginError, UnknownNameError
 from spectok.plugins import hookspecs
 from spectok.plugins.loading import load_plugins
 from spectok.plugins.registry import HOOKS, get_quantizer, list_registered, provider
+from spectok.recipes.files import list_recipes
 from spectok_vq.quantizer import EMAQuantizer
 
 GOOD = """
@@ -163,7 +164,15 @@ def test_a_class_of_another_kind_costs_only_its_plugin(install, kind):
 
 
 @pytest.mark.filterwarnings("always")
-@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "raise SystemExit", "quit()"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; sys.exit(3)",
+        "raise SystemExit",
+        "quit()",
+        "class Own(BaseException): pass\nraise Own('gone')",
+    ],
+)
 def test_a_plugin_that_ends_the_program_at_import_does_not(install, code, capsys):
     install("fancy", code)
     with pytest.raises(SystemExit) as caught:
@@ -171,7 +180,44 @@ def test_a_plugin_that_ends_the_program_at_import_does_not(install, code, capsys
     assert caught.value.code == 0
     shown = capsys.readouterr()
     assert "ema" in shown.out
-    assert shown.err.startswith("warning: plugin 'fancy' of fancy 1.0 is not available: SystemExit")
+    named = "warning: plugin 'fancy' of fancy 1.0 is not available: "
+    assert shown.err.startswith((named + "SystemExit", named + "Own: gone"))
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize(
+    "code", ["app.registered_commands.clear()", "train.registered_commands[0:1] = []"]
+)
+def test_a_plugin_cannot_take_commands_away(install, code, capsys):
+    hook = f"from spectok import hookimpl\n@hookimpl\ndef spectok_commands(app, train): {code}"
+    install("fancy", hook)
+    with pytest.raises(SystemExit) as caught:
+        main(["info", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr()
+    assert "bits per image" in shown.out
+    assert "'fancy' of fancy 1.0" in shown.err
+    assert "removes commands of others" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("'recipes'", "'recipes', which is no pathlib.Path"),
+        ("None", "None, which is no pathlib.Path"),
+        ("Path('/nowhere')", "which is not a folder"),
+        ("Path('/')", "which holds more than the plugin's own package"),
+        ("Path(__file__).parent.parent", "which holds more than the plugin's own package"),
+    ],
+)
+def test_a_folder_of_recipes_that_is_none_costs_only_its_plugin(install, value, reason):
+    before = set(list_recipes())
+    hook = "from pathlib import Path\nfrom spectok import hookimpl\n"
+    install("fancy", f"{hook}@hookimpl\ndef spectok_recipes(): return {value}")
+    plugins.installed.cache_clear()
+    with pytest.warns(RuntimeWarning, match="plugin 'fancy' of fancy 1.0") as caught:
+        assert set(list_recipes()) == before
+    assert reason in str(caught[0].message)
 
 
 COMMANDS = """

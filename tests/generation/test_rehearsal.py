@@ -27,6 +27,9 @@ IMPOSSIBLE = {
     "captions": ("smoke/prior_cat", ["data.name=digits"], "no captions to learn from"),
     "no text": ("smoke/prior_gpt", ["text.encoder=smoke/clip"], "gpt reads no text"),
     "path": ("smoke/prior_gpt", ["data.name=folder", "data.path=nowhere"], "nowhere"),
+    "size": ("smoke/prior_gpt", ["data.image_size=17"], "do not fit the tokenizer"),
+    "colours": ("smoke/prior_pixelcnn", ["data.channels=3"], "do not fit the tokenizer"),
+    "size of latents": ("smoke/prior_ldm", ["data.image_size=20"], "do not fit the tokenizer"),
     "tokens": ("smoke/prior_gpt", ["tokens=nowhere"], "holds no token cache"),
 }
 

@@ -73,7 +73,9 @@ def _add_plugin_commands(app: typer.Typer, train_app: typer.Typer) -> None:
         before = [(list(g.registered_commands), list(g.registered_groups)) for g in groups]
         if installed.call_one(plugin, "spectok_commands", app=app, train=train_app):
             try:
-                for group in groups:
+                for group, (commands, subgroups) in zip(groups, before):
+                    _check_kept(group.registered_commands, commands)
+                    _check_kept(group.registered_groups, subgroups)
                     _check_names(group)
                 typer.main.get_command(app)
             except Exception as error:  # typer and click fail in many ways on a wrong signature
@@ -81,6 +83,16 @@ def _add_plugin_commands(app: typer.Typer, train_app: typer.Typer) -> None:
         if plugin not in installed.loaded:
             for group, (commands, subgroups) in zip(groups, before):
                 group.registered_commands[:], group.registered_groups[:] = commands, subgroups
+
+
+def _check_kept(now: list[Any], before: list[Any]) -> None:
+    """Refuse a plugin that removes or replaces commands.
+
+    Raises:
+        PluginError: If commands are missing.
+    """
+    if now[: len(before)] != before:
+        raise PluginError("spectok_commands() removes commands of others; it may only add some")
 
 
 def _check_names(group: typer.Typer) -> None:

@@ -21,9 +21,6 @@ import pluggy
 from spectok.errors import SHOWN, PluginError, did_you_mean, shown
 from spectok.plugins import hookspecs
 
-_NO_REASON_TO_END = (Exception, SystemExit, GeneratorExit)
-"""What a plugin may raise without ending the program; the user's Ctrl-C is not among them."""
-
 
 @dataclass(frozen=True)
 class Plugin:
@@ -81,7 +78,9 @@ class Plugins:
             function = getattr(plugin.module, hook, None)
             if function is not None and hasattr(function, "spectok_impl"):
                 return [(plugin, function(**kwargs))]
-        except _NO_REASON_TO_END as error:
+        except KeyboardInterrupt:
+            raise  # the user's Ctrl-C
+        except BaseException as error:  # nothing else that a plugin raises ends the program
             self.drop(plugin, error)
         return []
 
@@ -119,7 +118,9 @@ def load_plugins(points: list[EntryPoint]) -> Plugins:
         try:
             module = point.load()
             _check_hooks(module)
-        except _NO_REASON_TO_END as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             plugins.mark_broken(point.name, _distribution(point), error)
             continue
         plugins.loaded.append(Plugin(point.name, _distribution(point), module))

@@ -51,10 +51,11 @@ def get_registered(kind: str, name: str, note: str = "") -> Any:
         PluginError: If the plugin of that name is installed but does not load.
     """
     found = list_registered(kind)
-    if name in found:
+    known = isinstance(name, str)  # a damaged config may give anything
+    if known and name in found:
         return found[name]
     broken = installed().broken
-    if name in broken:
+    if known and name in broken:
         raise PluginError(f"{kind} {name!r} belongs to a plugin that fails to load: {broken[name]}")
     failed = f"Plugins that failed to load: {', '.join(sorted(broken))}" if broken else ""
     raise UnknownNameError(kind, name, found, ". ".join(filter(None, (note, failed))))

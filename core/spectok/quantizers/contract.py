@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -151,6 +152,18 @@ class Quantizer(nn.Module, ABC):
     def _described(self) -> str:
         """The class, and the module of the plugin that it comes from, for messages."""
         return f"the quantizer {type(self).__name__} of {type(self).__module__}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move as any module does, but stay in float32 where the rest of a model is halved."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            halved = (
+                result.dtype in (torch.float16, torch.bfloat16) and result.dtype != tensor.dtype
+            )
+            return tensor.to(result.device) if halved else result
+
+        return super()._apply(moved, recurse)
 
     def before_step(self) -> None:
         """Read gradients: called once per optimiser step, synchronised and unscaled, unclipped."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from spectok.errors import PluginError
-from spectok.plugins.loading import installed
+from spectok.errors import PluginError, shown
+from spectok.plugins.loading import Plugin, installed
 
 NOT_RECIPES = ("accelerate",)
 """Folders of ``configs/`` that hold settings of other programs."""
@@ -34,9 +35,25 @@ def builtin_folder() -> Path:
 def recipe_folders() -> dict[str, Path]:
     """Return every folder of recipes by the plugin it belongs to; ours is ``"spectok"``."""
     found = {"spectok": builtin_folder()}
-    for plugin, folder in installed().call("spectok_recipes"):
-        found[f"plugin {plugin.name!r} of {plugin.distribution}"] = Path(folder)
+    plugins = installed()
+    for plugin, folder in plugins.call("spectok_recipes"):
+        if fault := _folder_fault(folder, plugin):
+            plugins.drop(plugin, PluginError(f"spectok_recipes() returns {shown(folder)}, {fault}"))
+        else:
+            found[f"plugin {plugin.name!r} of {plugin.distribution}"] = folder
     return found
+
+
+def _folder_fault(folder: Any, plugin: Plugin) -> str | None:
+    """Return why a folder cannot be one of recipes; None if it can."""
+    if not isinstance(folder, Path):
+        return "which is no pathlib.Path"
+    if not folder.is_dir():
+        return "which is not a folder"
+    own = getattr(plugin.module, "__file__", None)
+    if folder.resolve() in Path(own or "/").resolve().parents[1:]:
+        return "which holds more than the plugin's own package"
+    return None
 
 
 def list_recipes() -> dict[str, Path]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from spectok.errors import SHOWN, ConfigError, UnknownNameError, shown
 from spectok.plugins import registry
-from spectok.recipes.files import is_run_recipe, list_recipes
+from spectok.recipes.files import RUN_RECIPE, is_run_recipe, list_recipes
 from spectok.recipes.options import validate_named, validate_registered
 from spectok.recipes.schema import (
     Registered,
@@ -183,6 +183,9 @@ def _find(name: str, model: type[Recipe]) -> Path | None:
     for candidate in (name, f"{model.folder}/{name}"):
         if candidate in recipes:
             return recipes[candidate]
+    own = Path(name).expanduser() / RUN_RECIPE
+    if os.path.isfile(own):
+        raise ConfigError(f"{name} is a folder; its recipe is {own}")
     if "/" in name:
         raise ConfigError(f"no recipe {name}{_near(name, recipes)}; see 'spectok list recipes'")
     note = "The name of a recipe ('spectok list recipes') or a YAML file also works"
