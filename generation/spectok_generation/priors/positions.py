@@ -61,8 +61,8 @@ class RelativeBias(nn.Module):
             places: Places that the queries predict.
             end: Number of inputs that are keys, from input 0 on.
         """
-        row, column, _ = self.grid.locate(places[:, None])
-        held = torch.arange(end - 1, device=places.device)
-        row_read, column_read, _ = self.grid.locate(held)
-        down, right = row - row_read + self.grid.rows - 1, column - column_read
-        return F.pad(self.table[:, down, right + self.grid.columns - 1], (1, 0))
+        row, column, _ = self.grid.locate(places)
+        row_read, column_read, _ = self.grid.locate(torch.arange(end - 1, device=places.device))
+        down = row[:, None] - row_read + self.grid.rows - 1
+        right = column[:, None] - column_read + self.grid.columns - 1
+        return F.pad(self.table[:, down, right], (1, 0))
