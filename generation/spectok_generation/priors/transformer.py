@@ -189,6 +189,7 @@ class Block(nn.Module):
             if null is None:
                 return keys, values
             return torch.cat([null[0], keys], dim=2), torch.cat([null[1], values], dim=2)
+        assert view.slots is not None
         past[0].index_copy_(2, view.slots, keys)
         if past[1] is not past[0]:
             past[1].index_copy_(2, view.slots, values)
