@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,14 @@ class CAT(GPT2Prior):
     """
 
     needs_text = True
+    added_options: ClassVar[Mapping[str, Any]] = {
+        "head_width": None,
+        "text_conditioning": "cross",
+        "attention": "multi_head",
+        "positions": "absolute",
+        "tied_embeddings": False,
+        "block": "gpt2",
+    }
 
     @register_to_config
     def __init__(

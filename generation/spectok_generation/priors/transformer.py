@@ -7,7 +7,7 @@ of transformers, as all did before this module.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,7 @@ from spectok_generation.priors.layout import Grid, Layout, Shape
 from spectok_generation.priors.positions import INIT_STD, GridPlaces, RelativeBias
 
 
-@dataclass(frozen=True, eq=False)
-class View:
+class View(NamedTuple):
     """What some inputs see of all there are.
 
     Args:
