@@ -20,11 +20,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from drawn_shapes import Painter, judge_checker, score
 
 from spectok.data import DataConfig, build_dataset
 from spectok.data.shapes import COMBINATIONS, caption, is_unseen
@@ -36,8 +39,9 @@ from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe, toke
 from spectok_generation.text.clip import train_clip
 from spectok_generation.text.clip_recipe import clip_recipe_file, load_clip_recipe
 from spectok_generation.training import extract_data, train_prior
-from text_to_image import RECIPE, RESULTS, Painter, judge_checker, score
 
+RECIPE = "cat/shapes"
+RESULTS = Path(__file__).parent / "results"
 FORMS = {  # name -> text_conditioning, and blocks more than the recipe has
     "cross": ("cross", 0),
     "pooled": ("pooled", 0),
@@ -148,7 +152,7 @@ def main() -> None:
     out = arguments.out
     shared = prepare(arguments.tokenizer, arguments.text, arguments.shared_steps, out)
     report: dict[str, Any] = {
-        "command": "python benchmarks/text_conditioning.py",
+        "command": shlex.join(["python", "benchmarks/text_conditioning.py", *sys.argv[1:]]),
         "machine": describe_machine(),
         "recipe": f"generation/{RECIPE}",
         "tokenizer": arguments.tokenizer,
