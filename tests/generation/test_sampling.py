@@ -251,6 +251,19 @@ def test_guidance_pulls_towards_the_class(prior):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["cross", "prefix"])
+def test_compiled_steps_of_the_released_block_draw_the_same_tokens(form, sharp):
+    spec, text = TokenSpec((Level((3, 3), 7),)), {"path": "a test", "width": 6}
+    options = {"attention": "multi_query", "positions": "relative_2d", "block": "released"}
+    made = create_prior("cat", spec, text=text, text_conditioning=form, **TINY, **options)
+    prior, mask = sharp(made), torch.tensor([[True, False], [True, True]])
+    given = TextFeatures(torch.randn(2, 2, 6), mask)
+    expected = sample_batch(prior, range(2), given)
+    prior.compile_step()
+    assert torch.equal(sample_batch(prior, range(2), given), expected)
+
+
+@pytest.mark.slow
 def test_compiled_steps_draw_the_same_tokens(sharp, monkeypatch):
     spec = TokenSpec((Level((3, 3), 7),))
     prior = sharp(create_prior("gpt", spec, num_classes=2, **TINY))

@@ -4,50 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
-from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition, TextFeatures
+from spectok_generation.priors import decoding, transformer
 from spectok_generation.priors.base import AutoregressivePrior
 from spectok_generation.priors.codebooks import CodebookHead, parent_places
-from spectok_generation.priors.decoding import (
-    Decode,
-    DecodingCache,
-    compiled_decode,
-    decode,
-    new_cache,
-)
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Size of a transformer.
-
-    Args:
-        num_layers: Blocks.
-        num_heads: Attention heads; must divide the width.
-        width: Length D of the hidden vectors.
-    """
-
-    num_layers: int
-    num_heads: int
-    width: int
-
-    def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ConfigError(
-                f"prior.width {self.width} is not divisible by prior.num_heads {self.num_heads}"
-            )
+from spectok_generation.priors.decoding import Decode, DecodingCache, compiled_decode
+from spectok_generation.priors.layout import GPT2, Layout, Shape
+from spectok_generation.priors.transformer import Transformer
 
 
 @dataclass
@@ -80,13 +51,14 @@ class GPT2Prior(AutoregressivePrior):
         head                 each codebook has its own weights; K logits per place
         logits (B,T,K)
 
-    A subclass defines what a condition becomes: :meth:`start_inputs` and :meth:`context`.
+    A subclass defines what a condition becomes: :meth:`start_inputs`, and :meth:`context` or
+    :meth:`prefix`.
 
     Args:
         token_spec: See :class:`Prior`.
         shape: Size of the transformer.
         dropout: On embeddings, attention and residual branches.
-        cross_attention: Whether there is a context.
+        layout: Variant of the blocks; by default GPT-2's own, without a context.
         **conditions: Further arguments of :class:`Prior`.
     """
 
@@ -95,16 +67,27 @@ class GPT2Prior(AutoregressivePrior):
         token_spec: dict[str, Any],
         shape: Shape,
         dropout: float,
-        cross_attention: bool = False,
+        layout: Layout = GPT2,
         **conditions: Any,
     ):
         super().__init__(token_spec, **conditions)
+        spec = self.token_spec
+        if layout.is_gpt2(shape):
+            self.backbone: Any = self._gpt2(shape, dropout, layout)
+        else:
+            self.backbone = Transformer(spec, shape, layout, dropout)
+        self.head = CodebookHead(spec, shape.width, tied=layout.tied_embeddings)
+        self._parents = parent_places(spec)
+        self._decode: Decode = self._module.decode
+
+    def _gpt2(self, shape: Shape, dropout: float, layout: Layout) -> GPT2Model:
+        """Return GPT-2; all tokens of a text before the sequence share a place after the last."""
         spec = self.token_spec
         config = GPT2Config(
             n_layer=shape.num_layers,
             n_head=shape.num_heads,
             n_embd=shape.width,
-            n_positions=spec.num_tokens,
+            n_positions=spec.num_tokens + layout.prefix,
             vocab_size=spec.num_codes,
             resid_pdrop=dropout,
             attn_pdrop=dropout,
@@ -112,12 +95,9 @@ class GPT2Prior(AutoregressivePrior):
             bos_token_id=None,
             eos_token_id=None,
             activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel instead of eight
-            add_cross_attention=cross_attention,
+            add_cross_attention=layout.cross_attention,
         )
-        self.backbone = GPT2Model(config)
-        self.head = CodebookHead(spec, shape.width)
-        self._parents = parent_places(spec)
-        self._decode: Decode = decode
+        return GPT2Model(config)
 
     @abstractmethod
     def start_inputs(self, condition: Condition) -> Float[Tensor, "b d"]:
@@ -127,17 +107,21 @@ class GPT2Prior(AutoregressivePrior):
         """Return what the blocks attend to beside the sequence, as vectors of length D."""
         return None
 
+    def prefix(self, condition: Condition) -> TextFeatures | None:
+        """Return what comes before the sequence, as vectors of length D."""
+        return None
+
     def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
         """See :meth:`AutoregressivePrior.logits`."""
         inputs = self._inputs(indices[:, :-1], self.start_inputs(condition), first=0)
-        context = _as_arguments(self.context(condition))
-        hidden = self.backbone(inputs_embeds=inputs, use_cache=False, **context)
-        return self.head(hidden.last_hidden_state)
+        hidden = self._hidden(inputs, self.context(condition), self.prefix(condition))
+        return self.head(hidden, self.backbone.wte.weight)
 
     def start(self, condition: Condition) -> DecodingState:
         """See :meth:`AutoregressivePrior.start`."""
         start, length = self.start_inputs(condition), self.token_spec.num_tokens
-        cache = new_cache(self.backbone, len(start), length, self.context(condition))
+        given = self.context(condition), self.prefix(condition)
+        cache = self._module.new_cache(self.backbone, len(start), length, *given)
         return DecodingState(cache, start)
 
     def next_logits(
@@ -152,7 +136,7 @@ class GPT2Prior(AutoregressivePrior):
             mask = torch.arange(end, device=inputs.device) <= places[:, None]
         hidden = self._decode(self.backbone, state.cache, inputs, places, end, mask)
         state.num_fed = end
-        return self.head.at(hidden, end - 1).float()
+        return self.head.at(hidden, end - 1, self.backbone.wte.weight).float()
 
     def keep_rows(self, state: DecodingState, count: int) -> None:
         """See :meth:`AutoregressivePrior.keep_rows`."""
@@ -161,7 +145,30 @@ class GPT2Prior(AutoregressivePrior):
 
     def compile_step(self) -> None:
         """See :meth:`Prior.compile_step`; each batch size is compiled separately."""
-        self._decode = compiled_decode(self.token_spec.num_tokens)
+        self._decode = compiled_decode(self.token_spec.num_tokens, self._module.decode)
+
+    @property
+    def _module(self) -> Any:
+        """Module whose ``new_cache`` and ``decode`` belong to the backbone."""
+        return transformer if isinstance(self.backbone, Transformer) else decoding
+
+    def _hidden(
+        self,
+        inputs: Float[Tensor, "b t d"],
+        context: TextFeatures | None,
+        prefix: TextFeatures | None,
+    ) -> Float[Tensor, "b t d"]:
+        if isinstance(self.backbone, Transformer):
+            return self.backbone(inputs, context, prefix)
+        length, arguments = inputs.shape[1], _as_arguments(context)
+        if prefix is not None:
+            before = prefix.mask.shape[1]
+            places = torch.arange(-before, length, device=inputs.device)
+            arguments["position_ids"] = torch.where(places < 0, length, places)[None]
+            arguments["attention_mask"] = F.pad(prefix.mask, (0, length), value=True)
+            inputs = torch.cat([prefix.features, inputs], dim=1)
+        hidden = self.backbone(inputs_embeds=inputs, use_cache=False, **arguments)
+        return hidden.last_hidden_state[:, -length:]
 
     def _inputs(
         self, indices: Int[Tensor, "b k"], start: Float[Tensor, "b d"], first: int

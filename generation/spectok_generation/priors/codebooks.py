@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spectok import TokenSpec
+from spectok.errors import ConfigError
 
 
 class CodebookHead(nn.Module):
@@ -22,38 +25,72 @@ class CodebookHead(nn.Module):
     Args:
         spec: Layout of the tokens.
         width: Length D of the hidden vectors.
+        tied: Whether the weights are the embeddings of the codes, which each call then gives.
+
+    Raises:
+        ConfigError: If weights are to be tied, but codebooks are chosen by path.
     """
 
-    def __init__(self, spec: TokenSpec, width: int):
+    def __init__(self, spec: TokenSpec, width: int, tied: bool = False):
         super().__init__()
-        self.spec = spec
+        self.spec, self.tied = spec, tied
+        if tied and any(level.codebook == "path" for level in spec.levels):
+            raise ConfigError(
+                "prior.tied_embeddings: codebooks chosen by path have more embeddings than a place "
+                "has logits; set it to false"
+            )
         sizes = [(level.num_codebooks, level.vocab_size) for level in spec.levels]
-        self.weights = nn.ParameterList([torch.empty(g, v, width) for g, v in sizes])
+        own = [] if tied else [torch.empty(g, v, width) for g, v in sizes]
+        self.weights = nn.ParameterList(own)
         self.biases = nn.ParameterList([torch.zeros(g, v) for g, v in sizes])
         for weight in self.weights:
             nn.init.normal_(weight, std=0.02)
 
-    def forward(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k"]:
-        """Return the logits of all T places, -inf beyond the vocabulary of a place."""
-        parts = [self._level(part, i) for i, part in enumerate(self._split(hidden))]
+    def forward(
+        self, hidden: Float[Tensor, "b t d"], embeddings: Float[Tensor, "c d"] | None = None
+    ) -> Float[Tensor, "b t k"]:
+        """Return the logits of all T places, -inf beyond the vocabulary of a place.
+
+        Args:
+            hidden: Hidden vectors.
+            embeddings: Those of all codes, for tied weights.
+        """
+        weights = self._weights(embeddings)
+        parts = [self._level(part, weights, i) for i, part in enumerate(self._split(hidden))]
         if self.spec.order == "position":
             return torch.stack(parts, dim=2).flatten(1, 2)
         return torch.cat(parts, dim=1)
 
-    def at(self, hidden: Float[Tensor, "b d"], place: int) -> Float[Tensor, "b v"]:
-        """Return the logits of one place, as wide as its vocabulary."""
+    def at(
+        self,
+        hidden: Float[Tensor, "b d"],
+        place: int,
+        embeddings: Float[Tensor, "c d"] | None = None,
+    ) -> Float[Tensor, "b v"]:
+        """Return the logits of one place, as wide as its vocabulary; see :meth:`forward`."""
         index, position = self.spec.level_of_place[place], self.spec.position_of_place[place]
         level = self.spec.levels[index]
         owner = position * level.num_codebooks // level.num_tokens
-        return F.linear(hidden, self.weights[index][owner], self.biases[index][owner])
+        weight = self._weights(embeddings)[index][owner]
+        return F.linear(hidden, weight, self.biases[index][owner])
+
+    def _weights(self, embeddings: Tensor | None) -> Sequence[Tensor]:
+        """Return the weights of each level, ``(G, V, D)``."""
+        if not self.tied or embeddings is None:
+            return list(self.weights)
+        shapes = [bias.shape for bias in self.biases]
+        parts = embeddings.split([shape.numel() for shape in shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, shapes)]
 
     def _split(self, hidden: Tensor) -> tuple[Tensor, ...]:
         if self.spec.order == "position":
             return rearrange(hidden, "b (n l) d -> l b n d", l=self.spec.num_levels).unbind(0)
         return hidden.split([level.num_tokens for level in self.spec.levels], dim=1)
 
-    def _level(self, hidden: Float[Tensor, "b n d"], index: int) -> Float[Tensor, "b n k"]:
-        weight, bias = self.weights[index], self.biases[index]
+    def _level(
+        self, hidden: Float[Tensor, "b n d"], weights: Sequence[Tensor], index: int
+    ) -> Float[Tensor, "b n k"]:
+        weight, bias = weights[index], self.biases[index]
         batch, num_codebooks = hidden.shape[0], weight.shape[0]
         vectors = rearrange(hidden, "b (g r) d -> g (b r) d", g=num_codebooks)
         logits = torch.baddbmm(bias.unsqueeze(1), vectors, weight.transpose(1, 2))

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spectok_generation.conditions import Condition
-from spectok_generation.priors.backbone import Count, GPT2Prior, Rate, Shape
+from spectok_generation.priors.backbone import GPT2Prior
+from spectok_generation.priors.layout import Count, Rate, Shape
+from spectok_generation.priors.positions import INIT_STD
 
 SIZES = {  # layers, heads, width
     "gpt-nano": (3, 3, 48),
@@ -73,7 +75,7 @@ class GPT(GPT2Prior):
             token_spec, shape, dropout, num_classes=num_classes, condition_dropout=condition_dropout
         )
         self.start_vectors = nn.Embedding(num_classes + 1, shape.width)  # the last one: no class
-        nn.init.normal_(self.start_vectors.weight, std=self.backbone.config.initializer_range)
+        nn.init.normal_(self.start_vectors.weight, std=INIT_STD)
 
     def start_inputs(self, condition: Condition) -> Float[Tensor, "b d"]:
         """Return the vector of each class."""

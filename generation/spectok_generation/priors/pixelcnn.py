@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from spectok import TokenSpec
 from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition
-from spectok_generation.priors.backbone import Count, Rate
 from spectok_generation.priors.base import AutoregressivePrior
 from spectok_generation.priors.codebooks import CodebookHead
 from spectok_generation.priors.gated import GATED_STD, GatedStack, Maps, StackCache
 from spectok_generation.priors.grids import grid_size, nearest_cells, plan_passes
+from spectok_generation.priors.layout import Count, Rate
 
 Kernel = Annotated[int, Field(ge=3)]
 

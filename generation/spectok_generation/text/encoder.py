@@ -49,6 +49,8 @@ class TextEncoder(nn.Module):
     Attributes:
         context_length: Maximum number of tokens of a prompt, including begin and end of text.
         width: Length D of the vectors.
+        pools_last_token: Whether the model pools at the last token of a text, so that its vector,
+            the last of the features, is the pooled one.
     """
 
     def __init__(
@@ -73,6 +75,10 @@ class TextEncoder(nn.Module):
         self.model_config = config
         self.context_length: int = tower.context_length
         self.projection: nn.Module | Tensor | None = tower.text_projection
+        pooling = getattr(tower, "pool_type", None) or getattr(model, "text_pool_type", None)
+        self.pools_last_token = (
+            pooling in ("argmax", "eos") and getattr(tower, "cls_emb", None) is None
+        )
         self.width: int = tower.token_embedding.embedding_dim
         if self.projection is not None:
             self.width = self._project(torch.zeros(1, 1, self.width)).shape[2]
@@ -96,6 +102,7 @@ class TextEncoder(nn.Module):
             "path": self.name,
             "pretrained": self.pretrained,
             "width": self.width,
+            "pools_last_token": self.pools_last_token,
         }
 
     @functools.cached_property
