@@ -8,7 +8,7 @@ import torch
 
 import spectok
 from spectok.errors import ConfigError, InputError, TokenError
-from spectok.testing.learners import ImageLearner, fit
+from spectok.testing.learners import ImageLearner, fit, take_step
 from spectok.testing.ranks import on_two_ranks
 from spectok.testing.small import small_tokenizer
 from spectok.training.recipe import load_tokenizer_recipe
@@ -251,6 +251,35 @@ def test_the_budget_is_met_by_the_regions_with_detail(share):
     assert fine.mean() == pytest.approx(share, abs=0.1)
     assert fine[~detailed].mean() < 0.1
     assert fine[detailed].mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_whole_model_spends_its_codes_on_detail():
+    """Images of 2×2 regions, two of them flat, two of four patches: the run on the plugin's page."""
+    torch.manual_seed(0)
+    model = small_tokenizer("dqvae", reconstruction_loss="l2", codebook_size=16, channels=8)
+    learner = ImageLearner(model).train()
+    optimizer = torch.optim.Adam(learner.parameters(), lr=2e-3)
+    for step in range(400):
+        take_step(learner, [patches(32)[0]], optimizer, 1000 + step)
+    images, detailed = patches(400)
+    with torch.no_grad():
+        output = model.eval()(images)
+    fine, _ = split(output.indices)
+    assert 0.35 < output.metrics["fine_share"] < 0.65
+    assert fine[detailed].float().mean() > 0.7
+    assert fine[~detailed].float().mean() < 0.3
+    assert (output.reconstruction - images).square().mean() < 0.1
+
+
+def patches(count):
+    """Return images with two of four regions flat, and where the others are."""
+    detailed = torch.rand(count, 4).argsort(1).view(count, 1, 2, 2) < 2
+    enlarge = torch.nn.functional.interpolate
+    flat = enlarge(0.3 + 0.6 * torch.rand(count, 1, 2, 2), scale_factor=8.0)
+    detail = enlarge(1.6 * torch.rand(count, 1, 4, 4).round() - 0.8, scale_factor=4.0)
+    images = torch.where(enlarge(detailed.float(), scale_factor=8.0) > 0, detail, flat)
+    return images, detailed[:, 0]
 
 
 # -- options and recipes ---
