@@ -255,7 +255,7 @@ def test_the_budget_is_met_by_the_regions_with_detail(share):
 
 @pytest.mark.slow
 def test_a_whole_model_spends_its_codes_on_detail():
-    """Images of 2×2 regions, two of them flat, two of four patches: the run on the plugin's page."""
+    """Images of 2×2 regions, two of them flat, two of patches: the run on the plugin's page."""
     torch.manual_seed(0)
     model = small_tokenizer("dqvae", reconstruction_loss="l2", codebook_size=16, channels=8)
     learner = ImageLearner(model).train()
