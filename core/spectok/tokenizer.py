@@ -158,11 +158,7 @@ class ImageTokenizer(SpectokModel):
         """
         spec = self.token_spec
         spec.validate(indices)
-        if num_tokens is not None and num_tokens not in spec.decodable_prefixes:
-            raise InputError(
-                f"num_tokens {num_tokens} does not decode on its own; this tokenizer decodes "
-                f"{_describe_prefixes(spec)}"
-            )
+        self.check_prefix(num_tokens)
         vectors_indices, keep = self._from_sequence(indices), None
         if num_tokens is not None and spec.prefix == "levels":
             level = spec.decodable_prefixes.index(num_tokens) + 1
@@ -262,6 +258,18 @@ class ImageTokenizer(SpectokModel):
             raise InputError(
                 f"images of shape {tuple(images.shape)} do not fit this {type(self).__name__}: it "
                 f"takes (B, {', '.join(map(str, self.image_shape))}); resize or crop them"
+            )
+
+    def check_prefix(self, num_tokens: int | None) -> None:
+        """Check that the first ``num_tokens`` tokens decode on their own; None stands for all.
+
+        Raises:
+            InputError: Names the numbers of tokens that do.
+        """
+        if num_tokens is not None and num_tokens not in self.token_spec.decodable_prefixes:
+            raise InputError(
+                f"num_tokens {num_tokens} does not decode on its own; this tokenizer decodes "
+                f"{_describe_prefixes(self.token_spec)}"
             )
 
     def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -9,13 +9,20 @@ from spectok import hookimpl
 
 @hookimpl
 def spectok_tokenizers() -> dict[str, Any]:
-    """Register ``vqvae``, ``vqvae2``, ``cvqvae`` and ``vqgan``."""
+    """Register ``vqvae``, ``vqvae2``, ``cvqvae``, ``vqgan`` and ``dqvae``."""
     from spectok_vq.cvqvae import CVQVAE
+    from spectok_vq.dqvae import DQVAE
     from spectok_vq.model import VQVAE
     from spectok_vq.vqgan import VQGAN
     from spectok_vq.vqvae2 import VQVAE2
 
-    return {"vqvae": VQVAE, "vqvae2": VQVAE2, "cvqvae": CVQVAE, "vqgan": VQGAN}
+    return {
+        "vqvae": VQVAE,
+        "vqvae2": VQVAE2,
+        "cvqvae": CVQVAE,
+        "vqgan": VQGAN,
+        "dqvae": DQVAE,
+    }
 
 
 @hookimpl

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -12,7 +13,6 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectok.errors import InputError
 from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder
 from spectok.outputs import TokenizerOutput
@@ -21,84 +21,140 @@ from spectok.token_spec import TokenSpec
 from spectok.tokenizer import ImageTokenizer, check_divisible
 
 
-class TwoGrids(nn.Module):
-    """How latents become the vectors of two grids, the finer conditioned on the coarser's codes.
+class GridPair(nn.Module):
+    """What lies between a grid and the next coarser one.
 
     Args:
-        size: Height and width of the finer grid; even.
         dim: Channels of the latents, and length of a vector on either grid.
-        width: ``channels``, ``num_blocks`` and ``residual_channels`` of the networks between the
-            two grids.
+        told_dim: Channels of the codes of all coarser grids, at the coarser one's size.
+        width: ``channels``, ``num_blocks`` and ``residual_channels`` of the networks.
     """
 
-    def __init__(self, size: int, dim: int, width: dict[str, int]):
+    def __init__(self, dim: int, told_dim: int, width: Mapping[str, int]):
         super().__init__()
-        self.size, self.dim = size, dim
         self.to_top = ConvEncoder(dim, dim, downsample_factor=2, **width)
-        self.from_top = ConvDecoder(dim, dim, downsample_factor=2, **width)
+        self.from_top = ConvDecoder(told_dim, dim, downsample_factor=2, **width)
         self.to_bottom = nn.Conv2d(2 * dim, dim, 1)
-        self.upsample = nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1)
+        self.upsample = nn.ConvTranspose2d(told_dim, told_dim, 4, stride=2, padding=1)
+
+
+class Grids(GridPair):
+    """How latents become the vectors of several grids, each conditioned on the coarser ones' codes.
+
+    The two finest grids are the pair that this module itself is; ``coarser`` holds one pair for
+    each grid above them. With G grids of D channels, grid g's codes are stacked on the coarser
+    ones', doubled, which makes (g + 1) D channels and in the end the G D that are decoded.
+
+    Args:
+        size: Height and width of the finest grid; divisible by 2^(num_grids - 1).
+        dim: Channels D of the latents, and length of a vector on any grid.
+        num_grids: Number G of grids; at least 2.
+        width: ``channels``, ``num_blocks`` and ``residual_channels`` of the networks between grids.
+    """
+
+    def __init__(self, size: int, dim: int, num_grids: int, width: Mapping[str, int]):
+        super().__init__(dim, (num_grids - 1) * dim, width)
+        self.sizes = [size >> (num_grids - 1 - grid) for grid in range(num_grids)]
+        self.coarser = nn.ModuleList(
+            GridPair(dim, grid * dim, width) for grid in range(1, num_grids - 1)
+        )
 
     @property
-    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Layouts of the coarser and of the finer grid."""
-        return (self.size // 2, self.size // 2), (self.size, self.size)
+    def shapes(self) -> list[tuple[int, int]]:
+        """Layouts of the grids, coarse to fine."""
+        return [(size, size) for size in self.sizes]
 
-    def top_vectors(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b m d"]:
-        """Return the vectors that are quantised first: h_top of Algorithm 1."""
-        return rearrange(self.to_top(latents), "b d h w -> b (h w) d")
+    @property
+    def pairs(self) -> list[Any]:
+        """The pairs of neighbouring grids, coarse to fine."""
+        return [*self.coarser, self]
 
-    def bottom_vectors(
-        self, latents: Float[Tensor, "b d h w"], top: Float[Tensor, "b m d"]
+    def pyramid(self, latents: Float[Tensor, "b d h w"]) -> list[Float[Tensor, "b d _ _"]]:
+        """Return the latents of each grid, coarse to fine; those of the finest are the given ones.
+
+        Each is made from the next finer one: ``h_top = E_top(E_bottom(x))`` of Algorithm 1.
+        """
+        maps = [latents]
+        for pair in reversed(self.pairs):
+            maps.append(pair.to_top(maps[-1]))
+        return maps[::-1]
+
+    def to_vectors(
+        self, grid: int, latents: Float[Tensor, "b d h w"], told: Float[Tensor, "b e _ _"] | None
     ) -> Float[Tensor, "b n d"]:
-        """Return the vectors that are quantised next, given the coarser grid's codes: h_bottom."""
-        told = self.from_top(self._grid(top))
-        return rearrange(self.to_bottom(torch.cat([told, latents], 1)), "b d h w -> b (h w) d")
+        """Return the vectors of a grid: h_top of Algorithm 1, then h_bottom.
 
-    def to_latents(
-        self, top: Float[Tensor, "b m d"], bottom: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b c h w"]:
-        """Return both grids' codes at the finer grid's size, stacked in channels: C = 2 D."""
-        return torch.cat([self.upsample(self._grid(top)), self._grid(bottom)], dim=1)
+        Args:
+            grid: Number of the grid; 0 is the coarsest.
+            latents: That grid's, from :meth:`pyramid`.
+            told: The codes of all coarser grids, from :meth:`stack`; None for the coarsest.
+        """
+        if told is not None:
+            pair = self.pairs[grid - 1]
+            latents = pair.to_bottom(torch.cat([pair.from_top(told), latents], dim=1))
+        return rearrange(latents, "b d h w -> b (h w) d")
 
-    def _grid(self, vectors: Float[Tensor, "b n d"]) -> Float[Tensor, "b d h w"]:
-        return rearrange(vectors, "b (h w) d -> b d h w", h=int(vectors.shape[1] ** 0.5))
+    def stack(
+        self, grid: int, z_q: Float[Tensor, "b n d"], told: Float[Tensor, "b e _ _"] | None
+    ) -> Float[Tensor, "b f h w"]:
+        """Return a grid's codes below those of all coarser grids, in channels, at its own size.
+
+        Args:
+            grid: Number of the grid; 0 is the coarsest.
+            z_q: Its codes.
+            told: The same of the next coarser grid; None for the coarsest.
+        """
+        codes = rearrange(z_q, "b (h w) d -> b d h w", h=self.sizes[grid])
+        if told is None:
+            return codes
+        return torch.cat([self.pairs[grid - 1].upsample(told), codes], dim=1)
 
 
 class VQVAE2(ImageTokenizer):
-    """Two grids of local tokens: a coarse one, and a finer one that is conditioned on it.
+    """Grids of local tokens, each twice as fine as the one before, and conditioned on it.
 
         images
           | encoder                     strided convolutions, residual blocks
         latents (B, codebook_dim, H/f, W/f)
-          | token_space.top_vectors     halved again
+          | token_space.pyramid         halved again for each coarser grid
+          | token_space.to_vectors      the coarsest grid's
         z_top      -> top_quantizer ->  codes of the coarse grid
-          | token_space.bottom_vectors  of the latents and these codes
+          | token_space.to_vectors      of the next grid's latents and these codes
         z_bottom   -> quantizer     ->  codes of the fine grid
-          | token_space.to_latents      the coarse grid's codes doubled, beside the fine grid's
+          | token_space.stack           the coarse grid's codes doubled, beside the fine grid's
           | decoder                     residual blocks, transposed convolutions
         images
 
-    It quantises twice, and so composes the pipeline itself. In training the coarse grid is never
-    decoded without the fine one, so no prefix of the tokens decodes.
+    Drawn for two grids. Each further one lies between these, with a quantizer of its own in
+    ``middle_quantizers``, and sees the codes of all coarser ones.
+
+    It quantises several times, and so composes the pipeline itself. In training no grid is ever
+    decoded without the others, so no prefix of the tokens decodes.
 
     Args:
-        image_size: Height and width, in pixels; divisible by twice ``downsample_factor``.
+        image_size: Height and width, in pixels; divisible by ``downsample_factor`` times
+            2^(num_grids - 1).
         in_channels: 1 for grey, 3 for colour.
-        downsample_factor: Power of two f; the fine grid has (image_size / f)^2 tokens and the
-            coarse one a quarter of that.
-        codebook_size: Codes of the fine grid's codebook.
-        top_codebook_size: Codes of the coarse grid's codebook. None: ``codebook_size``.
+        downsample_factor: Power of two f; the finest grid has (image_size / f)^2 tokens and each
+            coarser one a quarter of the one below it.
+        num_grids: Number of grids; 2 in the paper for ImageNet, 3 for faces of 1024 pixels.
+        codebook_size: Codes of each grid's codebook.
+        top_codebook_size: Codes of the coarsest grid's codebook. None: ``codebook_size``.
         codebook_dim: Length of a code; 64 in the paper.
         channels: Hidden channels; 128 in the paper.
-        num_blocks: Residual blocks in each of the four networks; 2 in the paper.
+        num_blocks: Residual blocks in each of the networks; 2 in the paper.
         residual_channels: Hidden channels of a residual block; 64 in the paper.
         quantizer: Name or mapping of any registered quantizer, used for each grid.
         reconstruction_loss: ``"l2"`` as in the paper, or ``"l1"``; on the [-1, 1] scale.
+
+    Raises:
+        InputError: If sizes do not fit together.
     """
 
-    token_space: TwoGrids  # type: ignore[assignment]
-    _keep_in_fp32_modules = ["quantizer", "top_quantizer"]  # noqa: RUF012 - diffusers' name
+    token_space: Grids  # type: ignore[assignment]
+    _keep_in_fp32_modules = ["quantizer", "top_quantizer", "middle_quantizers"]  # noqa: RUF012
+
+    added_options: ClassVar[Mapping[str, Any]] = {"num_grids": 2}
 
     @register_to_config
     def __init__(
@@ -106,6 +162,7 @@ class VQVAE2(ImageTokenizer):
         image_size: Annotated[int, Field(ge=4)] = 32,
         in_channels: Annotated[int, Field(ge=1)] = 3,
         downsample_factor: Annotated[int, Field(ge=1)] = 4,
+        num_grids: Annotated[int, Field(ge=2, le=10)] = 2,
         codebook_size: Annotated[int, Field(ge=2)] = 512,
         top_codebook_size: Annotated[int, Field(ge=2)] | None = None,
         codebook_dim: Annotated[int, Field(ge=1)] = 64,
@@ -116,7 +173,7 @@ class VQVAE2(ImageTokenizer):
         reconstruction_loss: Literal["l1", "l2"] = "l2",
     ):
         super().__init__()
-        check_divisible(image_size, 2 * downsample_factor)
+        check_divisible(image_size, 2 ** (num_grids - 1) * downsample_factor)
         size = image_size // downsample_factor
         self.image_shape = (in_channels, image_size, image_size)
         self.latent_shape = (codebook_dim, size, size)
@@ -127,54 +184,67 @@ class VQVAE2(ImageTokenizer):
         }
         at = {"downsample_factor": downsample_factor, **width}
         self.encoder = ConvEncoder(in_channels, codebook_dim, **at)
-        self.token_space = TwoGrids(size, codebook_dim, width)
-        self.top_quantizer = build_quantizer(
-            quantizer,
-            dim=codebook_dim,
-            num_tokens=(size // 2) ** 2,
-            codebook_size=top_codebook_size or codebook_size,
+        self.token_space = Grids(size, codebook_dim, num_grids, width)
+        tokens = [height * width for height, width in self.token_space.shapes]
+        build = functools.partial(build_quantizer, quantizer, dim=codebook_dim)
+        self.top_quantizer = build(
+            num_tokens=tokens[0], codebook_size=top_codebook_size or codebook_size
         )
-        self.quantizer = build_quantizer(
-            quantizer, dim=codebook_dim, num_tokens=size**2, codebook_size=codebook_size
+        self.middle_quantizers = nn.ModuleList(
+            build(num_tokens=between, codebook_size=codebook_size) for between in tokens[1:-1]
         )
-        self.decoder = ConvDecoder(2 * codebook_dim, in_channels, **at)
+        self.quantizer = build(num_tokens=tokens[-1], codebook_size=codebook_size)
+        self.decoder = ConvDecoder(num_grids * codebook_dim, in_channels, **at)
+
+    @property
+    def grid_quantizers(self) -> list[Any]:
+        """The quantizer of each grid, coarse to fine."""
+        return [self.top_quantizer, *self.middle_quantizers, self.quantizer]
+
+    @property
+    def grid_names(self) -> list[str]:
+        """What losses and metrics call each grid: ``top``, then ``middle1``, …, then ``bottom``."""
+        between = len(self.middle_quantizers)
+        numbers = [""] if between == 1 else [str(number + 1) for number in range(between)]
+        return ["top", *(f"middle{number}" for number in numbers), "bottom"]
 
     @functools.cached_property
     def token_spec(self) -> TokenSpec:
-        """The levels of the coarse grid's quantizer, then those of the fine grid's."""
-        coarse, fine = self.token_space.shapes
-        top = [level.at(coarse) for level in self.top_quantizer.levels]
-        return TokenSpec((*top, *(level.at(fine) for level in self.quantizer.levels)))
+        """The levels of each grid's quantizer, from the coarsest grid to the finest."""
+        grids = zip(self.grid_quantizers, self.token_space.shapes)
+        return TokenSpec(
+            tuple(level.at(shape) for quantizer, shape in grids for level in quantizer.levels)
+        )
 
     @property
     def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
-        """The coarse grid's codes, then the fine grid's."""
-        return self.top_quantizer.code_tables + self.quantizer.code_tables
+        """The codes of each grid, coarse to fine."""
+        return tuple(t for quantizer in self.grid_quantizers for t in quantizer.code_tables)
 
     # -- the pipeline ----------------------------------------------------------------------------
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> TokenizerOutput:
-        """Encode, quantise both grids and decode.
+        """Encode, quantise each grid and decode.
 
         Args:
             images: In [-1, 1], of ``image_shape``.
         """
-        latents = self.encode_latents(images)
-        top = self.top_quantizer(self.token_space.top_vectors(latents))
-        top_codes = top.z_q.to(latents.dtype)
-        bottom = self.quantizer(self.token_space.bottom_vectors(latents, top_codes))
-        decoded = self.token_space.to_latents(top_codes, bottom.z_q.to(latents.dtype))
-        reconstruction = self.decoder(decoded)
+        codes, outputs = None, []
+        pyramid = self.token_space.pyramid(self.encode_latents(images))
+        for grid, (quantizer, latents) in enumerate(zip(self.grid_quantizers, pyramid)):
+            outputs.append(quantizer(self.token_space.to_vectors(grid, latents, codes)))
+            codes = self.token_space.stack(grid, outputs[-1].z_q.to(latents.dtype), codes)
+        reconstruction = self.decoder(codes)
         terms, metrics = self.compare(images, reconstruction), {}
-        for name, grid in (("top", top), ("bottom", bottom)):
-            terms |= {f"{name}_{key}": value for key, value in grid.losses.items()}
-            metrics |= {f"{name}_{key}": value for key, value in grid.metrics.items()}
-        indices = self._flatten(top.indices, bottom.indices)
+        for name, output in zip(self.grid_names, outputs):
+            terms |= {f"{name}_{key}": value for key, value in output.losses.items()}
+            metrics |= {f"{name}_{key}": value for key, value in output.metrics.items()}
+        indices = self._flatten([output.indices for output in outputs])
         return TokenizerOutput(reconstruction, indices, terms, metrics)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
-        """Turn images in [-1, 1] into int64 tokens: the coarse grid's, then the fine one's.
+        """Turn images in [-1, 1] into int64 tokens: the coarsest grid's first.
 
         Raises:
             InputError: If the images are not of ``image_shape``, or not finite.
@@ -195,43 +265,43 @@ class VQVAE2(ImageTokenizer):
             TokenError: If indices are outside the spec.
             InputError: If ``num_tokens`` is any other number, or the decoder overflows.
         """
-        total = self.token_spec.num_tokens
-        if num_tokens not in (None, total):
-            raise InputError(
-                f"num_tokens {num_tokens} does not decode on its own; this tokenizer decodes only "
-                f"{total} tokens"
-            )
-        top, bottom = (codes.to(self.dtype) for codes in self._lookup(indices))
-        return self.check_decoded(self.decoder(self.token_space.to_latents(top, bottom)))
+        self.check_prefix(num_tokens)
+        codes = None
+        for grid, z_q in enumerate(self._lookup(indices)):
+            codes = self.token_space.stack(grid, z_q.to(self.dtype), codes)
+        return self.check_decoded(self.decoder(codes))
 
     def embed(self, indices: Int[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
-        """Return the quantised vectors of the tokens, the coarse grid's first."""
+        """Return the quantised vectors of the tokens, the coarsest grid's first."""
         return torch.cat(self._lookup(indices), dim=1)
 
     def decode_latents(self, latents: Float[Tensor, "b lc lh lw"]) -> Float[Tensor, "b c h w"]:
         """Quantise continuous latents and decode them, as latent diffusion does."""
         return self.decode(self._encode_grids(latents.to(self.dtype)))
 
-    # -- two grids -------------------------------------------------------------------------------
+    # -- grids -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _encode_grids(self, latents: Float[Tensor, "b lc lh lw"]) -> Int[Tensor, "b t"]:
-        top = self.top_quantizer.encode(self.token_space.top_vectors(latents))
-        codes = self.top_quantizer.lookup(top).to(latents.dtype)
-        bottom = self.quantizer.encode(self.token_space.bottom_vectors(latents, codes))
-        return self._flatten(top, bottom)
+        told, indices = None, []
+        pyramid = self.token_space.pyramid(latents)
+        for grid, (quantizer, part) in enumerate(zip(self.grid_quantizers, pyramid)):
+            indices.append(quantizer.encode(self.token_space.to_vectors(grid, part, told)))
+            told = self.token_space.stack(grid, quantizer.lookup(indices[-1]).to(part.dtype), told)
+        return self._flatten(indices)
 
-    def _flatten(self, top: Int[Tensor, "b m k"], bottom: Int[Tensor, "b n l"]) -> Tensor:
+    def _flatten(self, grids: list[Int[Tensor, "b _ _"]]) -> Int[Tensor, "b t"]:
         levels = [
             level.reshape(-1, *shape)
-            for grid, shape in zip((top, bottom), self.token_space.shapes)
-            for level in grid.unbind(-1)
+            for indices, shape in zip(grids, self.token_space.shapes)
+            for level in indices.unbind(-1)
         ]
         return self.token_spec.flatten(levels)
 
-    def _lookup(self, indices: Int[Tensor, "b t"]) -> list[Tensor]:
+    def _lookup(self, indices: Int[Tensor, "b t"]) -> list[Float[Tensor, "b _ d"]]:
         self.token_spec.validate(indices)
-        levels = [level.flatten(1) for level in self.token_spec.unflatten(indices)]
-        num_top = len(self.top_quantizer.levels)
-        parts = (self.top_quantizer, levels[:num_top]), (self.quantizer, levels[num_top:])
-        return [quantizer.lookup(torch.stack(part, dim=-1)) for quantizer, part in parts]
+        levels = iter([level.flatten(1) for level in self.token_spec.unflatten(indices)])
+        return [
+            quantizer.lookup(torch.stack([next(levels) for _ in quantizer.levels], dim=-1))
+            for quantizer in self.grid_quantizers
+        ]

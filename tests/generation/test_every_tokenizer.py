@@ -27,6 +27,7 @@ PROMPTS = ["a large red circle", "a small blue ring", "a green cross"]
 
 TOKENIZERS = {name: {} for name in list_tokenizers()}
 TOKENIZERS |= {"strips": {}, "vqvae with product": {"name": "vqvae", "quantizer": "product"}}
+TOKENIZERS |= {"vqvae2 with three grids": {"name": "vqvae2", "num_grids": 3}}
 PRIORS = {
     "gpt": {"num_layers": 1, "num_heads": 2, "width": 16, "dropout": 0.0},
     "pixelcnn": {"num_layers": 2, "width": 8, "first_kernel": 3, "head_width": 16},

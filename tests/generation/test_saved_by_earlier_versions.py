@@ -29,7 +29,7 @@ def test_a_tokenizer_encodes_and_decodes_as_it_did(name):
 
 
 def test_a_tokenizer_saved_again_is_the_same_one(tmp_path):
-    for name in ("vqgan", "favae", "vqvae"):
+    for name in ("vqgan", "favae", "vqvae", "vqvae2"):
         tokenizer = load_tokenizer(SAVED / "tokenizers" / name)
         tokenizer.save_pretrained(tmp_path / name)
         again = load_tokenizer(tmp_path / name)

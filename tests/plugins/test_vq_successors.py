@@ -1,12 +1,14 @@
 """What is particular to VQ-VAE-2, CVQ-VAE and VQGAN."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 import spectok
 from spectok.errors import InputError
+from spectok.testing import TokenizerConformance
 from spectok.testing.learners import ImageLearner, fit
 from spectok.testing.small import small_tokenizer
 from spectok.training.adversarial import Adversary
@@ -43,8 +45,9 @@ def test_vqvae2_has_a_coarse_grid_before_a_fine_one_of_four_times_the_tokens(gri
 def test_what_the_fine_grid_quantises_depends_on_the_codes_of_the_coarse_one(grids, images):
     latents = grids.encode_latents(images[:1])
     indices = torch.zeros(1, 4, 1, dtype=torch.int64)
+    space = grids.token_space
     bottoms = [
-        grids.token_space.bottom_vectors(latents, grids.top_quantizer.lookup(indices + i))
+        space.to_vectors(1, latents, space.stack(0, grids.top_quantizer.lookup(indices + i), None))
         for i in range(2)
     ]
     moved = (bottoms[0] - bottoms[1]).norm() / bottoms[0].norm()
@@ -103,6 +106,90 @@ def test_vqvae2_refuses_what_does_not_fit(grids, images):
         spectok.load_tokenizer("vqvae2", image_size=20, downsample_factor=4)
     with pytest.raises(InputError, match="num_tokens 4 does not decode on its own"):
         grids.decode(grids.encode(images), num_tokens=4)
+
+
+THREE = {"downsample_factor": 2, "num_grids": 3, "codebook_size": 16, "top_codebook_size": 8}
+
+
+class TestThreeGrids(TokenizerConformance):
+    @pytest.fixture
+    def build(self):
+        return lambda: small_tokenizer("vqvae2", **THREE)
+
+
+@pytest.fixture(scope="module")
+def three_grids(images):
+    """Return a small VQ-VAE-2 of three grids that has learned something."""
+    torch.manual_seed(0)
+    model = small_tokenizer("vqvae2", **THREE)
+    fit(ImageLearner(model), images, steps=30, learning_rate=5e-3)
+    return model.eval()
+
+
+def test_three_grids_come_coarse_to_fine(three_grids, images):
+    levels = three_grids.token_spec.levels
+    assert [level.shape for level in levels] == [(2, 2), (4, 4), (8, 8)]
+    assert [level.vocab_size for level in levels] == [8, 16, 16]
+    assert [table.shape[1] for table in three_grids.code_tables] == [8, 16, 16]
+    output = three_grids(images)
+    for grid in ("top", "middle", "bottom"):
+        assert f"{grid}_commitment" in output.losses
+        assert output.metrics[f"{grid}_perplexity"] >= 1
+
+
+def test_each_grid_is_chosen_from_those_above_it_alone(three_grids, images):
+    ends, before = [0, 4, 20, 84], three_grids.encode(images)
+    for grid, name in enumerate(["top_quantizer", "middle_quantizers.0", "quantizer"]):
+        other = copy.deepcopy(three_grids)
+        other.get_submodule(name).codebook.normal_()
+        after = other.encode(images)
+        for number, (start, end) in enumerate(itertools.pairwise(ends)):
+            same = torch.equal(after[:, start:end], before[:, start:end])
+            assert same == (number < grid), (grid, number)
+
+
+def test_three_grids_are_what_their_layers_compute(three_grids, images):
+    """Algorithm 1, written out for three grids."""
+    space, shape = three_grids.token_space, lambda z, side: z.mT.unflatten(2, (side, side))
+    middle = space.coarser[0]
+    with torch.no_grad():
+        latents = three_grids.encoder(images)
+        halves = space.to_top(latents)
+        top = shape(three_grids.top_quantizer(vectors(middle.to_top(halves))).z_q, 2)
+        z_middle = middle.to_bottom(torch.cat([middle.from_top(top), halves], 1))
+        codes = shape(three_grids.middle_quantizers[0](vectors(z_middle)).z_q, 4)
+        above = torch.cat([middle.upsample(top), codes], 1)
+        z_bottom = space.to_bottom(torch.cat([space.from_top(above), latents], 1))
+        codes = shape(three_grids.quantizer(vectors(z_bottom)).z_q, 8)
+        expected = three_grids.decoder(torch.cat([space.upsample(above), codes], 1))
+        found = three_grids.decode(three_grids.encode(images))
+    torch.testing.assert_close(found, expected)
+
+
+def vectors(latents):
+    return latents.flatten(2).mT
+
+
+def test_five_grids_begin_with_one_token():
+    model = small_tokenizer("vqvae2", downsample_factor=1, num_grids=5)
+    assert [level.num_tokens for level in model.token_spec.levels] == [1, 4, 16, 64, 256]
+    assert model.grid_names == ["top", "middle1", "middle2", "middle3", "bottom"]
+
+
+def test_grids_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="image_size 48 is not divisible by downsample_factor 32"):
+        spectok.load_tokenizer("vqvae2", image_size=48, num_grids=4)
+
+
+@pytest.mark.parametrize("data", ["ffhq256", "imagenet128", "cifar10", "mnist"])
+def test_three_grids_end_at_the_latents_of_hrvqvae(data):
+    size = {"ffhq256": 32, "imagenet128": 32}.get(data, 16)
+    name = f"vqvae2/{data}" if size == 32 else f"vqvae2/{data}_three"
+    options = dict(load_tokenizer_recipe(name).tokenizer)
+    with torch.device("meta"):
+        model = spectok.load_tokenizer(options.pop("name"), **options)
+    shapes = [level.shape for level in model.token_spec.levels]
+    assert shapes == [(size // 4, size // 4), (size // 2, size // 2), (size, size)]
 
 
 # -- CVQ-VAE ---
