@@ -285,6 +285,7 @@ def test_yaml_with_aliases_is_read():
         ),
         *("train.max_grad_norm=.inf", "tokenizer.quantizer=[]", "train=1", ".=1", "\udcff=1"),
         *("data.name=[]", "data.image_size={a: 1}", "tokenizer.image_size=" + "9" * 400),
+        "tokenizer.quantizer.d.\udcff={name: ema}",
         *("train.steps=\udcff", "tokenizer.name=" + "x" * 100_000, "x" * 100_000 + "=1"),
     ],
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -201,6 +202,8 @@ def _near(name: str, recipes: Iterable[str]) -> str:
 
 
 def _parse(override: Override) -> tuple[list[str], Any]:
+    if re.search("[\ud800-\udfff]", override if isinstance(override, str) else override[0]):
+        raise ConfigError(f"override {shown(override)} holds a character that no text can have")
     if not isinstance(override, str):
         return override[0].split("."), override[1]
     key, equals, text = override.partition("=")
