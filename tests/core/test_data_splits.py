@@ -250,6 +250,69 @@ class TestLinks:
         assert (len(train), len(test), train & test) == (9, 1, set())
         assert "test" in str(build(tmp_path).report)
 
+    def test_splits_made_of_links(self, tmp_path):
+        folder_of(tmp_path, [f"all/{c}/{i}.png" for c in "xyz" for i in (1, 2)])
+        write(tmp_path / "all" / "x" / "1.txt", "one")
+        for link in ("train/x", "train/z", "test/y"):
+            (tmp_path / link).parent.mkdir(exist_ok=True)
+            (tmp_path / link).symlink_to(f"../all/{link[-1]}")
+        dataset = build(tmp_path)
+        found = [dataset.name_of(i) for i in range(len(dataset))]
+        assert found == ["train/x/1.png", "train/x/2.png", "train/z/1.png", "train/z/2.png"]
+        assert dataset.captions_of(0) == ("one",)
+        assert dataset.class_names == ["x", "y", "z"]
+        report = str(dataset.report)
+        assert "3 linked directories go by the names in their splits: train/x is all/x" in report
+        assert "not followed" not in report
+        assert names(tmp_path, split="test") == ["test/y/1.png", "test/y/2.png"]
+
+    def test_metadata_of_splits_made_of_links(self, tmp_path):
+        folder_of(tmp_path, ["all/x/1.png", "all/y/2.png"])
+        write(tmp_path / "all/metadata.csv", "file_name,text\nx/1.png,one\ny/2.png,two\n")
+        (tmp_path / "train").symlink_to("all/x")
+        (tmp_path / "test").symlink_to("all/y")
+        dataset = build(tmp_path)
+        assert (len(dataset), dataset.captions_of(0)) == (1, ("one",))
+        assert build(tmp_path, split="test").captions_of(0) == ("two",)
+
+    def test_one_directory_linked_from_two_splits(self, tmp_path):
+        folder_of(tmp_path / "a", ["all/x/1.png", "all/y/2.png"])
+        for split in ("train", "test"):
+            (tmp_path / "a" / split).symlink_to("all")
+        folder_of(tmp_path / "pool", ["1.png"])
+        folder_of(tmp_path / "b", [])
+        (tmp_path / "b").mkdir()
+        for split in ("train", "test"):
+            (tmp_path / "b" / split).symlink_to(tmp_path / "pool")
+        for root in ("a", "b"):
+            with pytest.raises(
+                DataError, match="are the same directory, by links"
+            ):
+                build(tmp_path / root)
+        folder_of(tmp_path / "c", ["train/1.png", "more/2.png"])
+        for split in ("val", "test"):
+            (tmp_path / "c" / split).symlink_to("more")
+        assert names(tmp_path / "c") == ["train/1.png"]
+        assert names(tmp_path / "c", split="test") == ["test/2.png"]
+        assert "test and val are the same directory" in str(build(tmp_path / "c").report)
+
+    def test_links_among_splits_stay_harmless(self, tmp_path):
+        folder_of(tmp_path, ["train/1.png", "test/2.png", "cat/a/3.png", "cat/b/4.png"])
+        for k, link in enumerate(("train/x", "test/x", "cat/a/x", "cat/b/x")):
+            (tmp_path / link).symlink_to(tmp_path / ("test", "train", "cat/b", "cat/a")[k])
+        assert names(tmp_path) == ["train/1.png"]
+        assert names(tmp_path, split="test") == ["test/2.png"]
+
+    def test_shards_and_tables_in_splits_made_of_links(self, tmp_path):
+        for k, part in enumerate("xy"):
+            tar_of(tmp_path / "s" / "all" / part / "0.tar", {"a.png": encoded(k)})
+            parquet_of(tmp_path / "t" / "all" / part / "0.parquet", image=[encoded(k)] * (k + 1))
+        for root in ("s", "t"):
+            (tmp_path / root / "train").symlink_to("all/x")
+            (tmp_path / root / "test").symlink_to("all/y")
+            lengths = [len(build(tmp_path / root, split=split)) for split in ("train", "test")]
+            assert lengths == [1, 1 if root == "s" else 2]
+
     @pytest.mark.parametrize("link", [os.link, os.symlink])
     def test_a_file_in_train_and_test_is_named(self, tmp_path, link):
         folder_of(tmp_path, ["train/1.png", "test/2.png"])

@@ -34,6 +34,7 @@ from spectok.data.decode import IMAGE_SUFFIXES
 from spectok.data.listing import Listing, composed, list_files, some, suffix_of, unread_note
 from spectok.data.metadata import MAX_BYTES, METADATA, Entry, read_entries
 from spectok.data.rows import Captions, Problem, Rows
+from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division
 from spectok.errors import DataError
 from spectok.reading import read_text
@@ -52,9 +53,10 @@ def read_folder(root: Path, config: DataConfig) -> Rows:
     """
     listing = list_files(root)
     images = listing.with_suffix(IMAGE_SUFFIXES)
-    others = [name for name in listing.files if suffix_of(name) not in IMAGE_SUFFIXES]
     if not images:
-        raise DataError(f"{root} holds no image{_instead(others)}")
+        raise DataError(f"{root} holds no image{_instead(listing.files)}")
+    images = rename_by_links(listing, images)
+    others = [name for name in listing.files if suffix_of(name) not in IMAGE_SUFFIXES]
     division = Division(images)
     names, owns_split = division.choose(config.split, str(root))
     metadata = [name for name in others if name.rpartition("/")[2] in METADATA]
@@ -170,6 +172,7 @@ def _with_metadata(
     """Return the images that the metadata list; they are sorted by name, as without metadata."""
     where = ", ".join(str(listing.root / name) for name in metadata)
     present = {composed(name): name for name in listing.files} | {n: n for n in listing.files}
+    present |= listing.renamed
     everywhere = _entries_by_image(listing.root, metadata, present)
     entries = (entry for group in everywhere.values() for entry in group)
     columns = list(dict.fromkeys(key for entry in entries for key in entry))

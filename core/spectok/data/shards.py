@@ -35,6 +35,7 @@ from spectok.data.data_config import DataConfig
 from spectok.data.decode import IMAGE_SUFFIXES, UnreadableImage
 from spectok.data.listing import composed, list_files, local_path, some, suffix_of, unread_note
 from spectok.data.rows import Problem, Rows
+from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division
 from spectok.errors import DataError
 from spectok.reading import MAX_TEXT_BYTES, check_regular, parse_json
@@ -148,7 +149,8 @@ def _find_shards(pattern: str) -> tuple[Path, list[str], list[Problem], list[str
     if path.is_dir():
         root, listing = path, list_files(path)
         every = listing.with_suffix([".tar"])
-        names = [name for name in every if "/" not in name] or every
+        names = [name for name in every if "/" not in name]
+        names = names or rename_by_links(listing, every, file_names=True)
         left = [suffix_of(name) for name in listing.files if name not in {*names}]
         problems, notes = listing.problems, [*listing.notes(), *unread_note(left)]
     else:

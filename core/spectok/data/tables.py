@@ -23,6 +23,7 @@ from spectok.data.data_config import DataConfig
 from spectok.data.decode import UnreadableImage
 from spectok.data.listing import list_files, some
 from spectok.data.rows import Problem, Rows
+from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division, choose_split
 from spectok.errors import DataError, one_line
 from spectok.reading import check_regular
@@ -154,7 +155,7 @@ def _parquet_files(path: Path) -> tuple[Path, list[str], list[Problem], list[str
     if not path.is_dir():
         return path.parent, [path.name], [], []
     listing = list_files(path)
-    files = listing.with_suffix([".parquet"])
+    files = rename_by_links(listing, listing.with_suffix([".parquet"]), file_names=True)
     if not files:
         raise DataError(
             f"{path} holds no parquet file; give one, or a directory with train.parquet"
