@@ -1,8 +1,10 @@
 """Which images are train and which are test, however that is spelt; links; files not read."""
 
 import io
+import json
 import os
 import tarfile
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -223,6 +225,182 @@ class TestLayouts:
         assert names(f"{tmp_path}/*/*.tar", split="test") == ["0.tar:c"]
 
 
+class TestInsideShards:
+    @pytest.mark.parametrize("top", ["", "./", "data/"])
+    @pytest.mark.parametrize(
+        "pair", [("train", "test"), ("Train", "Test"), ("imagesTr", "imagesTs")]
+    )
+    def test_directories_divide_and_label(self, tmp_path, pair, top):
+        parts = {part: [f"{top}{part}/c{k}/{k}" for k in range(2)] for part in pair}
+        members = {f"{n}.png": encoded(k) for k, n in enumerate(chain(*parts.values()))}
+        shard = tar_of(tmp_path / "a.tar", members)
+        for split, part in zip(("train", "test"), pair):
+            dataset = build(shard, split=split)
+            found = [dataset.name_of(i) for i in range(len(dataset))]
+            assert found == [f"a.tar:{name}" for name in parts[part]]
+            assert dataset.class_names == ["c0", "c1"]
+            assert dataset.labels.tolist() == [0, 1]
+        assert build(shard, labels=False).labels is None
+
+    def test_several_shards_are_divided_together(self, tmp_path):
+        tar_of(tmp_path / "a.tar", {"train/0.png": encoded(0), "train/1.png": encoded(1)})
+        tar_of(tmp_path / "b.tar", {"test/0.png": encoded(2), "extra/0.png": encoded(3)})
+        assert names(tmp_path) == ["a.tar:train/0", "a.tar:train/1"]
+        assert names(tmp_path, split="test") == ["b.tar:test/0"]
+        assert "1 file is left out, being in none of the splits: extra/" in str(
+            build(tmp_path).report
+        )
+
+    def test_test_beside_classes_and_look_alikes(self, tmp_path):
+        shard = tar_of(tmp_path / "a.tar", {f"d/{n}/0.png": encoded(0) for n in ("cat", "test")})
+        assert names(shard) == ["a.tar:d/cat/0"]
+        shard = tar_of(tmp_path / "b.tar", {f"{n}/0.png": encoded(0) for n in ("seen", "unseen")})
+        assert "not taken as such: seen, unseen" in str(build(shard, num_held_out=0).report)
+        assert build(shard, num_held_out=0).labels is None
+
+    def test_only_test_is_not_trained_on(self, tmp_path):
+        shard = tar_of(tmp_path / "a.tar", {"test/0.png": encoded(0)})
+        with pytest.raises(DataError, match="has no split 'train'"):
+            build(shard)
+
+    def test_a_shard_named_after_another_split(self, tmp_path):
+        tar_of(tmp_path / "train.tar", {"train/0.png": encoded(0), "val/1.png": encoded(1)})
+        tar_of(tmp_path / "test.tar", {"val/0.png": encoded(2)})
+        with pytest.raises(DataError, match=r"train\.tar:val/1 is validation by what its shard"):
+            build(tmp_path)
+        assert len(build(tmp_path, split="test")) == 1
+
+    def test_the_json_of_rows(self, tmp_path):
+        members = {}
+        for k, split in enumerate(("train", "Testing", "TRAIN", "val")):
+            members |= {f"{k}.png": encoded(k), f"{k}.json": f'{{"split": "{split}"}}'.encode()}
+        shard = tar_of(tmp_path / "a.tar", members)
+        assert names(shard) == ["a.tar:0", "a.tar:2"]
+        assert names(shard, split="test") == ["a.tar:1"]
+        assert names(shard, split="validation") == ["a.tar:3"]
+        tar_of(tmp_path / "b" / "train.tar", members)
+        tar_of(tmp_path / "b" / "test.tar", {"0.png": encoded(0)})
+        with pytest.raises(
+            DataError, match=r"train\.tar:1 is test by what its shard holds, but train"
+        ):
+            build(tmp_path / "b")
+
+
+class TestSplitColumns:
+    @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+    @pytest.mark.parametrize("column", ["split", "Split", "partition", "usage"])
+    def test_metadata(self, tmp_path, kind, column):
+        files = [f"{k % 2}/{k}.png" for k in range(5)]
+        folder_of(tmp_path, files)
+        values = ["train", "Test", "Training", "PrivateTest", "valid"]
+        if kind == "parquet":
+            parquet_of(tmp_path / "metadata.parquet", **{"file_name": files, column: values})
+        elif kind == "jsonl":
+            lines = [json.dumps({"file_name": f, column: v}) for f, v in zip(files, values)]
+            write(tmp_path / "metadata.jsonl", "\n".join(lines))
+        else:
+            lines = [("file_name", column), *zip(files, values)]
+            text = "\n".join(("\t" if kind == "tsv" else ",").join(line) for line in lines)
+            write(tmp_path / f"metadata.{kind}", text)
+        assert names(tmp_path) == ["0/0.png", "0/2.png"]
+        assert names(tmp_path, split="test") == ["1/1.png", "1/3.png"]
+        assert names(tmp_path, split="validation") == ["0/4.png"]
+        dataset = build(tmp_path, split="test")
+        assert (dataset.class_names, dataset.labels.tolist()) == (["0", "1"], [1, 1])
+        assert f"those of column {column}" in str(dataset.report)
+
+    def test_unknown_values_are_named(self, tmp_path):
+        folder_of(tmp_path, ["0.png", "1.png", "2.png", "3.png"])
+        write(
+            tmp_path / "metadata.csv", "file_name,split\n0.png,train\n1.png,test\n2.png,odd\n3.png,"
+        )
+        assert names(tmp_path) == ["0.png"]
+        report = str(build(tmp_path).report)
+        assert "2 entries are left out, because column split says neither" in report
+        assert "odd, empty" in report
+        write(tmp_path / "metadata.csv", "file_name,split\n0.png,fold1\n1.png,fold2")
+        dataset = build(tmp_path, num_held_out=0)
+        assert len(dataset) == 2
+        assert "column split is not taken for splits; its values are fold1, fold2" in str(
+            dataset.report
+        )
+        write(tmp_path / "metadata.csv", "file_name,set\n0.png,train\n1.png,bus")
+        assert len(build(tmp_path, num_held_out=0)) == 2
+
+    def test_a_column_and_directories(self, tmp_path):
+        folder_of(tmp_path, ["train/0.png", "test/1.png"])
+        text = "file_name,split\ntrain/0.png,{}\ntest/1.png,test"
+        write(tmp_path / "metadata.csv", text.format("training"))
+        assert (names(tmp_path), names(tmp_path, split="test")) == (["train/0.png"], ["test/1.png"])
+        write(tmp_path / "metadata.csv", text.format("test"))
+        with pytest.raises(
+            DataError, match=r"train/0\.png is test by column 'split', but train by"
+        ):
+            build(tmp_path)
+
+    def test_two_entries_of_one_image(self, tmp_path):
+        folder_of(tmp_path, ["0.png", "1.png"])
+        write(tmp_path / "metadata.csv", "file_name,split\n0.png,train\n0.png,test\n1.png,test")
+        with pytest.raises(DataError, match=r"column 'split' says both train and test of 0\.png"):
+            build(tmp_path)
+
+    def test_tables(self, tmp_path):
+        images = [encoded(k) for k in range(5)]
+        values = ["train", "test", "Training", "validation", None]
+        file = parquet_of(tmp_path / "a.parquet", image=images, split=values, label=[0, 1, 2, 3, 4])
+        assert names(file) == ["row 0", "row 2"]
+        assert names(file, split="test") == ["row 1"]
+        assert names(file, split="validation") == ["row 3"]
+        dataset = build(file)
+        assert dataset.labels.tolist() == [0, 2]
+        assert "splits are those of column split: 1 test, 2 train, 1 validation" in str(
+            dataset.report
+        )
+        assert "1 rows are left out" in str(dataset.report)
+        parquet_of(tmp_path / "b" / "train.parquet", image=images, split=values)
+        parquet_of(tmp_path / "b" / "test.parquet", image=images)
+        with pytest.raises(
+            DataError, match=r"row 1 of train is test by column 'split', but train by"
+        ):
+            build(tmp_path / "b")
+        only = parquet_of(tmp_path / "c.parquet", image=images[:1], split=["test"])
+        with pytest.raises(DataError, match="has no split 'train'"):
+            build(only)
+
+
+class TestMixtures:
+    def test_what_is_beside_tables_is_named(self, tmp_path):
+        folder_of(tmp_path, [f"imgs/i{k}.png" for k in range(5)])
+        parquet_of(tmp_path / "notes.parquet", image=[encoded(k) for k in range(3)])
+        dataset = build(tmp_path, num_held_out=0)
+        assert len(dataset) == 3
+        assert "5 files are not read: 5 .png" in str(dataset.report)
+        tar_of(tmp_path / "x" / "0.tar", {"a.png": encoded(0)})
+        assert "6 files are not read: 5 .png, 1 .tar" in str(build(tmp_path).report)
+
+    def test_images_that_a_table_points_to_are_read(self, tmp_path):
+        folder_of(tmp_path, ["imgs/a.png", "imgs/b.png", "imgs/c.png"])
+        parquet_of(tmp_path / "train.parquet", image=["imgs/a.png"])
+        parquet_of(tmp_path / "test.parquet", image=["imgs/b.png"])
+        assert "1 files are not read: 1 .png" in str(build(tmp_path).report)
+
+    @pytest.mark.parametrize("others", [("sub/n.parquet",), ("a.tar",), ("a.tar", "b/n.parquet")])
+    def test_what_is_beside_images_is_named(self, tmp_path, others):
+        folder_of(tmp_path, ["imgs/a.png", "imgs/b.png"])
+        for name in others:
+            write(tmp_path / name, "x")
+        dataset = build(tmp_path, num_held_out=0)
+        assert (dataset.report.name, len(dataset)) == ("folder/train", 2)
+        assert f"{len(others)} files are not read: 1 ." in str(dataset.report)
+
+    def test_tables_below_and_shards_above(self, tmp_path):
+        parquet_of(tmp_path / "sub" / "n.parquet", image=[encoded(0), encoded(1)])
+        tar_of(tmp_path / "a.tar", {"a.png": encoded(0)})
+        dataset = build(tmp_path, num_held_out=0)
+        assert len(dataset) == 2
+        assert "1 files are not read: 1 .tar" in str(dataset.report)
+
+
 class TestLinks:
     def test_a_link_upwards_is_not_followed(self, tmp_path):
         root = folder_of(tmp_path / "data", ["train/1.png", "train/2.png", "test/3.png"])
@@ -285,9 +463,7 @@ class TestLinks:
         for split in ("train", "test"):
             (tmp_path / "b" / split).symlink_to(tmp_path / "pool")
         for root in ("a", "b"):
-            with pytest.raises(
-                DataError, match="are the same directory, by links"
-            ):
+            with pytest.raises(DataError, match="are the same directory, by links"):
                 build(tmp_path / root)
         folder_of(tmp_path / "c", ["train/1.png", "more/2.png"])
         for split in ("val", "test"):

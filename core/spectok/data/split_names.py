@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from spectok.data.listing import some
+from spectok.data.split_column import SplitColumn
 from spectok.data.split_words import (
     FILLER,
     LOOK_ALIKES,
@@ -47,14 +48,48 @@ class Division:
         keys = list(dict.fromkeys(map(self._key, paths)))
         self._recognise(keys)
         self._find_containers(keys)
+        self._paths, self._declared, self._column = paths, dict[str, str | None](), ""
+        self._divide()
+
+    @property
+    def in_directories(self) -> bool:
+        """Whether names divide the data, and not a column alone."""
+        return bool(self._accepted)
+
+    def _divide(self) -> None:
         self.splits: dict[str, list[str]] = {}
         self.outside: list[str] = []
-        for path in paths:
+        for path in self._paths:
             split, _ = self.place(path)
             (self.outside if split is None else self.splits.setdefault(split, [])).append(path)
 
+    def declare(self, column: SplitColumn, paths: Sequence[str], where: str) -> None:
+        """Divide paths by a column too, where their own names say nothing.
+
+        Args:
+            column: What a table says of each path.
+            paths: The path of each row; several rows may be of one path.
+            where: The table, for messages.
+
+        Raises:
+            DataError: If a path has two splits.
+        """
+        places = [self.place(path) for path in paths]
+        known = [split if index is not None else None for split, index in places]
+        column.check(known, lambda row: paths[row], where)
+        self._column = column.name
+        for path, (_, index), split in zip(paths, places, column.splits):
+            if index is None and self._declared.setdefault(path, split) != split:
+                raise DataError(
+                    f"{where}: column {column.name!r} says both {self._declared[path] or 'nothing'}"
+                    f" and {split or 'nothing'} of {path}; correct one of them"
+                )
+        self._divide()
+
     def place(self, path: str) -> tuple[str | None, int | None]:
         """Return the split of a path, and which of its parts says so; None where there is none."""
+        if path in self._declared:
+            return self._declared[path], None
         key = self._key(path)
         if key not in self._places:
             says = self._says(key)
@@ -170,7 +205,9 @@ class Division:
         for path in paths:
             _, index = self.place(path)
             names = path.split("/")
-            if index is None:
+            if path in self._declared:
+                found[f"those of column {self._column}"] = None
+            elif index is None:
                 found["everything else"] = None
             elif index < len(names) - 1:
                 found["/".join(names[: index + 1])] = None
