@@ -83,7 +83,7 @@ PAIRS = [
     *(("train images", "test images"), ("TRAINset", "TESTset"), ("X_train", "X_test")),
     *(("training_data/train", "training_data/test"), ("trainval", "test")),
     *(("imagesTr", "imagesTs"), ("tr", "va"), ("treino", "teste"), ("训练", "测试")),
-    *(("训练集", "测试集"), ("train", "private_test"), ("training_set", "test_unlabeled")),
+    *(("训练集", "测试集"), ("train", "privatetest"), ("training_set", "test_unlabeled")),
 ]
 
 
@@ -157,6 +157,7 @@ class TestNames:
         [
             ("training shoes", "sandals", "boots"),
             ("test tubes", "beakers"),
+            ("boots", "test tubes", "training shoes"),
             ("de", "tr", "us"),
             ("ca", "ny", "va"),
             ("en", "te", "ts"),
@@ -168,8 +169,7 @@ class TestNames:
         dataset = build(tmp_path, num_held_out=0)
         assert dataset.class_names == sorted(classes)
         assert len(dataset) == 2 * len(classes)
-        if " " not in "".join(classes):
-            assert "looking like" not in str(dataset.report)
+        assert "looking like" not in str(dataset.report)
 
     def test_the_directory_that_holds_everything_is_passed_through(self, tmp_path):
         folder_of(tmp_path, ["data/cat/1.png", "data/dog/2.png", "data/test/cat/3.png"])

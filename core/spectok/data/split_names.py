@@ -222,14 +222,17 @@ class Division:
         found: dict[str, None] = {}
         shorts: dict[str, str] = {}
         stems: dict[str, str] = {}
-        for key in dict.fromkeys(map(self._key, self.outside)):
+        keys = list(dict.fromkeys(map(self._key, self.outside)))
+        says_all = all(any(self._parts(key)) for key in keys)
+        for key in keys:
             names = key.split("/")
             parsed, short = self._parts(key), self._parts(key, short=True)
             for index, name in enumerate(names):
                 path = "/".join(names[: index + 1])
                 stems.setdefault(_stem(name), path)
-                if parsed[index] is not None:
-                    found[path] = None
+                if (split := parsed[index]) is not None:
+                    if " " not in name or says_all or split.rest in ("", *QUALIFIERS):
+                        found[path] = None  # but not test tubes beside beakers
                 elif (either := short[index]) is not None and not either.rest:
                     shorts.setdefault(either.split, path)
         if "train" in shorts and len(shorts) > 1:

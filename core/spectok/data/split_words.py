@@ -65,6 +65,7 @@ def parse_split_name(name: str, is_file: bool = False, short: bool = False) -> S
     if is_file:  # and the hash after them
         name = re.sub(r"-\d+-of-\d+\b.*", "", name)
     name = re.sub(r"(?i)(hold|held)[\W_]*out", "holdout", composed(name))
+    name = re.sub(r"(?i)(private|public)(?=test)", r"\1 ", name)
     for text in (name, name.lower()):  # TestSet is two words, TRAINset is one
         words = [word.lower() for word in WORD.findall(text)]
         words = [m[1] if (m := _JOINED.fullmatch(word)) else word for word in words]
