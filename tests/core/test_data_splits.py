@@ -316,7 +316,8 @@ class TestSplitColumns:
         )
         assert names(tmp_path) == ["0.png"]
         report = str(build(tmp_path).report)
-        assert "2 entries are left out, because column split says neither" in report
+        assert "column split says neither train nor test nor validation of 2 rows" in report
+        assert "2 files are left out, being in none of the splits" in report
         assert "odd, empty" in report
         write(tmp_path / "metadata.csv", "file_name,split\n0.png,fold1\n1.png,fold2")
         dataset = build(tmp_path, num_held_out=0)
@@ -356,7 +357,7 @@ class TestSplitColumns:
         assert "splits are those of column split: 1 test, 2 train, 1 validation" in str(
             dataset.report
         )
-        assert "1 rows are left out" in str(dataset.report)
+        assert "of 1 rows, but empty; they are left out" in str(dataset.report)
         parquet_of(tmp_path / "b" / "train.parquet", image=images, split=values)
         parquet_of(tmp_path / "b" / "test.parquet", image=images)
         with pytest.raises(

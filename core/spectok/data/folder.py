@@ -155,7 +155,7 @@ def _divided_entries(
     column, notes = read_split_column(columns, lambda key: [entry.get(key) for entry in entries])
     if column is not None:
         division.declare(column, names, ", ".join(metadata))
-        notes += column.left_out("entries")
+        notes += column.unknown_note()
     return everywhere, notes
 
 

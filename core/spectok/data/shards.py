@@ -175,7 +175,7 @@ def _divide_rows(rows: list[_Row], where: str) -> tuple[Division, list[str]]:
     column, notes = read_split_column(columns, lambda key: [r.columns.get(key) for r in rows])
     if column is not None:
         division.declare(column, paths, where)
-        notes += column.left_out()
+        notes += column.unknown_note()
     return division, notes
 
 

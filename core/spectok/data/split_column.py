@@ -38,20 +38,19 @@ class SplitColumn:
                 found.setdefault(split, []).append(row)
         return found
 
-    def notes(self, what: str = "rows") -> list[str]:
-        """Return remarks on how the rows were divided."""
+    def notes(self) -> list[str]:
+        """Return remarks on how rows were divided by this column alone."""
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in sorted(self.rows().items()))
-        notes = [f"splits are those of column {self.name}: {counts}"]
-        return notes + self.left_out(what)
+        left_out = [f"{note}; they are left out" for note in self.unknown_note()]
+        return [f"splits are those of column {self.name}: {counts}", *left_out]
 
-    def left_out(self, what: str = "rows") -> list[str]:
-        """Return a remark on the rows that are in no split."""
+    def unknown_note(self) -> list[str]:
+        """Return a remark on the rows of which the column says nothing of the kind."""
         if not self.unknown:
             return []
-        count = self.unknown.total()
         return [
-            f"{count:,} {what} are left out, because column {self.name} says neither train nor "
-            f"test nor validation of them, but {some(list(self.unknown))}"
+            f"column {self.name} says neither train nor test nor validation of "
+            f"{self.unknown.total():,} rows, but {some(list(self.unknown))}"
         ]
 
     def check(self, known: Iterable[str | None], names: Callable[[int], str], where: str) -> None:
