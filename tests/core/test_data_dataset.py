@@ -192,14 +192,14 @@ class TestImageDataset:
         content[200:400] = bytes(200)
         for name, data in {"bad.png": content, "good.png": stream.getvalue()}.items():
             (tmp_path / name).write_bytes(data)
-        paths = [str(tmp_path / "bad.png"), str(tmp_path / "good.png")]
-        rows = Rows(paths, ["bad.png", "good.png"])
+        paths = [str(tmp_path / "good.png"), str(tmp_path / "bad.png")]
+        rows = Rows(paths, ["good.png", "bad.png"])  # of images of 8 bits, the first is looked into
         with pytest.raises(DataError, match=r"bad\.png.*skip_unreadable"):
-            ImageDataset(rows, GREY, memory_limit=0)[0]
+            ImageDataset(rows, GREY, memory_limit=0)[1]
         dataset = ImageDataset(rows, GREY, memory_limit=0, skip_unreadable=True)
         with pytest.warns(UserWarning, match=r"bad\.png cannot be read"):
-            first = dataset[0]["images"]
-        assert torch.equal(first, dataset[1]["images"])
+            second = dataset[1]["images"]
+        assert torch.equal(second, dataset[0]["images"])
 
     def test_every_caption_has_one_turn_per_round_in_training_only(self):
         rows = rows_of(captions=[("a", "b", "c")] * 4)

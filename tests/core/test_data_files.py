@@ -141,6 +141,45 @@ class TestDeepGrey:
             build(tmp_path, num_held_out=0, max_value=white)
 
 
+class TestDark8Bits:
+    @pytest.mark.parametrize("top", [1, 19])
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
+    def test_masks_are_noted_and_can_be_scaled(self, tmp_path, top, mode):
+        values = np.linspace(0, top, 64).round().astype(np.uint8).reshape(8, 8)
+        grey = Image.fromarray(values)
+        if mode == "P":
+            grey.putpalette([v for k in range(256) for v in (k, k, k)])
+        image = grey if mode == "P" else grey.convert(mode)
+        for name in "ab":
+            image.save(tmp_path / f"{name}.png")
+        for dataset in in_both_ways(tmp_path):
+            assert f"all 2 looked into, of images with 8 bits, reach only {top} of 255" in str(
+                dataset.report
+            )
+            assert f"data.max_value={top} would" in str(dataset.report)
+            assert np.array_equal(dataset.uint8_images()[0, 0], values)
+        for dataset in in_both_ways(tmp_path, max_value=top):
+            assert "8 bits" not in str(dataset.report)
+            expected = np.rint(values * (255 / top)).astype(np.uint8)
+            assert np.array_equal(dataset.uint8_images()[0, 0], expected)
+
+    def test_single_dark_photographs_give_no_alarm(self, tmp_path):
+        for k in range(5):
+            deep(np.full((8, 8), 3 if k else 40, np.uint8), tmp_path / f"{k}.png")
+        for dataset in in_both_ways(tmp_path):
+            assert "max_value" not in str(dataset.report)
+        for dataset in in_both_ways(tmp_path, max_value=20):
+            assert "1 of 5 looked into, of images with 8 bits, have values above 20 (up to" in str(
+                dataset.report
+            )
+
+    def test_a_white_beyond_8_bits_leaves_them_alone(self, tmp_path):
+        deep(np.full((8, 8), 200, np.uint8), tmp_path / "a.png")
+        deep(np.full((8, 8), 4095, np.uint16), tmp_path / "b.png")
+        for dataset in in_both_ways(tmp_path, max_value=4095):
+            assert sorted(int(x.max()) for x in dataset.uint8_images()) == [200, 255]
+
+
 class TestEnds:
     @pytest.mark.parametrize("suffix", ["jpg", "png"])
     def test_bytes_after_the_end_are_no_damage(self, tmp_path, suffix):

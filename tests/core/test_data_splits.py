@@ -1,8 +1,10 @@
 """Which images are train and which are test, however that is spelt; links; files not read."""
 
 import io
+import json
 import os
 import tarfile
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -80,6 +82,8 @@ PAIRS = [
     *(("data/train", "data/test"), ("imgs/Train", "imgs/Test"), ("a/b/train", "c/test")),
     *(("train images", "test images"), ("TRAINset", "TESTset"), ("X_train", "X_test")),
     *(("training_data/train", "training_data/test"), ("trainval", "test")),
+    *(("imagesTr", "imagesTs"), ("tr", "va"), ("treino", "teste"), ("训练", "测试")),
+    *(("训练集", "测试集"), ("train", "privatetest"), ("training_set", "test_unlabeled")),
 ]
 
 
@@ -96,8 +100,6 @@ class TestNames:
         for layout in ("{}/0", "{}", "{}-00000-of-00001-0a1b"):
             parts = [f"{layout.format(name)}.tar" for name in (train, test)]
             division = Division(parts, file_names=True)
-            if "0a1b" in layout and "_" in train:  # a hash after other words says nothing
-                continue
             assert division.splits["train"] == parts[:1]
             assert division.choose("test", "x") == (parts[1:], True)
 
@@ -122,6 +124,56 @@ class TestNames:
         assert dataset.class_names == ["cat", "dog"]
         assert [dataset.name_of(i) for i in range(len(dataset))] == ["cat/1.png", "dog/2.png"]
         assert "splits: test is Test, train is everything else" in str(dataset.report)
+
+    def test_several_test_parts_are_never_trained_on(self, tmp_path):
+        parts = ("training_set", "private_test", "PublicTest")
+        folder_of(tmp_path, [f"{part}/{c}/1.png" for part in parts for c in ("a", "b")])
+        assert names(tmp_path) == ["training_set/a/1.png", "training_set/b/1.png"]
+        dataset = build(tmp_path, split="test")
+        assert (len(dataset), dataset.class_names) == (4, ["a", "b"])
+        assert "test is PublicTest, private_test" in str(dataset.report)
+
+    def test_a_further_test_part_is_neither_train_nor_test(self, tmp_path):
+        folder_of(tmp_path, ["train/1.png", "test/2.png", "test_unlabeled/3.png"])
+        assert names(tmp_path) == ["train/1.png"]
+        assert names(tmp_path, split="test") == ["test/2.png"]
+        folder_of(tmp_path / "b", ["cat/1.png", "test/2.png", "private_test/3.png"])
+        assert names(tmp_path / "b") == ["cat/1.png"]
+
+    def test_what_comes_with_an_image_is_no_training_image(self, tmp_path):
+        folder_of(tmp_path, ["imagesTr/1.png", "imagesTs/2.png", "labelsTr/1.png"])
+        assert names(tmp_path) == ["imagesTr/1.png"]
+
+    def test_unclear_names_are_named(self, tmp_path):
+        folder_of(tmp_path, ["seen/1.png", "Unseen_images/2.png"])
+        report = str(build(tmp_path, num_held_out=0).report)
+        assert "looking like splits, but not taken as such: seen, Unseen_images" in report
+        folder_of(tmp_path / "b", ["tr/1.png", "va/2.png", "more/3.png"])
+        report = str(build(tmp_path / "b", num_held_out=0).report)
+        assert "not taken as such: tr, va" in report
+
+    @pytest.mark.parametrize(
+        "classes",
+        [
+            ("training shoes", "sandals", "boots"),
+            ("test tubes", "beakers"),
+            ("boots", "test tubes", "training shoes"),
+            ("de", "tr", "us"),
+            ("ca", "ny", "va"),
+            ("en", "te", "ts"),
+            ("unseen", "trees"),
+        ],
+    )
+    def test_classes_are_no_splits(self, tmp_path, classes):
+        folder_of(tmp_path, [f"{c}/{i}.png" for c in classes for i in (1, 2)])
+        dataset = build(tmp_path, num_held_out=0)
+        assert dataset.class_names == sorted(classes)
+        assert len(dataset) == 2 * len(classes)
+        assert "looking like" not in str(dataset.report)
+
+    def test_the_directory_that_holds_everything_is_passed_through(self, tmp_path):
+        folder_of(tmp_path, ["data/cat/1.png", "data/dog/2.png", "data/test/cat/3.png"])
+        assert names(tmp_path) == ["data/cat/1.png", "data/dog/2.png"]
 
     def test_what_is_in_no_split_is_named(self, tmp_path):
         folder_of(tmp_path, ["train/1.png", "test/2.png", "extra/3.png", "4.png"])
@@ -173,6 +225,183 @@ class TestLayouts:
         assert names(f"{tmp_path}/*/*.tar", split="test") == ["0.tar:c"]
 
 
+class TestInsideShards:
+    @pytest.mark.parametrize("top", ["", "./", "data/"])
+    @pytest.mark.parametrize(
+        "pair", [("train", "test"), ("Train", "Test"), ("imagesTr", "imagesTs")]
+    )
+    def test_directories_divide_and_label(self, tmp_path, pair, top):
+        parts = {part: [f"{top}{part}/c{k}/{k}" for k in range(2)] for part in pair}
+        members = {f"{n}.png": encoded(k) for k, n in enumerate(chain(*parts.values()))}
+        shard = tar_of(tmp_path / "a.tar", members)
+        for split, part in zip(("train", "test"), pair):
+            dataset = build(shard, split=split)
+            found = [dataset.name_of(i) for i in range(len(dataset))]
+            assert found == [f"a.tar:{name}" for name in parts[part]]
+            assert dataset.class_names == ["c0", "c1"]
+            assert dataset.labels.tolist() == [0, 1]
+        assert build(shard, labels=False).labels is None
+
+    def test_several_shards_are_divided_together(self, tmp_path):
+        tar_of(tmp_path / "a.tar", {"train/0.png": encoded(0), "train/1.png": encoded(1)})
+        tar_of(tmp_path / "b.tar", {"test/0.png": encoded(2), "extra/0.png": encoded(3)})
+        assert names(tmp_path) == ["a.tar:train/0", "a.tar:train/1"]
+        assert names(tmp_path, split="test") == ["b.tar:test/0"]
+        assert "1 file is left out, being in none of the splits: extra/" in str(
+            build(tmp_path).report
+        )
+
+    def test_test_beside_classes_and_look_alikes(self, tmp_path):
+        shard = tar_of(tmp_path / "a.tar", {f"d/{n}/0.png": encoded(0) for n in ("cat", "test")})
+        assert names(shard) == ["a.tar:d/cat/0"]
+        shard = tar_of(tmp_path / "b.tar", {f"{n}/0.png": encoded(0) for n in ("seen", "unseen")})
+        assert "not taken as such: seen, unseen" in str(build(shard, num_held_out=0).report)
+        assert build(shard, num_held_out=0).labels is None
+
+    def test_only_test_is_not_trained_on(self, tmp_path):
+        shard = tar_of(tmp_path / "a.tar", {"test/0.png": encoded(0)})
+        with pytest.raises(DataError, match="has no split 'train'"):
+            build(shard)
+
+    def test_a_shard_named_after_another_split(self, tmp_path):
+        tar_of(tmp_path / "train.tar", {"train/0.png": encoded(0), "val/1.png": encoded(1)})
+        tar_of(tmp_path / "test.tar", {"val/0.png": encoded(2)})
+        with pytest.raises(DataError, match=r"train\.tar:val/1 is validation by what its shard"):
+            build(tmp_path)
+        assert len(build(tmp_path, split="test")) == 1
+
+    def test_the_json_of_rows(self, tmp_path):
+        members = {}
+        for k, split in enumerate(("train", "Testing", "TRAIN", "val")):
+            members |= {f"{k}.png": encoded(k), f"{k}.json": f'{{"split": "{split}"}}'.encode()}
+        shard = tar_of(tmp_path / "a.tar", members)
+        assert names(shard) == ["a.tar:0", "a.tar:2"]
+        assert names(shard, split="test") == ["a.tar:1"]
+        assert names(shard, split="validation") == ["a.tar:3"]
+        tar_of(tmp_path / "b" / "train.tar", members)
+        tar_of(tmp_path / "b" / "test.tar", {"0.png": encoded(0)})
+        with pytest.raises(
+            DataError, match=r"train\.tar:1 is test by what its shard holds, but train"
+        ):
+            build(tmp_path / "b")
+
+
+class TestSplitColumns:
+    @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+    @pytest.mark.parametrize("column", ["split", "Split", "partition", "usage"])
+    def test_metadata(self, tmp_path, kind, column):
+        files = [f"{k % 2}/{k}.png" for k in range(5)]
+        folder_of(tmp_path, files)
+        values = ["train", "Test", "Training", "PrivateTest", "valid"]
+        if kind == "parquet":
+            parquet_of(tmp_path / "metadata.parquet", **{"file_name": files, column: values})
+        elif kind == "jsonl":
+            lines = [json.dumps({"file_name": f, column: v}) for f, v in zip(files, values)]
+            write(tmp_path / "metadata.jsonl", "\n".join(lines))
+        else:
+            lines = [("file_name", column), *zip(files, values)]
+            text = "\n".join(("\t" if kind == "tsv" else ",").join(line) for line in lines)
+            write(tmp_path / f"metadata.{kind}", text)
+        assert names(tmp_path) == ["0/0.png", "0/2.png"]
+        assert names(tmp_path, split="test") == ["1/1.png", "1/3.png"]
+        assert names(tmp_path, split="validation") == ["0/4.png"]
+        dataset = build(tmp_path, split="test")
+        assert (dataset.class_names, dataset.labels.tolist()) == (["0", "1"], [1, 1])
+        assert f"those of column {column}" in str(dataset.report)
+
+    def test_unknown_values_are_named(self, tmp_path):
+        folder_of(tmp_path, ["0.png", "1.png", "2.png", "3.png"])
+        write(
+            tmp_path / "metadata.csv", "file_name,split\n0.png,train\n1.png,test\n2.png,odd\n3.png,"
+        )
+        assert names(tmp_path) == ["0.png"]
+        report = str(build(tmp_path).report)
+        assert "column split says neither train nor test nor validation of 2 rows" in report
+        assert "2 files are left out, being in none of the splits" in report
+        assert "odd, empty" in report
+        write(tmp_path / "metadata.csv", "file_name,split\n0.png,fold1\n1.png,fold2")
+        dataset = build(tmp_path, num_held_out=0)
+        assert len(dataset) == 2
+        assert "column split is not taken for splits; its values are fold1, fold2" in str(
+            dataset.report
+        )
+        write(tmp_path / "metadata.csv", "file_name,set\n0.png,train\n1.png,bus")
+        assert len(build(tmp_path, num_held_out=0)) == 2
+
+    def test_a_column_and_directories(self, tmp_path):
+        folder_of(tmp_path, ["train/0.png", "test/1.png"])
+        text = "file_name,split\ntrain/0.png,{}\ntest/1.png,test"
+        write(tmp_path / "metadata.csv", text.format("training"))
+        assert (names(tmp_path), names(tmp_path, split="test")) == (["train/0.png"], ["test/1.png"])
+        write(tmp_path / "metadata.csv", text.format("test"))
+        with pytest.raises(
+            DataError, match=r"train/0\.png is test by column 'split', but train by"
+        ):
+            build(tmp_path)
+
+    def test_two_entries_of_one_image(self, tmp_path):
+        folder_of(tmp_path, ["0.png", "1.png"])
+        write(tmp_path / "metadata.csv", "file_name,split\n0.png,train\n0.png,test\n1.png,test")
+        with pytest.raises(DataError, match=r"column 'split' says both train and test of 0\.png"):
+            build(tmp_path)
+
+    def test_tables(self, tmp_path):
+        images = [encoded(k) for k in range(5)]
+        values = ["train", "test", "Training", "validation", None]
+        file = parquet_of(tmp_path / "a.parquet", image=images, split=values, label=[0, 1, 2, 3, 4])
+        assert names(file) == ["row 0", "row 2"]
+        assert names(file, split="test") == ["row 1"]
+        assert names(file, split="validation") == ["row 3"]
+        dataset = build(file)
+        assert dataset.labels.tolist() == [0, 2]
+        assert "splits are those of column split: 1 test, 2 train, 1 validation" in str(
+            dataset.report
+        )
+        assert "of 1 rows, but empty; they are left out" in str(dataset.report)
+        parquet_of(tmp_path / "b" / "train.parquet", image=images, split=values)
+        parquet_of(tmp_path / "b" / "test.parquet", image=images)
+        with pytest.raises(
+            DataError, match=r"row 1 of train is test by column 'split', but train by"
+        ):
+            build(tmp_path / "b")
+        only = parquet_of(tmp_path / "c.parquet", image=images[:1], split=["test"])
+        with pytest.raises(DataError, match="has no split 'train'"):
+            build(only)
+
+
+class TestMixtures:
+    def test_what_is_beside_tables_is_named(self, tmp_path):
+        folder_of(tmp_path, [f"imgs/i{k}.png" for k in range(5)])
+        parquet_of(tmp_path / "notes.parquet", image=[encoded(k) for k in range(3)])
+        dataset = build(tmp_path, num_held_out=0)
+        assert len(dataset) == 3
+        assert "5 files are not read: 5 .png" in str(dataset.report)
+        tar_of(tmp_path / "x" / "0.tar", {"a.png": encoded(0)})
+        assert "6 files are not read: 5 .png, 1 .tar" in str(build(tmp_path).report)
+
+    def test_images_that_a_table_points_to_are_read(self, tmp_path):
+        folder_of(tmp_path, ["imgs/a.png", "imgs/b.png", "imgs/c.png"])
+        parquet_of(tmp_path / "train.parquet", image=["imgs/a.png"])
+        parquet_of(tmp_path / "test.parquet", image=["imgs/b.png"])
+        assert "1 files are not read: 1 .png" in str(build(tmp_path).report)
+
+    @pytest.mark.parametrize("others", [("sub/n.parquet",), ("a.tar",), ("a.tar", "b/n.parquet")])
+    def test_what_is_beside_images_is_named(self, tmp_path, others):
+        folder_of(tmp_path, ["imgs/a.png", "imgs/b.png"])
+        for name in others:
+            write(tmp_path / name, "x")
+        dataset = build(tmp_path, num_held_out=0)
+        assert (dataset.report.name, len(dataset)) == ("folder/train", 2)
+        assert f"{len(others)} files are not read: 1 ." in str(dataset.report)
+
+    def test_tables_below_and_shards_above(self, tmp_path):
+        parquet_of(tmp_path / "sub" / "n.parquet", image=[encoded(0), encoded(1)])
+        tar_of(tmp_path / "a.tar", {"a.png": encoded(0)})
+        dataset = build(tmp_path, num_held_out=0)
+        assert len(dataset) == 2
+        assert "1 files are not read: 1 .tar" in str(dataset.report)
+
+
 class TestLinks:
     def test_a_link_upwards_is_not_followed(self, tmp_path):
         root = folder_of(tmp_path / "data", ["train/1.png", "train/2.png", "test/3.png"])
@@ -199,6 +428,67 @@ class TestLinks:
         train, test = (set(names(tmp_path, split=split)) for split in ("train", "test"))
         assert (len(train), len(test), train & test) == (9, 1, set())
         assert "test" in str(build(tmp_path).report)
+
+    def test_splits_made_of_links(self, tmp_path):
+        folder_of(tmp_path, [f"all/{c}/{i}.png" for c in "xyz" for i in (1, 2)])
+        write(tmp_path / "all" / "x" / "1.txt", "one")
+        for link in ("train/x", "train/z", "test/y"):
+            (tmp_path / link).parent.mkdir(exist_ok=True)
+            (tmp_path / link).symlink_to(f"../all/{link[-1]}")
+        dataset = build(tmp_path)
+        found = [dataset.name_of(i) for i in range(len(dataset))]
+        assert found == ["train/x/1.png", "train/x/2.png", "train/z/1.png", "train/z/2.png"]
+        assert dataset.captions_of(0) == ("one",)
+        assert dataset.class_names == ["x", "y", "z"]
+        report = str(dataset.report)
+        assert "3 linked directories go by the names in their splits: train/x is all/x" in report
+        assert "not followed" not in report
+        assert names(tmp_path, split="test") == ["test/y/1.png", "test/y/2.png"]
+
+    def test_metadata_of_splits_made_of_links(self, tmp_path):
+        folder_of(tmp_path, ["all/x/1.png", "all/y/2.png"])
+        write(tmp_path / "all/metadata.csv", "file_name,text\nx/1.png,one\ny/2.png,two\n")
+        (tmp_path / "train").symlink_to("all/x")
+        (tmp_path / "test").symlink_to("all/y")
+        dataset = build(tmp_path)
+        assert (len(dataset), dataset.captions_of(0)) == (1, ("one",))
+        assert build(tmp_path, split="test").captions_of(0) == ("two",)
+
+    def test_one_directory_linked_from_two_splits(self, tmp_path):
+        folder_of(tmp_path / "a", ["all/x/1.png", "all/y/2.png"])
+        for split in ("train", "test"):
+            (tmp_path / "a" / split).symlink_to("all")
+        folder_of(tmp_path / "pool", ["1.png"])
+        folder_of(tmp_path / "b", [])
+        (tmp_path / "b").mkdir()
+        for split in ("train", "test"):
+            (tmp_path / "b" / split).symlink_to(tmp_path / "pool")
+        for root in ("a", "b"):
+            with pytest.raises(DataError, match="are the same directory, by links"):
+                build(tmp_path / root)
+        folder_of(tmp_path / "c", ["train/1.png", "more/2.png"])
+        for split in ("val", "test"):
+            (tmp_path / "c" / split).symlink_to("more")
+        assert names(tmp_path / "c") == ["train/1.png"]
+        assert names(tmp_path / "c", split="test") == ["test/2.png"]
+        assert "test and val are the same directory" in str(build(tmp_path / "c").report)
+
+    def test_links_among_splits_stay_harmless(self, tmp_path):
+        folder_of(tmp_path, ["train/1.png", "test/2.png", "cat/a/3.png", "cat/b/4.png"])
+        for k, link in enumerate(("train/x", "test/x", "cat/a/x", "cat/b/x")):
+            (tmp_path / link).symlink_to(tmp_path / ("test", "train", "cat/b", "cat/a")[k])
+        assert names(tmp_path) == ["train/1.png"]
+        assert names(tmp_path, split="test") == ["test/2.png"]
+
+    def test_shards_and_tables_in_splits_made_of_links(self, tmp_path):
+        for k, part in enumerate("xy"):
+            tar_of(tmp_path / "s" / "all" / part / "0.tar", {"a.png": encoded(k)})
+            parquet_of(tmp_path / "t" / "all" / part / "0.parquet", image=[encoded(k)] * (k + 1))
+        for root in ("s", "t"):
+            (tmp_path / root / "train").symlink_to("all/x")
+            (tmp_path / root / "test").symlink_to("all/y")
+            lengths = [len(build(tmp_path / root, split=split)) for split in ("train", "test")]
+            assert lengths == [1, 1 if root == "s" else 2]
 
     @pytest.mark.parametrize("link", [os.link, os.symlink])
     def test_a_file_in_train_and_test_is_named(self, tmp_path, link):

@@ -8,8 +8,10 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from spectok.data.decode import (
+    MAX_8_BIT,
     MAX_16_BIT,
     UnreadableImage,
     inspect_image,
@@ -21,8 +23,8 @@ from spectok.data.preprocessing import Preprocessing
 from spectok.data.report import DataReport, count_captions, count_labels
 from spectok.data.rows import Problem, Rows
 
-_DEEP_LOOKED_INTO = 100
-_SMALL_PART = 1 / 4
+_LOOKED_INTO = 100
+_SMALL_PART, _SMALL_PART_OF_8_BITS = 1 / 4, 1 / 8
 _USUAL_WHITES = (1, 255, 1023, 4095, 16383)
 
 
@@ -40,6 +42,8 @@ class Checks:
         num_bytes: Encoded size of each image that can be read; empty if images were decoded.
         ranges: Least and greatest value of grey images of more than 8 bits; of the first ones only,
             if images were not decoded.
+        ranges_of_8_bits: The same of images of 8 bits, up to the first that is not dark: of masks
+            with values 0 to 19, all are, and of photographs hardly any.
     """
 
     how: Literal["decoded", "headers"]
@@ -50,12 +54,27 @@ class Checks:
     pixels: UInt8[np.ndarray, "n c h w"] | None = None
     num_bytes: list[int] = field(default_factory=list)
     ranges: list[tuple[float, float]] = field(default_factory=list)
+    ranges_of_8_bits: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, index: int, size: tuple[int, int], mode: str) -> None:
         """Record an image that can be read."""
         self.kept.append(index)
         self.sizes[size] += 1
         self.modes[mode] += 1
+
+    def wants_range(self, mode: str, max_value: float | None) -> bool:
+        """Return whether it is worth looking into a further image of this mode."""
+        if self.how == "headers" and len(self._ranges(mode)) >= _LOOKED_INTO:
+            return False
+        cut_off = max_value is not None and max_value < MAX_8_BIT
+        return is_deep(mode) or cut_off or _are_dark(self.ranges_of_8_bits, MAX_8_BIT)
+
+    def add_range(self, image: Image.Image) -> None:
+        """Record the values of an image."""
+        self._ranges(image.mode).append(value_range(image))
+
+    def _ranges(self, mode: str) -> list[tuple[float, float]]:
+        return self.ranges if is_deep(mode) else self.ranges_of_8_bits
 
 
 def decode_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
@@ -70,8 +89,8 @@ def decode_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
             checks.problems.append(Problem(rows.name(index), str(error)))
         else:
             checks.add(index, image.size, image.mode)
-            if is_deep(image.mode):
-                checks.ranges.append(value_range(image))
+            if checks.wants_range(image.mode, preprocessing.max_value):
+                checks.add_range(image)
     checks.pixels = pixels[: len(checks.kept)]
     return checks
 
@@ -84,8 +103,8 @@ def inspect_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
             reference = rows.images[index]
             size, mode, num_bytes = inspect_image(reference)
             preprocessing.check_header(size, mode)
-            if is_deep(mode) and len(checks.ranges) < _DEEP_LOOKED_INTO:
-                checks.ranges.append(value_range(open_image(reference)))
+            if checks.wants_range(mode, preprocessing.max_value):
+                checks.add_range(open_image(reference))
         except UnreadableImage as error:
             checks.problems.append(Problem(rows.name(index), str(error)))
         else:
@@ -127,6 +146,7 @@ def _notes(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> list[str
     if bare:
         notes.append(f"{len(bare):,} images have no caption, such as {bare[0]}")
     notes += _range_notes(checks.ranges, preprocessing.max_value)
+    notes += _notes_on_8_bits(checks, preprocessing.max_value)
     if checks.how == "headers":
         notes.append("images are decoded on demand, so damage inside a file shows only then")
     return notes
@@ -157,3 +177,28 @@ def _range_notes(ranges: list[tuple[float, float]], max_value: float | None) -> 
             "), which are cut off; data.max_value says what is white"
         )
     return notes
+
+
+def _notes_on_8_bits(checks: Checks, max_value: float | None) -> list[str]:
+    """Return remarks on images of 8 bits that all come out dark, or some of them cut off."""
+    white = min(max_value or MAX_8_BIT, MAX_8_BIT)
+    highs = [high for _, high in checks.ranges_of_8_bits]
+    most = max(highs, default=0)
+    looked = f"{len(highs):,} looked into, of images with 8 bits"
+    deep_are_dark = _are_dark(checks.ranges, max_value or MAX_16_BIT)
+    if most and deep_are_dark and _are_dark(checks.ranges_of_8_bits, white):
+        return [
+            f"all {looked}, reach only {most:,g} of {white:,g} and come out almost black; "
+            f"data.max_value={most:g} would make that white"
+        ]
+    if outside := sum(high > white for high in highs):
+        return [
+            f"{outside:,} of {looked}, have values above {white:,g} (up to {most:,g}), which are "
+            "cut off; data.max_value says what is white"
+        ]
+    return []
+
+
+def _are_dark(ranges: list[tuple[float, float]], white: float) -> bool:
+    """Return whether no image has a value above an eighth of what is white."""
+    return all(high <= white * _SMALL_PART_OF_8_BITS for _, high in ranges)

@@ -34,7 +34,8 @@ class DataConfig(BaseModel):
         labels: False: read no class labels, even if there are some. None: read them if there are.
         image_column: Column with images. None: the column of type ``Image``, or ``image``, ``img``.
         max_value: What is white in grey images of more than 8 bits, such as 4095 for 12 bits in a
-            16-bit file, or in images of floating-point numbers, such as 1. None: 65,535, and images
+            16-bit file, or in images of floating-point numbers, such as 1; if it is below 255, also
+            in images of 8 bits, such as 19 in masks of 20 classes. None: 65,535 and 255, and images
             of floating-point numbers are refused.
         limit: Use only the first rows, in the data set's own fixed order.
         horizontal_flip: Training augmentation: mirror each image with probability 1/2.

@@ -27,7 +27,7 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _TAIL = 4096
 _LONGEST_REASON = 200
-MAX_16_BIT = 65535
+MAX_8_BIT, MAX_16_BIT = 255, 65535
 _EXPANSION, _SMALLEST_BOUND = 3000, 32 << 20
 """No usual format stores an image in less than a 3,000th, and 32 MiB are taken in any case."""
 
@@ -94,8 +94,8 @@ def is_deep(mode: str) -> bool:
 
 
 def value_range(image: Image.Image) -> tuple[float, float]:
-    """Return the least and the greatest value of a grey image."""
-    values = np.asarray(image)
+    """Return the least and the greatest value of a grey image, or of all channels of another."""
+    values = np.asarray(image if is_deep(image.mode) else to_channels(image, 3))
     return float(values.min()), float(values.max())
 
 
@@ -108,8 +108,9 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
     Args:
         image: Of any mode.
         channels: 1 or 3.
-        max_value: What is white in grey images of more than 8 bits or of floating-point numbers.
-            None: 65,535 (16-bit grey keeps its upper 8 bits), and floating-point is refused.
+        max_value: What is white in grey images of more than 8 bits or of floating-point numbers,
+            and, if it is below 255, in images of 8 bits. None: 65,535 (16-bit grey keeps its upper
+            8 bits) and 255, and floating-point is refused.
 
     Raises:
         UnreadableImage: If the pixels are floating-point and ``max_value`` is not given, or not
@@ -119,6 +120,8 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
         image = ImageOps.exif_transpose(image)
         if is_deep(image.mode):
             image = _to_8_bits(image, max_value)
+        elif max_value is not None and max_value < MAX_8_BIT and image.mode != "1":
+            image = _stretch_8_bits(image, max_value)
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             white = Image.new("RGBA", rgba.size, "white")
@@ -142,6 +145,17 @@ def _to_8_bits(image: Image.Image, max_value: float | None) -> Image.Image:
     if np.isnan(scaled).any():
         raise UnreadableImage("some pixels are NaN")
     return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+
+
+def _stretch_8_bits(image: Image.Image, max_value: float) -> Image.Image:
+    """Return an image of 8 bits in which ``max_value`` has become 255; its opacity is kept."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    values = (np.arange(256) * (MAX_8_BIT / max_value)).clip(0, MAX_8_BIT).round().astype(int)
+    tables = [range(256) if band == "A" else values for band in image.getbands()]
+    return image.point([int(value) for table in tables for value in table])
 
 
 @contextmanager

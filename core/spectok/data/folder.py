@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from spectok.data.columns import (
     CAPTION_COLUMNS,
     LABEL_COLUMNS,
@@ -31,9 +29,12 @@ from spectok.data.columns import (
 )
 from spectok.data.data_config import DataConfig
 from spectok.data.decode import IMAGE_SUFFIXES
+from spectok.data.directory_labels import directory_labels
 from spectok.data.listing import Listing, composed, list_files, some, suffix_of, unread_note
 from spectok.data.metadata import MAX_BYTES, METADATA, Entry, read_entries
 from spectok.data.rows import Captions, Problem, Rows
+from spectok.data.split_column import read_split_column
+from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division
 from spectok.errors import DataError
 from spectok.reading import read_text
@@ -52,25 +53,34 @@ def read_folder(root: Path, config: DataConfig) -> Rows:
     """
     listing = list_files(root)
     images = listing.with_suffix(IMAGE_SUFFIXES)
-    others = [name for name in listing.files if suffix_of(name) not in IMAGE_SUFFIXES]
     if not images:
-        raise DataError(f"{root} holds no image{_instead(others)}")
+        raise DataError(f"{root} holds no image{_instead(listing.files)}")
+    images = rename_by_links(listing, images)
+    others = [name for name in listing.files if suffix_of(name) not in IMAGE_SUFFIXES]
     division = Division(images)
-    names, owns_split = division.choose(config.split, str(root))
     metadata = [name for name in others if name.rpartition("/")[2] in METADATA]
+    entries, remarks = _divided_entries(listing, metadata, division)
+    names, owns_split = division.choose(config.split, str(root))
     if metadata:
-        rows, used = _with_metadata(listing, metadata, division, names, config), set(metadata)
+        where = ", ".join(str(root / name) for name in metadata)
+        rows, used = _with_metadata(listing, where, entries, division, names, config), {*metadata}
     else:
         texts = {composed(name): name for name in others if suffix_of(name) == ".txt"}
         captions, used = _sidecar_captions(root, names, texts)
         labels, class_names, notes = None, None, []
         if config.labels is not False:
-            labels, class_names, notes = _directory_labels(division, names)
+            labels, class_names, notes = directory_labels(division, names)
         paths = [str(root / name) for name in names]
         rows = Rows(paths, names, labels, captions, class_names, notes=notes)
         used |= _sidecars(images, texts) if captions is not None else set()
     left = [suffix_of(name) for name in others if name not in used]
-    found = [*division.notes(), *_in_both(root, division), *listing.notes(), *unread_note(left)]
+    found = [
+        *division.notes(),
+        *remarks,
+        *_in_both(root, division),
+        *listing.notes(),
+        *unread_note(left),
+    ]
     problems = [*listing.problems, *rows.problems]
     return replace(rows, problems=problems, notes=[*rows.notes, *found], owns_split=owns_split)
 
@@ -107,37 +117,6 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _directory_labels(
-    division: Division, names: list[str]
-) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
-    """Return labels, class names and notes from the directories that directly hold the images.
-
-    Classes are numbered over all splits, so that a split that lacks a class agrees with the others.
-    Where nothing is below the directories of the splits, as in ``cats/train/1.png``, the classes
-    are above them.
-    """
-    everywhere = [name for split in division.splits.values() for name in split] or names
-    above = not any(_class_directory(division, name, above=False) for name in everywhere)
-    classes = {name: _class_directory(division, name, above) for name in everywhere}
-    class_names = sorted({found for found in classes.values() if found})
-    distinct = {split: {classes[n] for n in part} for split, part in division.splits.items()}
-    if len(class_names) < 2 or (above and max(map(len, distinct.values()), default=2) < 2):
-        return None, None, []
-    if loose := [name for name in names if not classes[name]]:
-        note = f"no labels: {len(loose):,} images lie outside class directories, such as {loose[0]}"
-        return None, None, [note]
-    numbers = {name: number for number, name in enumerate(class_names)}
-    return np.array([numbers[classes[name]] for name in names], np.int64), class_names, []
-
-
-def _class_directory(division: Division, name: str, above: bool) -> str:
-    """Return the directory that says the class of an image; empty if there is none."""
-    directories, (_, place) = name.split("/")[:-1], division.place(name)
-    if place is not None:
-        directories = directories[:place] if above else directories[place + 1 :]
-    return composed(directories[-1]) if directories else ""
-
-
 def _sidecar_captions(
     root: Path, names: list[str], texts: dict[str, str]
 ) -> tuple[list[Captions] | None, set[str]]:
@@ -164,13 +143,32 @@ def _sidecar(image: str) -> str:
     return composed(f"{os.path.splitext(image)[0]}.txt")
 
 
+def _divided_entries(
+    listing: Listing, metadata: list[str], division: Division
+) -> tuple[dict[str, list[Entry]], list[str]]:
+    """Return the metadata entries of each image, and remarks; a column of splits divides them."""
+    present = {composed(name): name for name in listing.files} | {n: n for n in listing.files}
+    everywhere = _entries_by_image(listing.root, metadata, present | listing.renamed)
+    names = [name for name, group in everywhere.items() for _ in group]
+    entries = [entry for group in everywhere.values() for entry in group]
+    columns = list(dict.fromkeys(key for entry in entries for key in entry))
+    column, notes = read_split_column(columns, lambda key: [entry.get(key) for entry in entries])
+    if column is not None:
+        division.declare(column, names, ", ".join(metadata))
+        notes += column.unknown_note()
+    return everywhere, notes
+
+
 def _with_metadata(
-    listing: Listing, metadata: list[str], division: Division, names: list[str], config: DataConfig
+    listing: Listing,
+    where: str,
+    everywhere: dict[str, list[Entry]],
+    division: Division,
+    names: list[str],
+    config: DataConfig,
 ) -> Rows:
     """Return the images that the metadata list; they are sorted by name, as without metadata."""
-    where = ", ".join(str(listing.root / name) for name in metadata)
-    present = {composed(name): name for name in listing.files} | {n: n for n in listing.files}
-    everywhere = _entries_by_image(listing.root, metadata, present)
+    present = {*listing.files}
     entries = (entry for group in everywhere.values() for entry in group)
     columns = list(dict.fromkeys(key for entry in entries for key in entry))
     caption_column = choose_column(config.caption_column, CAPTION_COLUMNS, columns, where)
@@ -191,7 +189,7 @@ def _with_metadata(
             class_names = class_names_of(values.values())
             labels, notes = number_labels([values[n] for n in kept], class_names, where, kept)
         elif kept:
-            labels, class_names, notes = _directory_labels(division, kept)
+            labels, class_names, notes = directory_labels(division, kept)
     captions = None
     if caption_column:
         captions = [as_captions([e.get(caption_column) for e in everywhere[n]], n) for n in kept]

@@ -23,14 +23,19 @@ class Listing:
     Args:
         root: The directory.
         files: Paths relative to it, with ``/``, sorted.
-        passed_over: Linked directories that were not read again.
+        passed_over: Linked directories that were not read again, and under which name each was read
+            already; None where it lies above the data.
         problems: Directories that cannot be read.
+        renamed: The new names of files that go by the name of another link.
+        remarks: Further remarks, one sentence each.
     """
 
     root: Path
     files: list[str] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)
+    passed_over: dict[str, str | None] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def with_suffix(self, suffixes: Iterable[str]) -> list[str]:
         """Return the files with one of these suffixes, in lower case and with their dot."""
@@ -38,13 +43,14 @@ class Listing:
         return [name for name in self.files if suffix_of(name) in wanted]
 
     def notes(self) -> list[str]:
-        """Return a remark on the directories that were not read again."""
+        """Return remarks on the directories that were not read again."""
         if not self.passed_over:
-            return []
+            return self.remarks
         what = "directories are" if len(self.passed_over) > 1 else "directory is"
         return [
             f"{len(self.passed_over):,} linked {what} not followed, being read under another name "
-            f"or above the data: {some(self.passed_over)}"
+            f"or above the data: {some(list(self.passed_over))}",
+            *self.remarks,
         ]
 
 
@@ -63,7 +69,9 @@ def list_files(root: Path) -> Listing:
 
 
 def walk(
-    root: Path, passed_over: list[str] | None = None, problems: list[Problem] | None = None
+    root: Path,
+    passed_over: dict[str, str | None] | None = None,
+    problems: list[Problem] | None = None,
 ) -> Iterator[str]:
     """Yield the files below a directory, by their relative paths, in no particular order.
 
@@ -73,11 +81,13 @@ def walk(
 
     Args:
         root: The directory.
-        passed_over: Receives the links that were not followed.
+        passed_over: Receives the links that were not followed, and what they are read as.
         problems: Receives the directories that cannot be read.
     """
     real = root.resolve()
-    seen = {_identity(str(parent)) for parent in real.parents}
+    seen: dict[tuple[int, int], str | None] = {
+        _identity(str(parent)): None for parent in real.parents
+    }
     own, linked = deque([""]), deque[str]()
     while own or linked:
         base = own.popleft() if own else linked.popleft()
@@ -92,9 +102,9 @@ def walk(
             continue
         if identity in seen:
             if passed_over is not None:
-                passed_over.append(base)
+                passed_over[base] = seen[identity]
             continue
-        seen.add(identity)
+        seen[identity] = base
         for entry in found:
             name = f"{base}/{entry.name}".lstrip("/")
             if entry.name.startswith("."):

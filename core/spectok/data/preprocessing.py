@@ -38,8 +38,9 @@ class Preprocessing:
         interior: (top, left, height, width) of the image inside an added border; losses and metrics
             are computed inside it. None: no border.
         expected_size: (width, height) of all source images, which ``interior`` assumes. None: any.
-        max_value: What is white in grey images of more than 8 bits or of floating-point numbers.
-            None: 65,535, and images of floating-point numbers are refused.
+        max_value: What is white in grey images of more than 8 bits or of floating-point numbers,
+            and, if it is below 255, in images of 8 bits. None: 65,535 and 255, and images of
+            floating-point numbers are refused.
     """
 
     steps: tuple[Step, ...]

@@ -6,6 +6,10 @@ shards, the name ends at the first dot: beside ``000017.jpg``, ``000017.mask.png
 of that row, not another image. Where no image has the name alone, as with ``a.b.png`` and
 ``a.c.png``, each is a row of its own, with the texts of its whole name and of ``a``.
 
+Splits are those of the shards, ``train-0001.tar`` and ``test-0001.tar``; or else those of the
+directories inside, ``train/cat/1.png``, with the directories below them as classes; or else what
+the JSON of each row says in its column ``split``.
+
 Members are stored as they are, so an index of their offsets gives random access: shuffling and
 resuming are exact, nothing is copied, and a truncated shard is found before training, whereas a
 stream would silently end early.
@@ -33,8 +37,11 @@ from spectok.data.columns import (
 )
 from spectok.data.data_config import DataConfig
 from spectok.data.decode import IMAGE_SUFFIXES, UnreadableImage
+from spectok.data.directory_labels import directory_labels
 from spectok.data.listing import composed, list_files, local_path, some, suffix_of, unread_note
 from spectok.data.rows import Problem, Rows
+from spectok.data.split_column import read_split_column
+from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division
 from spectok.errors import DataError
 from spectok.reading import MAX_TEXT_BYTES, check_regular, parse_json
@@ -63,7 +70,17 @@ class Member:
 
 @dataclass
 class _Row:
+    """An image with its texts.
+
+    Args:
+        name: The shard and the name inside it.
+        path: The directory inside, and a name that no other row has.
+        image: Where the image is.
+        columns: Texts, label and what the JSON says.
+    """
+
     name: str
+    path: str
     image: Member
     columns: dict[str, Any]
 
@@ -74,11 +91,13 @@ class _Group:
 
     Args:
         name: The shard and the name.
+        directory: The directory inside the shard.
         images: Suffix and image by the part of the name between the first and the last dot.
         texts: That part, and the columns, of texts, labels and JSON.
     """
 
     name: str
+    directory: str = ""
     images: dict[str, tuple[str, Member]] = field(default_factory=dict)
     texts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
@@ -93,6 +112,7 @@ class _Findings:
         bare: Groups without an image.
         several: Groups with several images of one name.
         dotted: Rows called by a name with several dots.
+        paths: The paths of all rows, each of which is given once.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -100,6 +120,7 @@ class _Findings:
     bare: list[str] = field(default_factory=list)
     several: list[str] = field(default_factory=list)
     dotted: list[str] = field(default_factory=list)
+    paths: set[str] = field(default_factory=set)
 
     def notes(self) -> list[str]:
         """Return remarks, one sentence each."""
@@ -134,9 +155,39 @@ def read_shards(pattern: str, config: DataConfig) -> Rows:
         raise DataError(
             f"{pattern} holds no image{found}{held}; each row needs one, such as 0001.jpg"
         )
-    result = _as_rows(rows, pattern, config)
-    notes = [*result.notes, *division.notes(), *notes, *findings.notes()]
+    inside, remarks = _divide_rows(rows, pattern)
+    if division.splits:
+        _check_inside(rows, inside, division.place(chosen[0])[0], pattern)
+        inside = None
+    else:
+        _, owns_split = inside.choose(config.split, pattern)
+        remarks += inside.notes()
+    result = _as_rows(rows, inside, pattern, config)
+    notes = [*result.notes, *division.notes(), *remarks, *notes, *findings.notes()]
     return replace(result, problems=findings.problems, notes=notes, owns_split=owns_split)
+
+
+def _divide_rows(rows: list[_Row], where: str) -> tuple[Division, list[str]]:
+    """Return which rows belong to which split by directories inside shards and by a column."""
+    paths = [row.path for row in rows]
+    division = Division(paths)
+    columns = list(dict.fromkeys(key for row in rows for key in row.columns))
+    column, notes = read_split_column(columns, lambda key: [r.columns.get(key) for r in rows])
+    if column is not None:
+        division.declare(column, paths, where)
+        notes += column.unknown_note()
+    return division, notes
+
+
+def _check_inside(rows: list[_Row], inside: Division, split: str | None, where: str) -> None:
+    """Refuse shards of ``train`` that hold rows of ``test``, or the reverse."""
+    for row in rows:
+        found, _ = inside.place(row.path)
+        if found is not None and found != split and "train" in (found, split):
+            raise DataError(
+                f"{where}: {row.name} is {found} by what its shard holds, but {split} by the name "
+                "of the shard; correct one of them, or give the shards of one split alone"
+            )
 
 
 def _find_shards(pattern: str) -> tuple[Path, list[str], list[Problem], list[str]]:
@@ -148,7 +199,8 @@ def _find_shards(pattern: str) -> tuple[Path, list[str], list[Problem], list[str
     if path.is_dir():
         root, listing = path, list_files(path)
         every = listing.with_suffix([".tar"])
-        names = [name for name in every if "/" not in name] or every
+        names = [name for name in every if "/" not in name]
+        names = names or rename_by_links(listing, every, file_names=True)
         left = [suffix_of(name) for name in listing.files if name not in {*names}]
         problems, notes = listing.problems, [*listing.notes(), *unread_note(left)]
     else:
@@ -202,7 +254,8 @@ def _add_member(
     key = f"{directory}/{stem}".strip("/")
     middle, _, suffix = suffixes.rpartition(".")
     suffix = suffix.lower()
-    group = groups.setdefault(composed(key), _Group(f"{path.name}:{key}"))
+    inside = "/".join(part for part in directory.split("/") if part not in ("", "."))
+    group = groups.setdefault(composed(key), _Group(f"{path.name}:{key}", inside))
     if not member.isfile() or member.issparse():  # a link or a device; a file with holes
         findings.unread["that are links or devices"] += 1
     elif f".{suffix}" in IMAGE_SUFFIXES:
@@ -238,7 +291,11 @@ def _rows_of(group: _Group, findings: _Findings) -> Iterator[_Row]:
         name = f"{group.name}.{middle}" if middle else group.name
         if middle:
             findings.dotted.append(name)
-        yield _Row(name, image, columns)
+        path = f"{group.directory}/{name.replace('/', ':')}".lstrip("/")
+        if path in findings.paths:  # of a shard of the same name in another directory
+            path += f"@{image.shard.replace('/', ':')}"
+        findings.paths.add(path)
+        yield _Row(name, path, image, columns)
 
 
 def _parse(suffix: str, content: bytes, place: str) -> dict[str, Any]:
@@ -256,16 +313,30 @@ def _parse(suffix: str, content: bytes, place: str) -> dict[str, Any]:
         raise DataError(f"{place} cannot be read ({reason}); write the shard again") from error
 
 
-def _as_rows(rows: list[_Row], where: str, config: DataConfig) -> Rows:
-    """Return indexed rows with their label and caption columns."""
+def _as_rows(rows: list[_Row], division: Division | None, where: str, config: DataConfig) -> Rows:
+    """Return the rows of one split with their label and caption columns.
+
+    Args:
+        rows: All rows; classes are numbered over all of them.
+        division: Which of them belong to which split by their paths. None: all to one.
+        where: The shards, for messages.
+        config: Names the split and the columns.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row.columns))
-    names = [row.name for row in rows]
+    chosen = rows
+    if division is not None and division.splits:
+        paths = {*division.choose(config.split, where)[0]}
+        chosen = [row for row in rows if row.path in paths]
+    names = [row.name for row in chosen]
     captions, labels, class_names, notes = None, None, None, []
     if name := choose_column(config.caption_column, CAPTION_COLUMNS, columns, where):
-        captions = [as_captions([row.columns.get(name)], row.name) for row in rows]
+        captions = [as_captions([row.columns.get(name)], row.name) for row in chosen]
     name = choose_column(config.label_column, LABEL_COLUMNS, columns, where)
     if name and config.labels is not False:
-        values = [row.columns.get(name) for row in rows]
-        class_names = class_names_of(values)
+        class_names = class_names_of(row.columns.get(name) for row in rows)
+        values = [row.columns.get(name) for row in chosen]
         labels, notes = number_labels(values, class_names, where, names)
-    return Rows([row.image for row in rows], names, labels, captions, class_names, notes=notes)
+    elif division is not None and division.in_directories and config.labels is not False:
+        labels, class_names, notes = directory_labels(division, [row.path for row in chosen])
+    images = [row.image for row in chosen]
+    return Rows(images, names, labels, captions, class_names, notes=notes)

@@ -10,59 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 from spectok.data.listing import some
+from spectok.data.split_column import SplitColumn
+from spectok.data.split_words import (
+    FILLER,
+    LOOK_ALIKES,
+    MEANING,
+    QUALIFIERS,
+    SHORT,
+    SPELLINGS,
+    WORD,
+    SplitName,
+    parse_split_name,
+)
 from spectok.errors import DataError, did_you_mean
-
-SPELLINGS = {
-    "train": ("train", "training", "trn", "trainval"),
-    "test": ("test", "testing", "tst"),
-    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation", "holdout"),
-}
-_MEANING = {word: split for split, words in SPELLINGS.items() for word in words}
-_FILLER = "(?:data(?:set)?|set|image|img|picture|pic|photo|split|file|folder|part|shard)s?|of"
-_JOINED = re.compile(rf"({'|'.join(_MEANING)})(?:{_FILLER})")
-_WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])")
-
-
-class SplitName(NamedTuple):
-    """What a name says about a split.
-
-    Args:
-        split: ``train``, ``test`` or ``validation``.
-        rest: The other words of the name; empty if it says nothing else.
-    """
-
-    split: str
-    rest: str
-
-
-@lru_cache(1 << 16)
-def parse_split_name(name: str, is_file: bool = False) -> SplitName | None:
-    """Return what a name says about a split; None if it says nothing, or names two splits.
-
-    Args:
-        name: A directory, the stem of a file, or a split of a data set on the hub.
-        is_file: Whether a split as the first word is all that counts, as in
-            ``train-00000-of-00001-a09b74b3ef9c3b56``.
-    """
-    name = re.sub(r"(?i)(hold|held)[\W_]*out", "holdout", name)
-    for text in (name, name.lower()):  # TestSet is two words, TRAINset is one
-        words = [word.lower() for word in _WORD.findall(text)]
-        words = [m[1] if (m := _JOINED.fullmatch(word)) else word for word in words]
-        if words == ["train", "val"]:
-            words = ["trainval"]
-        meant = {_MEANING[word] for word in words if word in _MEANING}
-        if meant:
-            break
-    if len(meant) != 1:
-        return None
-    if is_file and words[0] in _MEANING:
-        return SplitName(meant.pop(), "")
-    rest = [word for word in words if word not in _MEANING and not re.fullmatch(_FILLER, word)]
-    return SplitName(meant.pop(), " ".join(rest))
 
 
 class Division:
@@ -79,21 +41,55 @@ class Division:
     """
 
     def __init__(self, paths: Sequence[str], file_names: bool = False):
-        self._file_names, self._rest_is_train = file_names, False
-        self._words: set[str] = set()
+        self._file_names, self._rest_is_train, self._short = file_names, False, False
+        self._accepted: set[SplitName] = set()
         self._containers: set[str] = set()
         self._places: dict[str, tuple[str | None, int | None]] = {}
         keys = list(dict.fromkeys(map(self._key, paths)))
-        self._recognise([self._parts(key) for key in keys])
+        self._recognise(keys)
         self._find_containers(keys)
+        self._paths, self._declared, self._column = paths, dict[str, str | None](), ""
+        self._divide()
+
+    @property
+    def in_directories(self) -> bool:
+        """Whether names divide the data, and not a column alone."""
+        return bool(self._accepted)
+
+    def _divide(self) -> None:
         self.splits: dict[str, list[str]] = {}
         self.outside: list[str] = []
-        for path in paths:
+        for path in self._paths:
             split, _ = self.place(path)
             (self.outside if split is None else self.splits.setdefault(split, [])).append(path)
 
+    def declare(self, column: SplitColumn, paths: Sequence[str], where: str) -> None:
+        """Divide paths by a column too, where their own names say nothing.
+
+        Args:
+            column: What a table says of each path.
+            paths: The path of each row; several rows may be of one path.
+            where: The table, for messages.
+
+        Raises:
+            DataError: If a path has two splits.
+        """
+        places = [self.place(path) for path in paths]
+        known = [split if index is not None else None for split, index in places]
+        column.check(known, lambda row: paths[row], where)
+        self._column = column.name
+        for path, (_, index), split in zip(paths, places, column.splits):
+            if index is None and self._declared.setdefault(path, split) != split:
+                raise DataError(
+                    f"{where}: column {column.name!r} says both {self._declared[path] or 'nothing'}"
+                    f" and {split or 'nothing'} of {path}; correct one of them"
+                )
+        self._divide()
+
     def place(self, path: str) -> tuple[str | None, int | None]:
         """Return the split of a path, and which of its parts says so; None where there is none."""
+        if path in self._declared:
+            return self._declared[path], None
         key = self._key(path)
         if key not in self._places:
             says = self._says(key)
@@ -133,14 +129,31 @@ class Division:
             return directory
         return f"{directory}/{name.rpartition('.')[0] or name}".lstrip("/")
 
-    def _parts(self, key: str) -> list[SplitName | None]:
+    def _parts(self, key: str, short: bool = False) -> list[SplitName | None]:
         """Return what each part of a key says about a split."""
         names = key.split("/")
-        last = len(names) - 1
-        return [parse_split_name(n, self._file_names and i == last) for i, n in enumerate(names)]
+        last, short = len(names) - 1, short or self._short
+        return [
+            parse_split_name(n, self._file_names and i == last, short) for i, n in enumerate(names)
+        ]
 
-    def _recognise(self, all_parts: list[list[SplitName | None]]) -> None:
-        """Find the words that splits have beside their own, and whether all others are train."""
+    def _recognise(self, keys: list[str]) -> None:
+        """Find the names of splits, and whether all others are train.
+
+        Short words such as ``tr`` and ``va`` count only if both a training and another part are
+        there and nothing else is: beside ``de`` and ``us`` they are countries.
+        """
+        self._accepted = self._accept(keys)
+        if not self._accepted and all(any(self._parts(key, short=True)) for key in keys):
+            self._short = True
+            self._accepted = self._accept(keys)
+            if self._rest_is_train or len({split for split, _ in self._accepted}) < 2:
+                self._short, self._rest_is_train, self._accepted = False, False, set()
+
+    def _accept(self, keys: list[str]) -> set[SplitName]:
+        """Return the names of splits."""
+        all_parts = [self._parts(key) for key in keys]
+        top = _num_common(keys)
         groups: dict[str, set[str]] = {}
         plain: set[str | None] = set()
         at_top: set[str] = set()
@@ -148,17 +161,24 @@ class Division:
             for found in filter(None, parts):
                 groups.setdefault(found.rest, set()).add(found.split)
             plain.add(next((p.split for p in parts if p and not p.rest), None))
-            if parts[0] and not parts[0].rest:
-                at_top.add(parts[0].split)
-        self._words = {
-            rest for rest, splits in groups.items() if "train" in splits and splits - {"train"}
+            at_top |= {p.split for p in parts[top : top + 1] if p and not p.rest}
+        qualified = {
+            SplitName(split, rest)
+            for rest in groups.keys() & QUALIFIERS
+            for split in groups[rest] - {"train"}
         }
-        if self._words or plain == {None}:
-            return
-        if None not in plain:
-            self._words = {""}
-        elif at_top - {"train"} and "train" not in plain:
-            self._words, self._rest_is_train = {""}, True
+        rests = {r for r, splits in groups.items() if "train" in splits and splits - {"train"}}
+        if not rests and None not in plain:
+            rests = {""}
+        elif not rests and at_top - {"train"} and "train" not in plain:
+            rests, self._rest_is_train = {""}, True
+        elif not rests and "train" in plain and qualified:
+            rests = {""}
+        accepted = {SplitName(split, rest) for rest in rests for split in groups[rest]}
+        if "" in rests:  # beside train and val, test_unlabeled is the test part
+            taken = set() if self._rest_is_train else groups[""]
+            accepted |= {name for name in qualified if name.split not in taken}
+        return accepted
 
     def _find_containers(self, keys: list[str]) -> None:
         """Find directories such as ``training_data`` that hold both ``train`` and ``test``."""
@@ -175,7 +195,7 @@ class Division:
         found = [
             (index, "/".join(names[: index + 1]), parsed.split)
             for index, parsed in enumerate(self._parts(key))
-            if parsed is not None and parsed.rest in self._words
+            if parsed is not None and parsed in self._accepted
         ]
         return [entry for entry in found if entry[1] not in self._containers]
 
@@ -185,23 +205,41 @@ class Division:
         for path in paths:
             _, index = self.place(path)
             names = path.split("/")
-            if index is None:
+            if path in self._declared:
+                found[f"those of column {self._column}"] = None
+            elif index is None:
                 found["everything else"] = None
             elif index < len(names) - 1:
                 found["/".join(names[: index + 1])] = None
             else:  # the words of train-0001.tar and train-0002.tar, not each file
-                words = _WORD.findall(names[-1])
-                found[next((w for w in words if w.lower() in _MEANING), names[-1])] = None
+                words = WORD.findall(names[-1])
+                known = MEANING | SHORT if self._short else MEANING
+                found[next((w for w in words if w.lower() in known), names[-1])] = None
         return list(found)
 
     def _look_alikes(self) -> list[str]:
         """Return remarks on names that say ``test`` or so in data that are not divided."""
         found: dict[str, None] = {}
-        for key in dict.fromkeys(map(self._key, self.outside)):
+        shorts: dict[str, str] = {}
+        stems: dict[str, str] = {}
+        keys = list(dict.fromkeys(map(self._key, self.outside)))
+        says_all = all(any(self._parts(key)) for key in keys)
+        for key in keys:
             names = key.split("/")
-            for index, parsed in enumerate(self._parts(key)):
-                if parsed is not None:
-                    found["/".join(names[: index + 1])] = None
+            parsed, short = self._parts(key), self._parts(key, short=True)
+            for index, name in enumerate(names):
+                path = "/".join(names[: index + 1])
+                stems.setdefault(_stem(name), path)
+                if (split := parsed[index]) is not None:
+                    if " " not in name or says_all or split.rest in ("", *QUALIFIERS):
+                        found[path] = None  # but not test tubes beside beakers
+                elif (either := short[index]) is not None and not either.rest:
+                    shorts.setdefault(either.split, path)
+        if "train" in shorts and len(shorts) > 1:
+            found |= dict.fromkeys(shorts.values())
+        for pair in LOOK_ALIKES:
+            if stems.keys() >= {*pair}:
+                found |= {stems[word]: None for word in pair}
         notes = []
         if found:
             notes.append(
@@ -227,7 +265,23 @@ class Division:
         ]
 
 
-_MAYBE = re.compile("|".join(sorted({word[:3] for word in _MEANING} | {"held"})), re.IGNORECASE)
+_MAYBE = re.compile("|".join(sorted({word[:3] for word in MEANING} | {"held"})), re.IGNORECASE)
+
+
+def _num_common(keys: Sequence[str]) -> int:
+    """Return how many directories all keys begin with, such as the one that an archive holds."""
+    count = 0
+    for names in zip(*(key.split("/") for key in keys)):
+        if len(set(names)) > 1:
+            break
+        count += 1
+    return count
+
+
+def _stem(name: str) -> str:
+    """Return the words of a name that say something, in lower case."""
+    words = [word.lower() for word in WORD.findall(name)]
+    return " ".join(word for word in words if not re.fullmatch(FILLER, word))
 
 
 def choose_split(available: Iterable[str], split: str, where: str) -> tuple[str, bool]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unicodedata import normalize
 
 import numpy as np
 
@@ -20,10 +20,15 @@ from spectok.data.columns import (
     number_labels,
 )
 from spectok.data.data_config import DataConfig
-from spectok.data.decode import UnreadableImage
-from spectok.data.listing import list_files, some
-from spectok.data.rows import Problem, Rows
+from spectok.data.decode import IMAGE_SUFFIXES
+from spectok.data.encoded_images import EncodedImages, root_cause
+from spectok.data.listing import Listing, list_files, some, suffix_of, unread_note
+from spectok.data.metadata import METADATA
+from spectok.data.rows import Rows
+from spectok.data.split_column import SplitColumn, read_split_column
+from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division, choose_split
+from spectok.data.split_words import parse_split_name
 from spectok.errors import DataError, one_line
 from spectok.reading import check_regular
 
@@ -31,56 +36,6 @@ if TYPE_CHECKING:
     import datasets
 
     _Tables = dict[str, datasets.Dataset]
-
-
-class EncodedImages(Sequence[Any]):
-    """The image column of a table, not yet decoded.
-
-    Args:
-        table: The table.
-        column: A column of type ``Image``, or of encoded images, or of paths.
-        places: Directories in which relative paths are looked up.
-
-    Raises:
-        DataError: If the column cannot be read as images.
-    """
-
-    def __init__(self, table: datasets.Dataset, column: str, places: Sequence[Path] = ()):
-        import datasets as hf
-
-        try:
-            chosen = table.select_columns([column])
-            self.table = chosen.cast_column(column, hf.Image(decode=False))
-        except Exception as error:  # pyarrow and datasets share no base
-            raise DataError(
-                f"column {column!r} cannot be read as images ({_root_cause(error)}); name another "
-                "with data.image_column"
-            ) from error
-        self.column, self.places = column, places
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            image = self.table[index][self.column]
-        except Exception as error:  # as above
-            raise UnreadableImage(_root_cause(error)) from error
-        if image is None or image.get("bytes") or not image.get("path"):
-            return image
-        return {"bytes": None, "path": self._find(image["path"])}
-
-    def _find(self, path: str) -> str:
-        """Return where an image is: beside the table, below ``data.path``, or as it stands.
-
-        A name with an accent may be spelt in two normal forms.
-        """
-        if not os.path.isabs(path):
-            for place in self.places:
-                for form in (path, normalize("NFC", path), normalize("NFD", path)):
-                    if os.path.exists(candidate := os.path.join(place, form)):
-                        return candidate
-        return path
 
 
 def read_parquet(path: Path, config: DataConfig) -> Rows:
@@ -94,15 +49,31 @@ def read_parquet(path: Path, config: DataConfig) -> Rows:
     Raises:
         DataError: If the split does not exist, or a file cannot be read.
     """
-    root, files, problems, notes = _parquet_files(path)
+    root, files, listing, notes = _parquet_files(path)
     division = Division(files, file_names=True)
     splits = division.splits or {"train": division.outside}
-    split, owns_split = choose_split(splits, config.split, str(path))
+    if division.splits:
+        choose_split(splits, config.split, str(path))  # refused before anything is loaded
     tables = {name: _load_parquet(path, root, found) for name, found in splits.items()}
-    places = list(dict.fromkeys([*((root / file).parent for file in splits[split]), root]))
-    rows = _as_rows(tables, split, owns_split, str(path), config, places)
-    rows.problems.extend(problems)
-    rows.notes.extend([*division.notes(), *notes])
+    places = {
+        name: list(dict.fromkeys([*((root / file).parent for file in found), root]))
+        for name, found in splits.items()
+    }
+    whole = dict(tables)
+    if division.splits:
+        for name, table in tables.items():
+            _check_column(table, name, str(path))
+        numbers, remarks = None, []
+    else:
+        tables, numbers, remarks = _divide(tables["train"], str(path))
+    split, owns_split = choose_split(tables, config.split, str(path))
+    places_of_split = places[split if division.splits else "train"]
+    rows = _as_rows(tables, split, owns_split, str(path), config, places_of_split)
+    rows = replace(rows, names=numbers and [f"row {row}" for row in numbers[split]])
+    if listing is not None:
+        rows.problems.extend(listing.problems)
+        remarks += _unread(listing, files, whole, places, rows.images)
+    rows.notes.extend([*division.notes(), *notes, *remarks])
     return rows
 
 
@@ -121,15 +92,75 @@ def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
         tables = _load(name, subset)
     except Exception as error:  # network, authentication and builder errors share no base
         raise DataError(
-            f"cannot load {name!r} from the Hugging Face Hub ({_root_cause(error)}); "
+            f"cannot load {name!r} from the Hugging Face Hub ({root_cause(error)}); "
             "offline, set data.path to a directory of images or of parquet files"
         ) from error
+    many = len(tables) > 1
+    numbers, remarks = None, []
+    if many:
+        tables = {s: _without_others(table, s, name, remarks) for s, table in tables.items()}
+    else:
+        (table,) = tables.values()
+        divided, numbers, remarks = _divide(table, name)
+        tables = divided if numbers else tables
     split, owns_split = choose_split(tables, config.split, name)
     rows = _as_rows(tables, split, owns_split, name, config)
-    if split != config.split and len(tables) > 1:
+    rows = replace(rows, names=numbers and [f"row {row}" for row in numbers[split]])
+    rows.notes.extend(remarks)
+    if split != config.split and many:
         others = some(sorted(tables.keys() - {split}))
         rows.notes.append(f"split {config.split} is read from {split}; there are also {others}")
     return rows
+
+
+def _split_column(table: datasets.Dataset, where: str) -> tuple[SplitColumn | None, list[str]]:
+    """Return the column that says which split each row is in, if there is one, and remarks."""
+
+    def values_of(name: str) -> list[Any]:
+        values = _column(table, name, where)
+        if names := getattr(table.features[name], "names", None):
+            return [names[v] if isinstance(v, int) and v >= 0 else v for v in values]
+        return values
+
+    plain = [name for name in table.column_names if _is_plain(table, name)]
+    return read_split_column(plain, values_of)
+
+
+def _divide(
+    table: datasets.Dataset, where: str
+) -> tuple[_Tables, dict[str, list[int]] | None, list[str]]:
+    """Divide a table by its column of splits; return the rows of each part too, and remarks."""
+    column, notes = _split_column(table, where)
+    if column is None:
+        return {"train": table}, None, notes
+    rows = column.rows()
+    parts = {split: table.select(found) for split, found in rows.items()}
+    return parts, rows, notes + column.notes()
+
+
+def _check_column(table: datasets.Dataset, split: str, where: str) -> None:
+    """Refuse a table in which a column says another split than the name of its file."""
+    column, _ = _split_column(table, where)
+    if column is not None:
+        column.check([split] * len(table), lambda row: f"row {row} of {split}", where)
+
+
+def _without_others(
+    table: datasets.Dataset, split: str, where: str, notes: list[str]
+) -> datasets.Dataset:
+    """Return a table without the rows of which a column says that they are of another split."""
+    column, _ = _split_column(table, where)
+    parsed = parse_split_name(split, is_file=True)
+    if column is None or parsed is None:
+        return table
+    kept = [row for row, said in enumerate(column.splits) if said in (None, parsed.split)]
+    if len(kept) == len(table):
+        return table
+    notes.append(
+        f"{len(table) - len(kept):,} rows of split {split} are left out, because column "
+        f"{column.name} says that they are of another"
+    )
+    return table.select(kept)
 
 
 def _load(*arguments: Any, **options: Any) -> _Tables:
@@ -146,15 +177,17 @@ def _load(*arguments: Any, **options: Any) -> _Tables:
     return {str(name): table for name, table in tables.items()}
 
 
-def _parquet_files(path: Path) -> tuple[Path, list[str], list[Problem], list[str]]:
-    """Return a directory, the parquet files below it, what cannot be read, and remarks.
+def _parquet_files(path: Path) -> tuple[Path, list[str], Listing | None, list[str]]:
+    """Return a directory, the parquet files to read, the files below it, and remarks.
 
     Files in sub-directories other than ``data`` count where there are none above them.
     """
     if not path.is_dir():
-        return path.parent, [path.name], [], []
+        return path.parent, [path.name], None, []
     listing = list_files(path)
-    files = listing.with_suffix([".parquet"])
+    found = listing.with_suffix([".parquet"])
+    files = [name for name in found if name.rpartition("/")[2] not in METADATA] or found
+    files = rename_by_links(listing, files, file_names=True)
     if not files:
         raise DataError(
             f"{path} holds no parquet file; give one, or a directory with train.parquet"
@@ -164,7 +197,25 @@ def _parquet_files(path: Path) -> tuple[Path, list[str], list[Problem], list[str
     if upper and len(upper) < len(files):
         lower = some([name for name in files if name not in upper])
         notes.append(f"parquet files in further directories are not read: {lower}")
-    return path, upper or files, listing.problems, notes
+    return path, upper or files, listing, notes
+
+
+def _unread(
+    listing: Listing,
+    files: list[str],
+    tables: _Tables,
+    places: dict[str, list[Path]],
+    images: Any,
+) -> list[str]:
+    """Return a remark on files beside the tables, but for the images that rows point to."""
+    left = [name for name in listing.files if name not in {*files}]
+    if any(suffix_of(name) in IMAGE_SUFFIXES for name in left):
+        used: set[str] = set()
+        for split, table in tables.items():
+            if images.column in table.column_names:
+                used |= EncodedImages(table, images.column, places[split]).files()
+        left = [name for name in left if os.path.abspath(listing.root / name) not in used]
+    return unread_note(map(suffix_of, left))
 
 
 def _load_parquet(path: Path, root: Path, files: list[str]) -> datasets.Dataset:
@@ -175,7 +226,7 @@ def _load_parquet(path: Path, root: Path, files: list[str]) -> datasets.Dataset:
         return _load("parquet", data_files=[str(root / file) for file in files])["train"]
     except Exception as error:  # pyarrow and datasets wrap each other's errors in several ways
         where = root / files[0] if len(files) == 1 else path
-        raise DataError(f"{where} is not readable as parquet ({_root_cause(error)})") from error
+        raise DataError(f"{where} is not readable as parquet ({root_cause(error)})") from error
 
 
 def _as_rows(
@@ -298,13 +349,5 @@ def _column(table: datasets.Dataset, column: str, where: str) -> list[Any]:
     try:
         return list(table[column])
     except Exception as error:  # a damaged text, or whatever pyarrow raises
-        reason = _root_cause(error)
+        reason = root_cause(error)
         raise DataError(f"{where}: column {column!r} cannot be read ({reason})") from error
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the first error of a chain, on one line and cut to a readable length."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "…"
