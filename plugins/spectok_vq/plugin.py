@@ -1,4 +1,4 @@
-"""Registers ``vqvae`` and its successors, and the quantizers ``vq`` and ``ema``."""
+"""Registers ``vqvae`` and its successors, and the quantizers ``vq``, ``ema``, ``wasserstein``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from spectok import hookimpl
 
 @hookimpl
 def spectok_tokenizers() -> dict[str, Any]:
-    """Register ``vqvae``, ``vqvae2``, ``cvqvae`` and ``vqgan``."""
+    """Register ``vqvae``, ``vqvae2``, ``cvqvae``, ``vqgan`` and ``vqwae``."""
     from spectok_vq.cvqvae import CVQVAE
     from spectok_vq.model import VQVAE
     from spectok_vq.vqgan import VQGAN
     from spectok_vq.vqvae2 import VQVAE2
+    from spectok_vq.vqwae import VQWAE
 
-    return {"vqvae": VQVAE, "vqvae2": VQVAE2, "cvqvae": CVQVAE, "vqgan": VQGAN}
+    return {
+        "vqvae": VQVAE,
+        "vqvae2": VQVAE2,
+        "cvqvae": CVQVAE,
+        "vqgan": VQGAN,
+        "vqwae": VQWAE,
+    }
 
 
 @hookimpl
 def spectok_quantizers() -> dict[str, Any]:
-    """Register ``vq`` and ``ema``."""
+    """Register ``vq``, ``ema`` and ``wasserstein``."""
     from spectok_vq.quantizer import EMAQuantizer, GradientQuantizer
+    from spectok_vq.wasserstein import WassersteinQuantizer
 
-    return {"vq": GradientQuantizer, "ema": EMAQuantizer}
+    return {"vq": GradientQuantizer, "ema": EMAQuantizer, "wasserstein": WassersteinQuantizer}
