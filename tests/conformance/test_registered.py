@@ -12,8 +12,9 @@ from spectok.testing.small import small_quantizer, small_tokenizer
 
 TOKEN_SPACES = ("vqvae", "qgvae", "fqvae")  # a grid, a list of global tokens, frequency maps
 NEVER_EDITED = ["fsq", "lfq", "bsq", "simvq", "residual_fsq", "residual_lfq", "residual_simvq"]
-NEVER_EDITED += ["vq", "sq", "gumbel"]
+NEVER_EDITED += ["vq", "sq", "gumbel", "wasserstein"]
 BATCH_ENTROPY = ["lfq", "bsq", "residual_lfq"]
+TRANSPORT = "the transport of a batch to the codes is not the mean of its parts' transports"
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,8 @@ class TestQuantizers(QuantizerConformance):
     def test_accumulation_equals_one_big_step(self, build, option):
         if option in BATCH_ENTROPY:
             pytest.skip("the entropy of a batch's mean is not the mean of its parts' entropies")
+        if option == "wasserstein":
+            pytest.skip(TRANSPORT)
         super().test_accumulation_equals_one_big_step(build)
 
     def test_memory_is_bounded(self, build, option):
@@ -85,6 +88,8 @@ class TestTokenizers(TokenizerConformance):
     def test_accumulation_equals_one_big_step(self, build, key):
         if key == "dqvae":  # the square of a mean share is not the mean of its parts' squares
             build = functools.partial(small_tokenizer, key, budget_weight=0.0)
+        if key == "vqwae":
+            pytest.skip(TRANSPORT)
         super().test_accumulation_equals_one_big_step(build)
 
 
