@@ -39,7 +39,7 @@ class TrainConfig(Section):
         optimizer: ``adam``, or ``adamw`` with decoupled weight decay.
         learning_rate: Peak learning rate.
         betas: Decay of the optimiser's first and second moments.
-        weight_decay: Weight decay, on parameters of two or more dimensions only.
+        weight_decay: Weight decay, on parameters of two or more dimensions, quantizers excepted.
         lr_schedule: After the warm-up: ``constant``, or down to zero at ``steps`` as ``linear`` or
             ``cosine``.
         warmup_steps: Steps over which the learning rate rises linearly from zero.
