@@ -1,4 +1,4 @@
-"""Registers the tokenizer ``sqvae`` and the quantizers ``sq`` and ``gumbel``."""
+"""Registers the tokenizers ``sqvae`` and ``hvqvae``, the quantizers ``sq``, ``gumbel``, ``hqa``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from spectok import hookimpl
 
 @hookimpl
 def spectok_tokenizers() -> dict[str, Any]:
-    """Register ``sqvae``."""
+    """Register ``sqvae`` and ``hvqvae``."""
+    from spectok_stochastic.hierarchy import HVQVAE
     from spectok_stochastic.model import SQVAE
 
-    return {"sqvae": SQVAE}
+    return {"sqvae": SQVAE, "hvqvae": HVQVAE}
 
 
 @hookimpl
 def spectok_quantizers() -> dict[str, Any]:
-    """Register ``sq`` and ``gumbel``."""
+    """Register ``sq``, ``gumbel`` and ``hqa``."""
+    from spectok_stochastic.probabilistic import ProbabilisticQuantizer
     from spectok_stochastic.quantizer import GumbelQuantizer, StochasticQuantizer
 
-    return {"sq": StochasticQuantizer, "gumbel": GumbelQuantizer}
+    return {"sq": StochasticQuantizer, "gumbel": GumbelQuantizer, "hqa": ProbabilisticQuantizer}

@@ -99,7 +99,11 @@ class StochasticQuantizer(RelaxedQuantizer):
         return products / self.variance()
 
     def weigh(
-        self, z: Float[Tensor, "b n d"], z_q: Float[Tensor, "b n d"], entropy: Float[Tensor, ""]
+        self,
+        z: Float[Tensor, "b n d"],
+        z_q: Float[Tensor, "b n d"],
+        entropy: Float[Tensor, ""],
+        score: Float[Tensor, ""],
     ) -> dict[str, Tensor]:
         """Return the two latent terms of the bound."""
         distance = (z - z_q).square().mean() / (2 * self.variance())
@@ -179,7 +183,11 @@ class GumbelQuantizer(RelaxedQuantizer):
         return torch.cat(found)
 
     def weigh(
-        self, z: Float[Tensor, "b n d"], z_q: Float[Tensor, "b n d"], entropy: Float[Tensor, ""]
+        self,
+        z: Float[Tensor, "b n d"],
+        z_q: Float[Tensor, "b n d"],
+        entropy: Float[Tensor, ""],
+        score: Float[Tensor, ""],
     ) -> dict[str, Tensor]:
         """Return the divergence from uniform codes."""
         weight = self.kl_weight * half_cosine(self.step_counter.steps, self.kl_warmup_steps)

@@ -48,6 +48,11 @@ class RelaxedQuantizer(CodebookQuantizer):
         codebook_size: Codes K per codebook.
         num_codebooks: Codebooks, each for an equal run of consecutive positions.
         init_range: Codes start uniform in ``[-init_range, init_range]``.
+
+    Attributes:
+        given_seeds: Seeds of the images' noise in the next forward pass. A model with several such
+            quantizers draws once per image for all of them: several draws one after the other
+            would depend on how the batch is split.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class RelaxedQuantizer(CodebookQuantizer):
             learned=True,
             init_range=init_range,
         )
+        self.given_seeds: list[int] | None = None
 
     @property
     @abstractmethod
@@ -81,7 +87,11 @@ class RelaxedQuantizer(CodebookQuantizer):
 
     @abstractmethod
     def weigh(
-        self, z: Float[Tensor, "b n d"], z_q: Float[Tensor, "b n d"], entropy: Float[Tensor, ""]
+        self,
+        z: Float[Tensor, "b n d"],
+        z_q: Float[Tensor, "b n d"],
+        entropy: Float[Tensor, ""],
+        score: Float[Tensor, ""],
     ) -> dict[str, Tensor]:
         """Return the weighted losses.
 
@@ -89,15 +99,18 @@ class RelaxedQuantizer(CodebookQuantizer):
             z: Encoder vectors.
             z_q: Quantised vectors.
             entropy: Mean entropy H(q) of a vector's code, in nats.
+            score: Mean over vectors of the expected score Σ_k q_k s_k.
         """
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Mix or choose codes; see :class:`~spectok.Quantizer`."""
         indices = self.search(z)
         codes = self.lookup(indices.unsqueeze(-1))
-        mixed, entropy = self.relax(z, self.draw_seeds(z.shape[0]) if self.training else None)
+        seeds = self.draw_seeds(z.shape[0]) if self.training else None
+        mixed, entropy, score = self.relax(z, seeds)
         z_q = straight_through(z, codes) if mixed is None else mixed
-        losses = self.weigh(z, z_q, entropy.mean() / self.num_tokens)
+        means = entropy.mean() / self.num_tokens, score.mean() / self.num_tokens
+        losses = self.weigh(z, z_q, *means)
         if self.training:
             self.observe(z.detach(), self.rows(indices))
         return QuantizerOutput(z_q, indices.unsqueeze(-1), losses, self.usage())
@@ -107,13 +120,14 @@ class RelaxedQuantizer(CodebookQuantizer):
         return super().usage() | {"temperature": self.frequency.new_full((), self.temperature)}
 
     def draw_seeds(self, batch_size: int) -> list[int]:
-        """Draw one seed per image, the same however the batch is split."""
-        return (draw_per_sample(batch_size) * NUM_SEEDS).long().tolist()
+        """Draw one seed per image, the same however the batch is split, or use those given."""
+        seeds, self.given_seeds = self.given_seeds, None
+        return draw_image_seeds(batch_size) if seeds is None else seeds
 
     def relax(
         self, z: Float[Tensor, "b n d"], seeds: Sequence[int] | None
-    ) -> tuple[Tensor | None, Float[Tensor, "b"]]:
-        """Return mixed codes, and the entropy of each image's codes.
+    ) -> tuple[Tensor | None, Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Return mixed codes, and each image's sums of entropies and of expected scores.
 
         Args:
             z: Encoder vectors.
@@ -127,8 +141,8 @@ class RelaxedQuantizer(CodebookQuantizer):
             block = slice(start, start + size)
             arguments = z[block], None if seeds is None else seeds[block]
             parts.append(checkpoint(self._relax_block, *arguments, use_reentrant=False))
-        mixed, entropy = zip(*parts)
-        return None if seeds is None else torch.cat(mixed), torch.cat(entropy)
+        mixed, entropy, score = zip(*parts)
+        return None if seeds is None else torch.cat(mixed), torch.cat(entropy), torch.cat(score)
 
     def block_size(self, device: torch.device) -> int:
         """Return how many images' scores are held at once."""
@@ -137,16 +151,24 @@ class RelaxedQuantizer(CodebookQuantizer):
 
     def _relax_block(
         self, z: Float[Tensor, "b n d"], seeds: Sequence[int] | None
-    ) -> tuple[Tensor | None, Float[Tensor, "b"]]:
-        log_q = self.scores(self.by_codebook(z)).log_softmax(-1)  # (G, B N / G, K)
-        negative = rearrange((log_q.exp() * log_q).sum(-1), "g (b s) -> b (g s)", b=z.shape[0])
-        entropy = -negative.sum(1)
+    ) -> tuple[Tensor | None, Float[Tensor, "b"], Float[Tensor, "b"]]:
+        scores = self.scores(self.by_codebook(z))  # (G, B N / G, K)
+        log_q = scores.log_softmax(-1)
+        negative, expected = (
+            rearrange((log_q.exp() * value).sum(-1), "g (b s) -> b (g s)", b=z.shape[0]).sum(1)
+            for value in (log_q, scores)
+        )
         if seeds is None:
-            return None, entropy
+            return None, -negative, expected
         noise = gumbel_noise(seeds, (self.num_tokens, self.codebook_size), z.device)
         weights = torch.softmax((log_q + self.by_codebook(noise)) / self.temperature, dim=-1)
         mixed = rearrange(weights @ self.codebook, "g (b s) d -> b (g s) d", b=z.shape[0])
-        return mixed, entropy
+        return mixed, -negative, expected
+
+
+def draw_image_seeds(batch_size: int) -> list[int]:
+    """Draw one seed per image, the same however the batch is split, in its first draw."""
+    return (draw_per_sample(batch_size) * NUM_SEEDS).long().tolist()
 
 
 def gumbel_noise(

@@ -21,8 +21,8 @@ class VQWAE(VQVAE):
         image_size: Height and width, in pixels; divisible by ``downsample_factor``.
         in_channels: 1 for grey, 3 for colour.
         downsample_factor: Power of two f; an image has (image_size / f)^2 tokens.
-        codebook_size: Codes in the codebook; 512 in the paper.
-        codebook_dim: Length of a code; 64 in the paper.
+        codebook_size: Codes in the codebook; 512 in the released code.
+        codebook_dim: Length of a code; 64 in the released code.
         channels: Hidden channels.
         num_blocks: Residual blocks in the encoder and in the decoder.
         residual_channels: Hidden channels of a residual block.

@@ -26,7 +26,7 @@ def far_along(quantizer, steps):
 # -- both ---
 
 
-@pytest.mark.parametrize("name", ["sq", "gumbel"])
+@pytest.mark.parametrize("name", ["sq", "gumbel", "hqa"])
 def test_training_mixes_codes_and_eval_takes_one(name):
     quantizer, z = make(name), torch.randn(3, 6, 4)
     mixed = quantizer(z).z_q
@@ -36,7 +36,7 @@ def test_training_mixes_codes_and_eval_takes_one(name):
     assert torch.cdist(quantizer.eval()(z).z_q, codes).amin(-1).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["sq", "gumbel"])
+@pytest.mark.parametrize("name", ["sq", "gumbel", "hqa"])
 def test_an_images_noise_is_its_own(name):
     quantizer, z = make(name), torch.randn(4, 6, 4)
     torch.manual_seed(3)
@@ -50,7 +50,7 @@ def test_an_images_noise_is_its_own(name):
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 3])
-@pytest.mark.parametrize("name", ["sq", "gumbel"])
+@pytest.mark.parametrize("name", ["sq", "gumbel", "hqa"])
 def test_blocks_change_nothing(name, num_codebooks, monkeypatch):
     results = []
     for images_at_once in (4, 1):
@@ -66,7 +66,7 @@ def test_blocks_change_nothing(name, num_codebooks, monkeypatch):
         assert torch.allclose(whole, parts, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sq", "gumbel"])
+@pytest.mark.parametrize("name", ["sq", "gumbel", "hqa"])
 def test_codes_are_drawn_with_their_probabilities(name):
     quantizer = make(name, num_tokens=1, codebook_size=4)
     z = torch.randn(1, 1, 4)
@@ -81,7 +81,7 @@ def test_training_mixes_codes_as_the_formula_says():
     """z_q = Σ_k softmax((log q + g) / τ)_k e_k, each position with its own codebook and noise."""
     quantizer = far_along(make("gumbel", anneal_steps=100, num_codebooks=2), 50)
     z, seeds = torch.randn(2, 6, 4), [3, 4]
-    mixed, _ = quantizer.relax(z, seeds)
+    mixed, *_ = quantizer.relax(z, seeds)
     noise = relaxation.gumbel_noise(seeds, (6, 8), z.device)
     assert 0.1 < quantizer.temperature < 0.9
     for position in range(6):
