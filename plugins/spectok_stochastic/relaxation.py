@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from spectok.quantizers import (
+    BLOCK_BYTES,
     CodebookQuantizer,
     QuantizerOutput,
     draw_per_sample,
     straight_through,
 )
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 SMALLEST_TEMPERATURE = 1e-3
 NUM_SEEDS = 1 << 24  # as many as the values of a float32 drawn from [0, 1)
 

@@ -15,9 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from spectok.quantizers import sum_over_ranks
+from spectok.quantizers import BLOCK_BYTES, sum_over_ranks
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 ANNEALED = 2 / 3  # of the iterations, in which epsilon falls to its final value
 SMALLEST_SHARE = 1e-30  # of a code's mass; its logarithm is still finite
 

@@ -72,7 +72,7 @@ from spectok.quantizers.codebook import CodebookQuantizer
 from spectok.quantizers.contract import Quantizer, QuantizerLevel, outermost_quantizers
 from spectok.quantizers.losses import codebook_losses, straight_through
 from spectok.quantizers.running import RunningQuantizer
-from spectok.quantizers.search import DISTANCE_BYTES, nearest_codes
+from spectok.quantizers.search import BLOCK_BYTES, DISTANCE_BYTES, nearest_codes
 from spectok.quantizers.statistics import (
     FEWEST_MEMBERS,
     FREQUENCY_DECAY,
@@ -85,6 +85,7 @@ from spectok.quantizers.statistics import (
 from spectok.recipes.schema import QuantizerOption
 
 __all__ = [
+    "BLOCK_BYTES",
     "DISTANCE_BYTES",
     "FEWEST_MEMBERS",
     "FREQUENCY_DECAY",

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 DISTANCE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # of scores that a gradient goes through
 
 
 @torch.no_grad()
