@@ -47,7 +47,8 @@ Statistics
     below which a code has no mean.
 
 Search
-    :func:`nearest_codes` is exact, and holds at most :data:`DISTANCE_BYTES` of distances.
+    :func:`nearest_codes` is exact, and holds at most :data:`DISTANCE_BYTES` of distances. Scores
+    that a gradient goes through are held in blocks of :data:`BLOCK_BYTES`.
 
 Losses
     :func:`straight_through` and :func:`codebook_losses`, both of VQ-VAE.
