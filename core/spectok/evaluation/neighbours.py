@@ -13,7 +13,7 @@ from spectok.errors import InputError
 
 K = 3
 """Neighbours that decide how far a vector's surroundings reach; the paper's choice."""
-ROWS = 256  # vectors compared with all others at once
+BLOCK_BYTES = 4 << 20  # of distances held at once
 SAME = 1e-12  # of a squared length: what rounding makes of a squared distance of 0
 
 
@@ -25,7 +25,7 @@ def precision_recall(
     A ball around each vector of a set reaches to its ``k``-th nearest neighbour in the set.
     Precision is the share of generated vectors inside a ball of the real ones; recall is the share
     of real vectors inside a ball of the generated ones. In an exact copy of the real set both are
-    1. Memory is bounded by :data:`ROWS` times the larger set.
+    1. Memory is bounded by :data:`BLOCK_BYTES`, a few times over.
 
     Args:
         real: Feature vectors of real images.
@@ -52,12 +52,13 @@ def precision_recall(
 
 def radii(vectors: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n"]:
     """Return the squared distance of each vector from its ``k``-th neighbour, itself left out."""
-    found = []
-    for start in range(0, len(vectors), ROWS):
-        squares = _squared_distances(vectors[start : start + ROWS], vectors)
-        rows = torch.arange(len(squares))
+    found, start = [], 0
+    for part in vectors.split(_rows_at_once(vectors)):
+        squares = _squared_distances(part, vectors)
+        rows = torch.arange(len(part))
         squares[rows, rows + start] = torch.inf
         found.append(squares.kthvalue(k, dim=1).values)
+        start += len(part)
     return torch.cat(found)
 
 
@@ -73,8 +74,12 @@ def inside(
     """
     lengths = centres.double().square().sum(1)
     surface = reach + SAME * lengths  # equal vectors are not at distance 0, but at that of rounding
-    parts = vectors.split(ROWS)
+    parts = vectors.split(_rows_at_once(centres))
     return torch.cat([(_squared_distances(part, centres) <= surface).any(1) for part in parts])
+
+
+def _rows_at_once(others: Tensor) -> int:
+    return max(1, BLOCK_BYTES // (8 * len(others)))
 
 
 def _squared_distances(rows: Tensor, others: Tensor) -> Float[Tensor, "r n"]:
