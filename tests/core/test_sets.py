@@ -212,7 +212,7 @@ def test_what_cannot_be_measured_says_why(dataset, networks, fake, tmp_path, mon
 def test_images_that_do_not_fit_are_refused(dataset, networks, fake, tmp_path):
     with pytest.raises(InputError, match=r"of shape \(1, 8, 8\) cannot be compared with real ones"):
         evaluate_images([fake[..., :8, :8]], dataset, networks)
-    with pytest.raises(InputError, match="1 generated and 40 real images .* at least 2"):
+    with pytest.raises(InputError, match=r"1 generated and 40 real images .* at least 2"):
         evaluate_images([fake[:1]], dataset, networks)
     with pytest.raises(InputError, match="99 labels for 100 images"):
         evaluate_images([fake], dataset, networks, classes=Classes([0] * 99, 10))
