@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ from spectok_generation.text.encoder import TextEncoder
 PLAN, MANIFEST = "samples.json", "metadata.jsonl"
 """What a folder is to hold, written first; and a line for each image, written last."""
 FORMAT = 1
+UNFINISHED = re.compile(r"\.\d+\.partial\.\w+")
+"""Names of files that a process was killed while writing; see ``whole_file``."""
 HASHED = ("labels", "prompts", "known")
 """Settings that a plan holds as a hash."""
 
@@ -193,9 +196,9 @@ def check_is_ours(folder: Path) -> None:
         CheckpointError: If it does, or is a file.
     """
     with contextlib.suppress(FileNotFoundError):
-        held = sorted(os.listdir(folder)) if not folder.is_file() else None
-        if held is None:
+        if folder.is_file():
             raise CheckpointError(f"{folder} is a file; give a folder for the images")
+        held = sorted(name for name in os.listdir(folder) if not UNFINISHED.fullmatch(name))
         if held and PLAN not in held:
             raise CheckpointError(
                 f"{folder} holds {shown(held[0])} and no {PLAN}: it is not a folder of drawn "
@@ -235,9 +238,9 @@ def _begin(folder: Path, plan: dict[str, Any]) -> list[int]:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n", CheckpointError)
-    for unfinished in folder.glob(".*.partial.*"):  # of processes that were killed
-        unfinished.unlink(missing_ok=True)
     held = set(os.listdir(folder))
+    for name in filter(UNFINISHED.fullmatch, held):
+        (folder / name).unlink(missing_ok=True)
     return [n for n in range(plan["num_images"]) if file_name(n) not in held]
 
 

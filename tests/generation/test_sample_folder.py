@@ -189,6 +189,10 @@ def test_other_weights_and_other_folders_are_refused(gpt, tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds 'photo.png' and no samples.json"):
         draw_to_folder(prior, tokenizer, tmp_path / "mine", wanted)
     assert contents(tmp_path / "mine") == {"photo.png": b"mine"}
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".123.partial.json").touch()  # killed while it wrote the plan
+    draw_to_folder(prior, tokenizer, tmp_path / "begun", wanted)
+    assert len(list((tmp_path / "begun").iterdir())) == 11 + len((PLAN, MANIFEST))
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file; give a folder"):
         draw_to_folder(prior, tokenizer, tmp_path / "file", wanted)
@@ -269,7 +273,7 @@ def test_sample_writes_files_or_a_picture(spectok, run_folder, tmp_path):
     status, out, _ = spectok(*draw, "--out", tmp_path / "files", "--class", 2)
     assert status == 0
     assert "5 images, each a file" in out
-    assert f"next: spectok eval {run_folder} --num-images 5" in out
+    assert f"next: spectok eval {run_folder} --num-images 5 --data DATA" in out
     lines = (tmp_path / "files" / MANIFEST).read_text().splitlines()
     assert [json.loads(line)["class"] for line in lines] == [2] * 5
     with Image.open(tmp_path / "files" / "000004.png") as picture:

@@ -103,8 +103,13 @@ class Folder(Output):
 
     def next_command(self, again: list[str], model: str, wanted: Wanted, trust: bool) -> list[str]:
         """Return the words that measure the prior; see :meth:`Output.next_command`."""
+        from spectok.recipes.files import RUN_RECIPE
+
         number = ["--num-images", str(max(2, wanted.num_images))]
-        return ["eval", model, *number, *["--trust"] * trust]
+        runs = (Path(model), Path(model).absolute().parent)
+        is_known = any((folder / RUN_RECIPE).is_file() for folder in runs)
+        data = [] if is_known else ["--data", "DATA"]
+        return ["eval", model, *number, *data, *["--trust"] * trust]
 
 
 def choose_output(out: Path, batch_size: int, columns: int | None, compiled: bool) -> Output:
