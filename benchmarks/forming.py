@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +76,7 @@ def main() -> None:
     drawn = choose_rows(found, arguments.rows)
     draw(reference.images[: arguments.images], drawn).savefig(arguments.out, dpi=150)
     record = {
-        "command": f"python benchmarks/forming.py {' '.join(names)} --out {arguments.out.name}",
+        "command": f"python benchmarks/forming.py {shlex.join(words_without_folders())}",
         "cut": arguments.cut,
         "num_images": len(reference.images),
         "machine": describe_machine(),
@@ -104,6 +106,11 @@ def parse() -> argparse.Namespace:
         parser.error("--rows is at least 1")
     arguments.measured = max(arguments.measured, arguments.images)
     return arguments
+
+
+def words_without_folders() -> list[str]:
+    """Return the words of the command line; of a path, its last part."""
+    return [Path(word).name if "/" in word else word for word in sys.argv[1:]]
 
 
 def name_runs(folders: list[Path]) -> list[str]:
