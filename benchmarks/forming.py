@@ -6,7 +6,8 @@
 After Fig. 11 of the paper of QG-VAE: a block per run, a row per kept checkpoint, a column per
 held-out image; the originals come first. A run keeps more checkpoints with ``train.keep_last``.
 ``--rows`` draws fewer of them: for a single run spread over its steps; for several, as in the
-paper, those nearest to PSNRs that all runs passed through, so that a row has about one PSNR.
+paper, those nearest to PSNRs that all runs passed through, so that a row has about one PSNR; the
+nearest may be the same one twice.
 
 In numbers, in a file beside the picture that ends in ``.json``: the squared error of ``--measured``
 held-out images, decoded from tokens, is split by radial frequency, below and from ``--cut`` cycles
@@ -213,7 +214,8 @@ def reconstruct(model: ImageTokenizer, dataset: ImageDataset, batch_size: int = 
 def summarise(numbers: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a run's numbers, with how far each band has formed at each checkpoint."""
     last = numbers[-1]["unexplained"]
-    checkpoints, forms_at = [], dict.fromkeys(BANDS)
+    forms_at: dict[str, int | None] = dict.fromkeys(BANDS)
+    checkpoints = []
     for entry in numbers:
         formed = {
             band: (1 - entry["unexplained"][band]) / (1 - last[band]) if last[band] < 1 else None
