@@ -147,8 +147,8 @@ def training_step(data_set: str, key: str) -> Callable[[], None]:
     options = {name: value for name, value in recipe.tokenizer.items() if name != "name"}
     model = load_tokenizer(recipe.tokenizer["name"], **options).train()
     optimizer = torch.optim.Adam(model.parameters())
-    shape = (recipe.train.batch_size, model.in_channels, model.image_size, model.image_size)
-    images = torch.rand(shape) * 2 - 1
+    size, channels = recipe.tokenizer["image_size"], recipe.tokenizer["in_channels"]
+    images = torch.rand(recipe.train.batch_size, channels, size, size) * 2 - 1
 
     def step() -> None:
         output = model(images)
