@@ -270,9 +270,10 @@ def _level(in_channels: int, out_channels: int, num_blocks: int, attend: bool) -
 
 
 def _middle(channels: int, attend: bool) -> nn.Sequential:
-    attention = [PixelAttention(channels)] if attend else []
     return nn.Sequential(
-        ResidualBlock(channels, channels), *attention, ResidualBlock(channels, channels)
+        ResidualBlock(channels, channels),
+        *([PixelAttention(channels)] if attend else []),
+        ResidualBlock(channels, channels),
     )
 
 
