@@ -14,6 +14,8 @@ from spectok.data import DataConfig, build_dataset
 from spectok.errors import DataError, InputError
 from spectok.evaluation import ImageClassifier, Networks, evaluate_images
 from spectok.testing.small import small_tokenizer
+from spectok.training.launch import accelerated
+from spectok.training.train_config import TrainConfig
 from spectok_generation import (
     DiffusionOptions,
     TokenPipeline,
@@ -136,6 +138,25 @@ def test_what_cannot_be_measured_is_refused_before_drawing(
     reading = make("cat", text={"fingerprint": "x", "path": "a test", "width": 6})
     with pytest.raises(DataError, match="draws captions, and the data has none"):
         choose_wanted(reading, digits, 4)
+
+
+def evaluate_rank(prior, tokenizer, dataset, wanted, networks, file):
+    with accelerated(TrainConfig(), Path()):
+        found = evaluate_prior(prior, tokenizer, dataset, wanted, networks, batch_size=3)
+    if os.environ["RANK"] == "1":
+        file.write_text(json.dumps(found))
+
+
+def test_two_processes_measure_what_one_measures(
+    make, tokenizer, shapes, classifier, fork_ranks, tmp_path
+):
+    prior, networks = make("gpt"), Networks(classifier=classifier)
+    wanted = choose_wanted(prior, shapes, 13)
+    alone = evaluate_prior(prior, tokenizer, shapes, wanted, networks)
+    given = (prior, tokenizer, shapes, wanted, networks, tmp_path / "found.json")
+    assert fork_ranks(evaluate_rank, *given) == [0, 0]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found == json.loads(json.dumps(alone))
 
 
 # -- the command -----------------------------------------------------------------------------------

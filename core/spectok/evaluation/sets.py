@@ -102,6 +102,7 @@ def kernel_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> t
             nn.Identity(),
             subsets=1 if once else KID_SUBSETS,
             subset_size=min(smallest, KID_SUBSET_SIZE),
+            sync_on_compute=False,  # the other processes may be doing something else
         )
         metric.update(real.double(), real=True)  # pyright: ignore - a torch module's attribute
         metric.update(fake.double(), real=False)  # pyright: ignore
