@@ -23,9 +23,7 @@ TITLES = {
     "bits_per_image": "bits per image",
     "num_images": "images",
 }
-NOT_MEASURED = (
-    "Not measured yet. `spectok eval MODEL --card` measures a tokenizer and writes its numbers here."
-)
+NOT_MEASURED = "Not measured yet: `spectok eval MODEL --card` does, and writes the numbers here."
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,9 @@ def render(subject: Subject) -> str:
     )
     header = known.to_dict()
     if subject.data_license:
-        header["data_license"] = subject.data_license  # `license` is the model's, its owner's to say
+        header["data_license"] = (
+            subject.data_license
+        )  # `license` is the model's, its owner's to say
     header[SECTION] = {"written": placeholder(), "weights": subject.weights, "measured": []}
     parts = [
         f"\n# {_escape(subject.name)}",
@@ -203,7 +203,9 @@ def _data(subject: Subject) -> list[str]:
     width = max(len(heading) for heading, _ in subject.data)
     lines = "\n".join(f"{heading:{width}}  {one_line(text)}" for heading, text in subject.data)
     parts = ["## Data", fenced(lines, "text")]
-    return [*parts, f"Licence of the data: {subject.data_license}."] if subject.data_license else parts
+    return (
+        [*parts, f"Licence of the data: {subject.data_license}."] if subject.data_license else parts
+    )
 
 
 def _list(value: Any) -> list[Mapping[str, Any]]:

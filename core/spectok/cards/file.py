@@ -50,10 +50,7 @@ def replace_key(card: str, key: str, value: Any) -> str:
     header = found["header"]
     own = re.compile(rf"^{re.escape(key)}[ \t]*:.*\n(?:[ \t-].*\n|[ \t]*\n)*", re.M)
     new = "" if value is None else dump_yaml({key: value})
-    if own.search(header):
-        header = own.sub(lambda _: new, header, count=1)
-    else:
-        header = header + new
+    header = own.sub(lambda _: new, header, count=1) if own.search(header) else header + new
     return f"---\n{header}---\n{card[found.end() :]}"
 
 

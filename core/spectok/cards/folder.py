@@ -79,9 +79,7 @@ def record_claim(folder: Path, claim: Claim, subject: Subject) -> Path:
     card = render(subject) if fresh else read_text(path, CheckpointError)
     untouched = fresh or is_untouched(card)
     earlier = [] if fresh else claims_of(read_header(card, str(path)), str(path))
-    kept = [
-        c for c in earlier if c.weights == claim.weights and c.protocol_id != claim.protocol_id
-    ]
+    kept = [c for c in earlier if c.weights == claim.weights and c.protocol_id != claim.protocol_id]
     card = with_claims(card, [*kept, claim], claim.weights, subject.name)
     write_text(path, seal(card) if untouched else card, CheckpointError)
     return path

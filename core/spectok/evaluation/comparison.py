@@ -19,10 +19,12 @@ from torch import Tensor
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import CheckpointError, ConfigError, shown
 from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
+from spectok.evaluation.numbers import record_numbers
 from spectok.evaluation.protocol import compare_results
 from spectok.evaluation.terms import (
     bits_per_image,
     check_equal,
+    data_section,
     images_per_step,
     recipe_of_run,
     seconds_of_run,
@@ -156,6 +158,7 @@ def compare(
         comparison.rows[label] = reconstruct(tokenizer, shown)
         if competitor.model is None:
             write_json(results[label], folder / "evaluation.json")
+            record_numbers(tokenizer, folder / MODEL, results[label], data)
     comparison.record = {
         "data": describe_data(dataset, data),
         "protocol": compare_results(results),
@@ -227,9 +230,7 @@ def describe_training(competitor: Competitor, folder: Path) -> dict[str, Any]:
 
 def describe_data(dataset: ImageDataset, data: DataConfig) -> dict[str, Any]:
     """Return which images were held out, without their path on this machine."""
-    settings = data.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
-    settings = {"name": data.name, "split": data.split} | settings
-    return settings | {"num_images": len(dataset), "fingerprint": dataset.fingerprint}
+    return data_section(data) | {"num_images": len(dataset), "fingerprint": dataset.fingerprint}
 
 
 def shorten(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def name_of_run(folder: Path) -> str:
 
 
 def without_places(value: Any) -> Any:
-    """Return a recipe with absolute paths cut down to their last part: others have no use of them."""
+    """Return a recipe with absolute paths cut to their last part; others have no use for them."""
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
