@@ -18,6 +18,7 @@ from spectok.evaluation import (
     load_classifier,
     train_classifier,
 )
+from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import to_float, to_uint8
 from spectok.training import train_tokenizer
@@ -95,4 +96,10 @@ def measure_tokenizer(folder: Path, judge: Judge) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
         "psnr": measured["psnr"],
         "classifier_frechet": judge.distance(reconstruct(tokenizer, judge.images)),
+        "protocol": make_protocol(
+            judge.dataset,
+            "float32",
+            0,
+            {"classifier_frechet": f"classifier {judge.classifier.fingerprint}"},
+        ),
     }
