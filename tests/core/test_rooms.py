@@ -34,7 +34,7 @@ LAYERS = (
     {"modeling", "tokenizer", "loading"},
     {"nn"},
     {"data"},
-    {"metrics"},
+    {"metrics", "cards"},
     {"training"},
     {"evaluation"},
     {"testing"},

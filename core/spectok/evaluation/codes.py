@@ -214,8 +214,9 @@ def check_norms(
         table: All codes, where one index chooses one code. None: they are sums, or not stored.
     """
     lengths, code_lengths = vectors.norm(dim=-1), chosen.norm(dim=-1)
-    if float(code_lengths.max() - code_lengths.min()) <= 1e-3 * float(code_lengths.mean()):
-        return []  # directions are compared, not lengths
+    are_equal = float(code_lengths.max() - code_lengths.min()) <= 1e-3 * float(code_lengths.mean())
+    if are_equal and not torch.equal(chosen, chosen[:1].expand_as(chosen)):
+        return []  # different codes of one length: directions are compared, not lengths
     typical = float(lengths.median())
     ratio = float(code_lengths.median()) / max(typical, 1e-12)
     numbers = {"latents": typical, "codes": float(code_lengths.median())}
