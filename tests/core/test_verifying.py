@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from spectok.cards import CARD, read_claims, record_claim
 from spectok.cards.claims import Claim
-from spectok.data import build_dataset
+from spectok.data import DataConfig, build_dataset
 from spectok.data.digits import Digits
 from spectok.data.preprocessing import Preprocessing
 from spectok.errors import CheckpointError, DataError
-from spectok.evaluation import evaluate
+from spectok.evaluation import Evaluation, evaluate
 from spectok.evaluation.verifying import (
     Check,
     find_claims,
@@ -249,7 +251,6 @@ def test_tolerances():
 def test_sizes_and_filters_have_protocols_of_their_own(monkeypatch):
     """Numbers at another image size, or after another resize, are never compared."""
     from spectok import load_tokenizer
-    from spectok.data import DataConfig
     from spectok.errors import InputError
     from spectok.evaluation import compare_results
 
@@ -271,3 +272,30 @@ def test_sizes_and_filters_have_protocols_of_their_own(monkeypatch):
     )
     with pytest.raises(InputError, match=r"'bicubic'.*'lanczos'"):
         compare_results({"bicubic": small, "lanczos": measure(8)})
+
+
+# -- batches and processes -------------------------------------------------------------------------
+
+
+def write_numbers(folder, data_limit, batch_size, out):
+    """Measure and write what must not depend on how it was measured."""
+    torch.set_num_threads(1)
+    config = DataConfig(name="digits", split="test", limit=data_limit, image_size=16, channels=1)
+    how = Evaluation(batch_size)
+    result = evaluate(load_trained(folder), build_dataset(config, train=False), how)
+    kept = {name: result[name] for name in ("metrics", "levels", "protocol", "reference_images")}
+    (out / f"{os.environ.get('RANK', 'alone')}-{batch_size}.json").write_text(json.dumps(kept))
+
+
+def test_numbers_are_those_of_any_batch_size_and_number_of_processes(
+    measured, tmp_path, fork_ranks
+):
+    for batch_size in (7, 64):
+        write_numbers(measured / "run", 70, batch_size, tmp_path)
+    assert fork_ranks(write_numbers, measured / "run", 70, 64, tmp_path) == [0, 0]
+    names = ("alone-64", "alone-7", "0-64", "1-64")
+    whole, parts, *ranks = (json.loads((tmp_path / f"{n}.json").read_text()) for n in names)
+    assert ranks == [whole, whole]
+    assert parts["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
+    del parts["metrics"], whole["metrics"]
+    assert parts == whole

@@ -23,7 +23,7 @@ TITLES = {
     "bits_per_image": "bits per image",
     "num_images": "images",
 }
-NOT_MEASURED = "Not measured yet: `spectok eval MODEL --card` does, and writes the numbers here."
+NOT_MEASURED = "Not measured yet."
 
 
 @dataclass(frozen=True)
