@@ -22,6 +22,7 @@ NOT_RECORDED = "not recorded"
 BEFORE_PROTOCOLS = {
     "curves/cifar10_rates.json",
     "demo.json",
+    "forming.json",
     "fqvae_cifar10.json",
     "fqvae_digits.json",
     "latent_diffusion.json",
