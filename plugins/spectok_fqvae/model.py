@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
@@ -17,7 +18,7 @@ from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_fqvae.filters import FilterInit
 from spectok_fqvae.graph import Gate, GraphGate
 from spectok_fqvae.networks import PatchTransformer, UNet
-from spectok_fqvae.token_space import FrequencyTokens, GatedGridTokens
+from spectok_fqvae.token_space import FrequencyTokens, GatedGridTokens, Transform
 
 
 class FQVAE(ImageTokenizer):
@@ -68,11 +69,23 @@ class FQVAE(ImageTokenizer):
         residual_channels: Hidden channels of a convolutional residual block.
         graph_gate: Range of the gate: ``"double_sigmoid"`` (0, 2), ``"sigmoid"`` (0, 1); None: no
             graph module.
+        transform: What ``"fft"`` filters: ``"fft"``: the spectrum. ``"linear"``, a control: the
+            pixels, so that filters and projections are a learned linear map of as many numbers;
+            needs ``filter_init`` ``"phase"`` or ``"noise"``.
+        dynamic_weights: Whether the weights of the filters follow the image (Eq. 4); if not, all
+            are 1.
+        learned_filters: Whether the filters are trained; if not, they stay as they start.
         quantizer: Name or mapping of any registered quantizer.
 
     Raises:
         InputError: If sizes do not fit together.
     """
+
+    added_options: ClassVar[Mapping[str, Any]] = {
+        "transform": "fft",
+        "dynamic_weights": True,
+        "learned_filters": True,
+    }
 
     @register_to_config
     def __init__(
@@ -93,6 +106,9 @@ class FQVAE(ImageTokenizer):
         num_blocks: Annotated[int, Field(ge=1)] = 1,
         residual_channels: Annotated[int, Field(ge=1)] = 32,
         graph_gate: Gate | None = "double_sigmoid",
+        transform: Transform = "fft",
+        dynamic_weights: bool = True,
+        learned_filters: bool = True,
         quantizer: QuantizerOption = "cvq_pearson",
     ):
         super().__init__()
@@ -136,6 +152,9 @@ class FQVAE(ImageTokenizer):
                 num_heads=num_heads or num_tokens,
                 filter_init=filter_init,
                 gate=gate,
+                transform=transform,
+                dynamic_weights=dynamic_weights,
+                learned_filters=learned_filters,
             )
         self.quantizer = build_quantizer(
             quantizer,
