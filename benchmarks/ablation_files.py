@@ -127,7 +127,18 @@ class Ablation(Section):
 
 
 def load_ablation(name: str) -> tuple[str, Ablation]:
-    """Read and check a file.
+    """Read a file, and check what it compares; see :func:`read_ablation`.
+
+    Raises:
+        ConfigError: If variants do not load, or are not compared on equal terms.
+    """
+    stem, ablation = read_ablation(name)
+    ablation.check()
+    return stem, ablation
+
+
+def read_ablation(name: str) -> tuple[str, Ablation]:
+    """Read a file.
 
     Args:
         name: The name of a file in ``benchmarks/ablations``, or the path of a YAML file.
@@ -145,9 +156,7 @@ def load_ablation(name: str) -> tuple[str, Ablation]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: an ablation is a mapping with the key 'variants'")
-    ablation = validate_section(Ablation, raw, "")
-    ablation.check()
-    return path.stem, ablation
+    return path.stem, validate_section(Ablation, raw, "")
 
 
 def list_ablations() -> list[str]:

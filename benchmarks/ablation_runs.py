@@ -16,8 +16,9 @@ from torch import Tensor
 from spectok import load_tokenizer, messages
 from spectok.data import ImageDataset, build_dataset
 from spectok.errors import CheckpointError, ConfigError, TrainingError
-from spectok.evaluation import Evaluation, evaluate, evaluate_reconstruction
+from spectok.evaluation import evaluate_reconstruction
 from spectok.evaluation.comparison import check_run, is_finished
+from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.terms import seconds_of_run
 from spectok.machine import describe_machine
 from spectok.metrics import psnr
@@ -29,6 +30,8 @@ from spectok.writing import write_text
 
 STANDARD = ("psnr", "ssim", "mse")
 USAGE = ("distinct_usage", "distinct_perplexity", "codebook_usage", "perplexity")
+NUMBERS = (*STANDARD, *USAGE, "bits_per_image", "parameters")
+SEED = 0  # of what a tokenizer draws while it is measured, if it draws
 START_IMAGES = 4096
 PREFIX_IMAGES = 500
 BATCH_SIZE = 64
@@ -129,16 +132,16 @@ class Runs:
         test = {"split": "test", "limit": self.ablation.held_out}
         held_out = build_dataset(recipe.data.model_copy(update=test), train=False)
         model = load_tokenizer(folder / "model").eval()
-        result = evaluate(model, held_out, Evaluation(metrics=STANDARD))
-        numbers = dict(result["metrics"])
-        numbers |= {key: result[key] for key in (*USAGE, "bits_per_image", "parameters")}
-        numbers["seconds"] = seconds_of_run(folder)
-        if "bands" in self.ablation.measures:
-            more = {"bands": BandErrors()}
-            numbers |= evaluate_reconstruction(model, held_out, metrics=(), more=more)["bands"]
+        bands = {"bands": BandErrors()} if "bands" in self.ablation.measures else {}
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            result = evaluate_reconstruction(model, held_out, metrics=STANDARD, more=bands)
+        numbers = {key: result[key] for key in NUMBERS}
+        numbers |= {"seconds": seconds_of_run(folder)} | result.get("bands", {})
         if "prefixes" in self.ablation.measures:
             numbers |= prefix_psnr(model, held_out)
-        found = {"asked": asked, "protocol": result["protocol"], "machine": describe_machine()}
+        protocol = make_protocol(held_out, str(model.dtype).removeprefix("torch."), SEED, {})
+        found = {"asked": asked, "protocol": protocol, "machine": describe_machine()}
         found |= {"numbers": {key: float(f"{value:.6g}") for key, value in numbers.items()}}
         write_text(path, json.dumps(found, indent=1) + "\n", CheckpointError)
         return found
@@ -190,7 +193,8 @@ def choose_codes(vectors: Tensor, count: int, start: Start, seed: int) -> Tensor
         return drawn
     from sklearn.cluster import KMeans
 
-    fitted = KMeans(count, init=drawn.numpy(), n_init=1, max_iter=10).fit(vectors.numpy())
+    options: dict[str, Any] = {"init": drawn.numpy(), "n_init": 1, "max_iter": 10}
+    fitted = KMeans(count, **options).fit(vectors.numpy())
     return torch.from_numpy(fitted.cluster_centers_).to(vectors.dtype)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation_files import Ablation, check_known, list_ablations, load_ablation
+from ablation_files import check_known, list_ablations, load_ablation, read_ablation
 from ablation_runs import Runs
 
-from spectok.errors import CheckpointError, ConfigError, SpectokError
+from spectok.errors import CheckpointError, ConfigError, SpectokError, TrainingError
 from spectok.evaluation import compare_results
 from spectok.writing import write_text
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
+TRIAL_IMAGES = 200
 COLUMNS = {
     "PSNR, dB": "psnr",
     "SSIM": "ssim",
@@ -56,20 +58,30 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.steps is not None:
         folder = folder / f"steps-{arguments.steps}"
         results, more = folder, {"train.steps": arguments.steps, "train.warmup_steps": 0}
+        few = min(ablation.held_out or TRIAL_IMAGES, TRIAL_IMAGES)
+        ablation = ablation.model_copy(update={"held_out": few})
     if arguments.data is not None:
         more["data.path"] = str(Path(arguments.data).absolute())
     runs = Runs(ablation, folder, more)
     command = f"python benchmarks/ablations.py {name}{' --data DIR' if arguments.data else ''}"
     path, seeds = results / f"{name}.json", arguments.seeds or ablation.seeds
     report: dict[str, Any] = {}
+    failed: list[str] = []
     for seed in range(seeds):
         for variant in arguments.only or ablation.variants:
-            runs.train(variant, seed, runs.rate_of(variant))
+            try:
+                runs.train(variant, seed, runs.rate_of(variant))
+            except TrainingError as error:  # the others may still be worth having
+                failed.append(f"{variant}, seed {seed}: {error}")
+                continue
             report = collect(runs, seeds, command, path)
             write_text(path, json.dumps(report, indent=1) + "\n", CheckpointError)
             psnr = report["variants"][variant]["seeds"][str(seed)]["psnr"]
             print(f"{variant}, seed {seed}: {psnr:.2f} dB", flush=True)
-    print(*tables(report), path, sep="\n\n")
+    if report:
+        print(*tables(report), path, sep="\n\n")
+    if failed:
+        raise TrainingError("; ".join(failed))
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -92,13 +104,13 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def describe_all() -> None:
-    """Print each file's question and its number of trainings."""
+    """Print each file's claims, size and question."""
     for name in list_ablations():
-        ablation = load_ablation(name)[1]
-        searched = len(ablation.rates) - 1 if ablation.rates else 0
-        families = len({ablation.family_of(variant) for variant in ablation.variants})
-        runs = len(ablation.variants) * ablation.seeds + families * searched
-        print(f"{name} ({', '.join(ablation.claims)}; {runs} trainings): {ablation.about.strip()}")
+        ablation = read_ablation(name)[1]
+        size = f"{len(ablation.variants)} variants, {ablation.seeds} seeds"
+        if ablation.rates:
+            size += f", {len(ablation.rates)} learning rates"
+        print(f"{name} ({', '.join(ablation.claims)}; {size}): {ablation.about.strip()}")
 
 
 def collect(runs: Runs, seeds: int, command: str, path: Path) -> dict[str, Any]:
@@ -137,7 +149,10 @@ def collect(runs: Runs, seeds: int, command: str, path: Path) -> dict[str, Any]:
         "steps": recipe.train.steps,
         "images_per_step": recipe.train.batch_size * recipe.train.gradient_accumulation,
         "training_images": recipe.data.limit or "all",
-        "training_errors_of_rates": runs.searched,
+        "training_errors_of_rates": {
+            family: {rate: error if math.isfinite(error) else None for rate, error in of.items()}
+            for family, of in runs.searched.items()
+        },
         "protocol": protocol,
         "machine": list(found.values())[-1]["machine"],
         "variants": rows,
@@ -202,3 +217,5 @@ if __name__ == "__main__":
         main()
     except SpectokError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

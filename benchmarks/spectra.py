@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ class BandErrors(SetMetric):
     """
 
     def __init__(self) -> None:
-        self.rings = list(zip(EDGES, EDGES[1:]))
+        self.rings = list(itertools.pairwise(EDGES))
         self.sums = torch.zeros(len(self.rings), 3, dtype=torch.float64)
         self.counts = torch.zeros(len(self.rings), 2, dtype=torch.float64)  # energy, frequencies
 
@@ -62,4 +64,3 @@ class BandErrors(SetMetric):
             found[f"energy, {name}"] = float(sums[1] / energy)
             found[f"log amplitude, {name}"] = float(sums[2] / count)
         return found
-
