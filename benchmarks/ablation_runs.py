@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ SEED = 0  # of what a tokenizer draws while it is measured, if it draws
 START_IMAGES = 4096
 PREFIX_IMAGES = 500
 BATCH_SIZE = 64
+SEED_FOLDER = re.compile(r"seed-(\d+)")
 MEASURED, REPLACED = "measured.json", ".replaced"
 
 
@@ -49,10 +51,18 @@ class Runs:
 
     def __init__(self, ablation: Ablation, folder: Path, more: dict[str, Any]):
         self.ablation, self.folder, self.more = ablation, folder, more
+        self.families = {name: ablation.family_of(name) for name in ablation.variants}
         self.searched: dict[str, dict[str, float]] = {}
+        self._recipes: dict[tuple[str, int, float | None], TokenizerRecipe] = {}
 
     def recipe(self, name: str, seed: int, rate: float | None) -> TokenizerRecipe:
         """Return the recipe of a run."""
+        key = (name, seed, rate)
+        if key not in self._recipes:
+            self._recipes[key] = self._load(name, seed, rate)
+        return self._recipes[key]
+
+    def _load(self, name: str, seed: int, rate: float | None) -> TokenizerRecipe:
         more = self.more | {"seed": seed}
         start = self.ablation.variants[name].start
         if rate is not None:
@@ -65,6 +75,11 @@ class Runs:
         """Return the folder of a run."""
         at = "" if rate is None else f"-rate-{rate:g}"
         return self.folder / slug(name) / f"seed-{seed}{at}"
+
+    def seeds(self, name: str) -> list[int]:
+        """Return the seeds that a variant has folders of."""
+        found = (SEED_FOLDER.match(path.name) for path in (self.folder / slug(name)).glob("seed-*"))
+        return sorted({int(match[1]) for match in found if match})
 
     def train(self, name: str, seed: int, rate: float | None) -> Path:
         """Train a run, go on with it, or leave it as it is if it is finished.
@@ -96,9 +111,9 @@ class Runs:
         """
         if not self.ablation.rates:
             return None
-        family = self.ablation.family_of(name)
+        family = self.families[name]
         if family not in self.searched:
-            first = next(v for v in self.ablation.variants if self.ablation.family_of(v) == family)
+            first = next(v for v, of in self.families.items() if of == family)
             errors = {}
             for rate in self.ablation.rates:
                 if not train and not self.has(first, 0, rate):
@@ -142,7 +157,8 @@ class Runs:
             numbers |= prefix_psnr(model, held_out)
         protocol = make_protocol(held_out, str(model.dtype).removeprefix("torch."), SEED, {})
         found = {"asked": asked, "protocol": protocol, "machine": describe_machine()}
-        found |= {"numbers": {key: float(f"{value:.6g}") for key, value in numbers.items()}}
+        known = {key: value for key, value in numbers.items() if value is not None}
+        found |= {"numbers": {key: float(f"{value:.6g}") for key, value in known.items()}}
         write_text(path, json.dumps(found, indent=1) + "\n", CheckpointError)
         return found
 

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation_files import check_known, list_ablations, load_ablation, read_ablation
+from ablation_files import Ablation, check_known, list_ablations, load_ablation, read_ablation
 from ablation_runs import Runs
 
 from spectok.errors import CheckpointError, ConfigError, SpectokError, TrainingError
 from spectok.evaluation import compare_results
+from spectok.reading import read_json
 from spectok.writing import write_text
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
@@ -54,27 +55,19 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     name, ablation = load_ablation(arguments.name)
     check_known(arguments.only or [], ablation)
-    folder, results, more = Path("runs", "ablations", name), arguments.results, {}
-    if arguments.steps is not None:
-        folder = folder / f"steps-{arguments.steps}"
-        results, more = folder, {"train.steps": arguments.steps, "train.warmup_steps": 0}
-        few = min(ablation.held_out or TRIAL_IMAGES, TRIAL_IMAGES)
-        ablation = ablation.model_copy(update={"held_out": few})
-    if arguments.data is not None:
-        more["data.path"] = str(Path(arguments.data).absolute())
-    runs = Runs(ablation, folder, more)
+    runs, folder = open_runs(name, ablation, arguments)
     command = f"python benchmarks/ablations.py {name}{' --data DIR' if arguments.data else ''}"
-    path, seeds = results / f"{name}.json", arguments.seeds or ablation.seeds
+    path = folder / f"{name}.json"
     report: dict[str, Any] = {}
     failed: list[str] = []
-    for seed in range(seeds):
+    for seed in range(arguments.seeds or ablation.seeds):
         for variant in arguments.only or ablation.variants:
             try:
                 runs.train(variant, seed, runs.rate_of(variant))
             except TrainingError as error:  # the others may still be worth having
                 failed.append(f"{variant}, seed {seed}: {error}")
                 continue
-            report = collect(runs, seeds, command, path)
+            report = collect(runs, command, path)
             write_text(path, json.dumps(report, indent=1) + "\n", CheckpointError)
             psnr = report["variants"][variant]["seeds"][str(seed)]["psnr"]
             print(f"{variant}, seed {seed}: {psnr:.2f} dB", flush=True)
@@ -82,6 +75,19 @@ def main(words: Sequence[str] | None = None) -> None:
         print(*tables(report), path, sep="\n\n")
     if failed:
         raise TrainingError("; ".join(failed))
+
+
+def open_runs(name: str, ablation: Ablation, arguments: argparse.Namespace) -> tuple[Runs, Path]:
+    """Return the runs of a file, or of a trial of it, and the folder of their report."""
+    folder, more = Path("runs", "ablations", name), {}
+    if arguments.data is not None:
+        more["data.path"] = str(Path(arguments.data).absolute())
+    if arguments.steps is None:
+        return Runs(ablation, folder, more), arguments.results
+    folder = folder / f"steps-{arguments.steps}"
+    more |= {"train.steps": arguments.steps, "train.warmup_steps": 0}
+    few = min(ablation.held_out or TRIAL_IMAGES, TRIAL_IMAGES)
+    return Runs(ablation.model_copy(update={"held_out": few}), folder, more), folder
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -113,14 +119,14 @@ def describe_all() -> None:
         print(f"{name} ({', '.join(ablation.claims)}; {size}): {ablation.about.strip()}")
 
 
-def collect(runs: Runs, seeds: int, command: str, path: Path) -> dict[str, Any]:
+def collect(runs: Runs, command: str, path: Path) -> dict[str, Any]:
     """Return the report of all finished runs, and of variants that an earlier report has.
 
     Raises:
         InputError: If runs were measured by different protocols.
     """
     ablation, found, rows = runs.ablation, {}, {}
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    earlier = read_json(path, CheckpointError) if path.is_file() else {}
     for name, variant in ablation.variants.items():
         row = {"settings": ablation.settings_of(name)}
         row |= variant.model_dump(exclude={"settings"}, exclude_none=True)
@@ -129,7 +135,7 @@ def collect(runs: Runs, seeds: int, command: str, path: Path) -> dict[str, Any]:
         except LookupError:
             rate = None
         else:
-            for seed in range(seeds):
+            for seed in runs.seeds(name):
                 if runs.has(name, seed, rate):
                     found[name, seed] = runs.measure(name, seed, rate)
         by_seed = {str(s): of["numbers"] for (v, s), of in found.items() if v == name}

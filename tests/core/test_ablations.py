@@ -163,6 +163,7 @@ def test_seeds_are_added_summarised_and_printed(capsys):
     assert row["spread"]["psnr"] == pytest.approx(abs(values[0] - values[1]), rel=1e-4)
     assert row["mean"]["bits_per_image"] == 48
     assert "vq" not in report["variants"]
+    assert set(run(path, "--only", "ema", "--seeds", "1")[0]["variants"]["ema"]["seeds"]) == {*"01"}
     lines = capsys.readouterr().out.splitlines()
     *_, line = (line for line in lines if line.startswith("| ema |"))
     shown = [row["mean"]["psnr"], row["spread"]["psnr"]]
@@ -198,6 +199,7 @@ def test_a_family_shares_the_rate_of_the_least_training_error():
     assert len(models) == 3  # the family's first variant at both rates, the other one at the best
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_not_chosen_and_a_variant_that_does_stops_no_other():
     diverging = {"settings": {"train.learning_rate": 1000.0, "tokenizer.num_blocks": 4}}
     report, _ = run(write({"rates": [1e-3, 1000.0], "variants": {"deep": DEEP}}, "rates"))
