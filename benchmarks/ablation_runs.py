@@ -68,7 +68,7 @@ class Runs:
         if rate is not None:
             more["train.learning_rate"] = rate
         if start != "random":
-            more["init_from"] = str(self.folder / slug(name) / f"start-seed-{seed}")
+            more["init_from"] = str(self.folder / slug(name) / f"start-{start}-seed-{seed}")
         return self.ablation.recipe_of(name, more)
 
     def place(self, name: str, seed: int, rate: float | None) -> Path:
