@@ -75,6 +75,9 @@ class FQVAE(ImageTokenizer):
         dynamic_weights: Whether the weights of the filters follow the image (Eq. 4); if not, all
             are 1.
         learned_filters: Whether the filters are trained; if not, they stay as they start.
+        parseval_weights: Of whole maps (``codebook_dim`` None), count each bin of the half-plane as
+            often as it stands for: distances are then those of the maps' images. False in the
+            paper, which says "nearest" alone.
         quantizer: Name or mapping of any registered quantizer.
 
     Raises:
@@ -85,6 +88,7 @@ class FQVAE(ImageTokenizer):
         "transform": "fft",
         "dynamic_weights": True,
         "learned_filters": True,
+        "parseval_weights": False,
     }
 
     @register_to_config
@@ -109,12 +113,18 @@ class FQVAE(ImageTokenizer):
         transform: Transform = "fft",
         dynamic_weights: bool = True,
         learned_filters: bool = True,
+        parseval_weights: bool = False,
         quantizer: QuantizerOption = "cvq_pearson",
     ):
         super().__init__()
         on_grid = extractor != "fft"
         if on_grid and codebook_dim is None:
             raise InputError(f"extractor {extractor!r} needs a codebook_dim, e.g. 64")
+        if on_grid and parseval_weights:
+            raise InputError(
+                f"parseval_weights is for whole frequency maps, and extractor {extractor!r} has "
+                f"none; set extractor=fft and codebook_dim=null, or leave the weights out"
+            )
         factor = downsample_factor or (_grid_factor(image_size, num_tokens) if on_grid else 1)
         check_divisible(image_size, factor)
         size = image_size // factor
@@ -155,6 +165,7 @@ class FQVAE(ImageTokenizer):
                 transform=transform,
                 dynamic_weights=dynamic_weights,
                 learned_filters=learned_filters,
+                parseval_weights=parseval_weights,
             )
         self.quantizer = build_quantizer(
             quantizer,
