@@ -32,6 +32,7 @@ from spectok.evaluation.terms import (
 )
 from spectok.loading import load_tokenizer
 from spectok.recipes.files import RUN_RECIPE
+from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
@@ -183,13 +184,16 @@ def is_finished(folder: Path) -> bool:
 def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
     """Refuse a folder that holds a run of another recipe.
 
+    Options that came later are taken for what the run's own version did.
+
     Raises:
         ConfigError: Names the first setting that differs.
     """
     path = folder / RUN_RECIPE
     if not path.is_file():
         return
-    recorded = _flatten(read_yaml(path))
+    raw = read_yaml(path)
+    recorded = _flatten(upgrade_recipe(raw) if isinstance(raw, Mapping) else raw)
     current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
     for key in sorted({*recorded, *current} - FREE):
         if recorded.get(key) != current.get(key):
