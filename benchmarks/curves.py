@@ -70,6 +70,7 @@ def main() -> None:
     task.add_argument("--search", action="store_true", help="try three learning rates briefly")
     task.add_argument("--rate", help="learning rate of the long run; default: the best searched")
     task.add_argument("--cost", action="store_true", help="time training steps of all tokenizers")
+    parser.add_argument("--settings", nargs="*", default=[], help="more settings of the long run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def main() -> None:
         search(arguments.set, arguments.key, arguments.data)
     else:
         rate = arguments.rate or searched_rate(arguments.set, arguments.key)
-        result = run(arguments.set, arguments.key, arguments.data, rate)
+        result = run(arguments.set, arguments.key, arguments.data, rate, arguments.settings)
         print(f"{arguments.key}: {result['final']['psnr']:.2f} dB")
 
 
@@ -112,13 +113,14 @@ def searched_rate(data_set: str, key: str) -> str:
     return min(errors, key=lambda rate: errors[rate])
 
 
-def run(data_set: str, key: str, data: str, rate: str) -> dict[str, Any]:
+def run(data_set: str, key: str, data: str, rate: str, further: list[str]) -> dict[str, Any]:
     """Train for ten passes, measure, and write the result."""
     chosen = SETS[data_set]
     settings = [f"train.learning_rate={rate}", f"train.steps={chosen['steps']}"]
-    settings += [f"train.warmup_steps={chosen['warmup']}", "train.keep_last=100"]
+    settings += [f"train.warmup_steps={chosen['warmup']}", "train.keep_last=100", *further]
     folder = train(data_set, key, data, settings, "long")
-    command = f"python benchmarks/curves.py --set {data_set} {key} --data DIR --rate {rate}"
+    words = ["python benchmarks/curves.py --set", data_set, key, "--data DIR --rate", rate]
+    command = " ".join([*words, *(["--settings", *further] if further else [])])
     model = f"benchmarks/models/{data_set}_{key}"  # where one that is kept is copied to
     result = {"command": command, "model": model} | measure(folder, data)
     write(RESULTS / f"{data_set}_{key}.json", result)
