@@ -122,7 +122,9 @@ def show(names: list[str], result: dict[str, Any]) -> None:
     """Print the waits per step of each recipe, and where they are left."""
     for name in names:
         columns = [result.get(side, {}).get(name) for side in ("before", "after")]
-        shown = ["-" if c is None else f"{c['per_step']:g} ({c['most_in_a_step']})" for c in columns]
+        shown = [
+            "-" if c is None else f"{c['per_step']:g} ({c['most_in_a_step']})" for c in columns
+        ]
         print(f"{name:20s} {shown[0]:>14s} {shown[1]:>14s}")
         for line, times in (columns[1] or {}).get("lines", {}).items():
             print(f"    {times:4d} {line}")

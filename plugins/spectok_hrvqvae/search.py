@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.quantizers import DISTANCE_BYTES, nearest_codes
+from spectok.quantizers import DISTANCE_BYTES, count_rows, nearest_codes
 
 FEW_CODES = 64  # of all parents together: below, sorting costs more than it saves
 BLOCK = 32  # vectors in a block: on average half a block per parent is padding
@@ -96,7 +96,7 @@ def _lay_out(
 ) -> tuple[Int[Tensor, "blocks"], Int[Tensor, "p"], Int[Tensor, "p"]]:
     """Return each block's parent, the sorted vectors' slots in the blocks, and their order."""
     order = parents.argsort()
-    counts = torch.bincount(parents, minlength=num_parents)
+    counts = count_rows(parents, num_parents)
     ends = (counts + BLOCK - 1).div(BLOCK, rounding_mode="floor").cumsum(0)  # in blocks
     bound = len(parents) // BLOCK + min(len(parents), num_parents)
     num_blocks = int(ends[-1]) if exact_count else bound

@@ -47,6 +47,8 @@ MAKES = (
     "randint_like"
 ).split()
 MAKES_AS = "new_zeros new_ones new_full new_empty new_empty_strided".split()
+_HELD: dict[str, dict[int, StorageWeakRef]] = {}  # also of earlier contexts: tensors are kept
+_GENERATORS: dict[str, dict[int, torch.Generator]] = {}
 _ONE_DEVICE = ("cat", "stack")  # which take not even a scalar from another device
 _TORCH = str(Path(torch.__file__).parent)
 _INSTALLED = (f"{Path(torch.__file__).parent.parent}", "<", __file__)  # nobody's own code
@@ -101,8 +103,8 @@ class PretendDevice(TorchDispatchMode):
         self.device = torch.device(kind, 0)
         self.events: list[Event] = []
         self.step, self.model = 0, ""
-        self._held: dict[int, StorageWeakRef] = {}
-        self._generators: dict[int, torch.Generator] = {}
+        self._held = _HELD.setdefault(kind, {})
+        self._generators = _GENERATORS.setdefault(kind, {})
         self._quiet = False
         self._patches = ExitStack()
 
@@ -153,7 +155,7 @@ class PretendDevice(TorchDispatchMode):
         waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
         if not self.holds(target):
             self._note("read", "copy_")
-        elif not self.holds(source) and waits:
+        elif not self.holds(source) and waits and source.ndim:  # a number is filled in
             self._note("copy", "copy_")
         return func(*args, **kwargs)
 
@@ -298,7 +300,9 @@ class PretendDevice(TorchDispatchMode):
 
     def _numpy(self, tensor: Tensor, **options: Any) -> Any:
         if self.holds(tensor):
-            raise AssertionError(f"numpy() at {_place()} reads a tensor on {self.device}; use cpu()")
+            raise AssertionError(
+                f"numpy() at {_place()} reads a tensor on {self.device}; use cpu()"
+            )
         return torch._C.TensorBase.numpy(tensor, **options)
 
     def _tolist(self, tensor: Tensor) -> Any:
@@ -410,13 +414,13 @@ def _call_with_self(
     return result
 
 
-def _dtype_first(
-    tensor: Tensor, args: tuple[Any, ...], options: dict[str, Any]
-) -> dict[str, Any]:
+def _dtype_first(tensor: Tensor, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
     """Name the arguments of ``to`` after the device."""
     names = ("dtype", "non_blocking", "copy")
     return {"dtype": tensor.dtype} | {
-        name: value for name, value in {**dict(zip(names, args)), **options}.items() if value is not None
+        name: value
+        for name, value in {**dict(zip(names, args)), **options}.items()
+        if value is not None
     }
 
 
