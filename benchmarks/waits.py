@@ -60,7 +60,7 @@ for name in names:
 
 def main() -> None:
     """Count in the files here and, if asked, in an earlier revision."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="smoke recipes; by default all")
     parser.add_argument("--before", help="revision to compare with")
     parser.add_argument("--precision", default="no", choices=["no", "bf16"])

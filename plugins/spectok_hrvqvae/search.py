@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spectok.device import exact_products
 from spectok.quantizers import DISTANCE_BYTES, count_rows, nearest_codes
 
 FEW_CODES = 64  # of all parents together: below, sorting costs more than it saves
@@ -27,7 +28,7 @@ def nearest_children(
 ) -> Int[Tensor, "p"]:
     """Find, for each vector, the nearest code of its parent's codebook (Eq. 3, squared L2).
 
-    Runs in float32 whatever the autocast. Ties go to the smaller index.
+    Runs in float32 whatever the autocast, and without TF32. Ties go to the smaller index.
 
     Args:
         z: P vectors.
@@ -38,7 +39,7 @@ def nearest_children(
     Returns:
         int64 indices in 0..M-1.
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False), exact_products():
         z, codebooks, origins = z.float(), codebooks.float(), origins.float()
         if len(codebooks) == 1:
             return nearest_codes(z.unsqueeze(0), codebooks + origins)[0]

@@ -41,5 +41,6 @@ def adaptive_weight(
     Returns:
         A scalar in [0, 10⁴], without gradient.
     """
-    ratio = reference.detach().float().norm() / (generator.detach().float().norm() + epsilon)
+    lengths = [torch.linalg.vector_norm(g.detach().float()) for g in (reference, generator)]
+    ratio = lengths[0] / (lengths[1] + epsilon)
     return ratio.clamp(0, MAX_RATIO)

@@ -1,4 +1,4 @@
-"""A GPU that is not there: what runs on it is computed on the CPU, and what would stall it is named.
+"""A GPU that is not there: what runs on it is computed on the CPU, and its waits are named.
 
 On a real GPU the host only queues work. Two things make it wait until the queue is empty: reading a
 value (``.item()``, ``bool(tensor)``, ``nonzero``, a boolean mask as index, ``.cpu()``) and copying
@@ -35,18 +35,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 READS = frozenset(
-    "_local_scalar_dense nonzero nonzero_numpy masked_select bincount equal is_nonzero multinomial "
-    "_unique _unique2 unique_dim unique_consecutive unique_dim_consecutive _linalg_check_errors "
-    "histc segment_reduce".split()
+    (
+        "_linalg_check_errors",
+        "_local_scalar_dense",
+        "_unique",
+        "_unique2",
+        "bincount",
+        "equal",
+        "histc",
+        "is_nonzero",
+        "masked_select",
+        "multinomial",
+        "nonzero",
+        "nonzero_numpy",
+        "segment_reduce",
+        "unique_consecutive",
+        "unique_dim",
+        "unique_dim_consecutive",
+    )
 )
 """Operations whose CUDA kernels return a value, a shape or an error that depends on the data."""
 COPIES_DATA = ("tensor", "as_tensor", "asarray")
+_LIKE = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
 MAKES = (
-    "zeros ones full empty empty_strided scalar_tensor rand randn randint randperm normal arange "
-    "linspace logspace eye zeros_like ones_like full_like empty_like rand_like randn_like "
-    "randint_like"
-).split()
-MAKES_AS = "new_zeros new_ones new_full new_empty new_empty_strided".split()
+    *_LIKE,
+    *(f"{name}_like" for name in _LIKE),
+    *("arange", "empty_strided", "eye", "linspace", "logspace", "normal", "randperm"),
+    "scalar_tensor",
+)
+MAKES_AS = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 _HELD: dict[str, dict[int, StorageWeakRef]] = {}  # also of earlier contexts: tensors are kept
 _GENERATORS: dict[str, dict[int, torch.Generator]] = {}
 _ONE_DEVICE = ("cat", "stack")  # which take not even a scalar from another device
@@ -179,13 +196,13 @@ class PretendDevice(TorchDispatchMode):
         if large:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in large)
             raise AssertionError(
-                f"{name} at {_place()} takes tensors on {self.device} and on the CPU, the latter of "
-                f"shape {shapes}; create or move them where the others are"
+                f"{name} at {_place()} takes tensors on {self.device} and on the CPU, the "
+                f"latter of shape {shapes}; create or move them where the others are"
             )
         if generator is not None and generator._cdata not in self._generators:
             raise AssertionError(
-                f"{name} at {_place()} draws for {self.device} with a generator of the CPU; draw on "
-                f"the CPU and move the result"
+                f"{name} at {_place()} draws for {self.device} with a generator of the CPU; "
+                f"draw on the CPU and move the result"
             )
 
     def _hold(self, tensor: Tensor) -> None:
@@ -223,8 +240,8 @@ class PretendDevice(TorchDispatchMode):
             "cpu": lambda t, *_, **__: self._to(t, "cpu"),
             "numpy": lambda t, **options: self._numpy(t, **options),
             "tolist": lambda t: self._tolist(t),
-            "new_tensor": lambda t, data, **options: self._make(
-                "tensor", data, **{"dtype": t.dtype, "device": t.device} | options
+            "new_tensor": lambda t, data, **options: torch.tensor(
+                data, **{"dtype": t.dtype, "device": t.device} | options
             ),
         }
         for name in MAKES_AS:
@@ -236,13 +253,9 @@ class PretendDevice(TorchDispatchMode):
             original = getattr(torch, name)
             stack.callback(setattr, torch, name, original)
             setattr(torch, name, functools.partial(self._make_by, name, original))
-        self._originals = {"tensor": torch.tensor}
         _replace(stack, torch, "Generator", self._generator_class())
         self._patch_autocast(stack)
         self._patch_grouping(stack)
-
-    def _make(self, name: str, *args: Any, **options: Any) -> Tensor:
-        return self._originals[name](*args, **options)
 
     def _make_by(
         self, name: str, original: Callable[..., Tensor], *args: Any, **options: Any
@@ -270,7 +283,7 @@ class PretendDevice(TorchDispatchMode):
 
     def _to(self, tensor: Tensor, *args: Any, **options: Any) -> Tensor:
         """Move or convert a tensor."""
-        original = torch._C.TensorBase.to
+        original: Any = torch._C.TensorBase.to
         if args and isinstance(args[0], Tensor):
             args = (args[0].device, args[0].dtype, *args[1:])
         if "other" in options:
@@ -313,7 +326,8 @@ class PretendDevice(TorchDispatchMode):
 
     def _generator_class(self) -> type[torch.Generator]:
         """Return what stands for ``torch.Generator``: its objects say on which device they draw."""
-        original, device, ours = torch.Generator, self.device, self._generators
+        original: Any = torch.Generator
+        device, ours = self.device, self._generators
 
         class Meta(type(original)):
             def __instancecheck__(cls, found: Any) -> bool:

@@ -103,8 +103,8 @@ class GPT2Prior(AutoregressivePrior):
             eos_token_id=None,
             activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel instead of eight
             add_cross_attention=layout.cross_attention,
-            attn_implementation=ATTENTION,
         )
+        config._attn_implementation = ATTENTION
         return GPT2Model(config)
 
     @abstractmethod
