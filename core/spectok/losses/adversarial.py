@@ -5,6 +5,7 @@ Logits have any shape: one per image, per patch or per pixel.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
-    DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
@@ -80,8 +79,6 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
             step_scheduler_with_optimizer=False,
             log_with=config.tracker,
             project_config=ProjectConfiguration(str(output), logging_dir=str(output)),
-            # Codebooks and their statistics, the largest buffers, are kept equal by quantizers.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         try:
             with warnings.catch_warnings():

@@ -192,6 +192,10 @@ def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Prep
         config = config.model_copy(update={"learning_rate": phase.learning_rate})
     optimizer = make_optimizer(phase.module, config)
     wrapped, prepared = accelerator.prepare(phase.module, optimizer)
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        # Equal from here on: codebooks and statistics, nearly all there are, by their quantizers.
+        # Sent from rank 0 in each step, they would also lose what other ranks have counted so far.
+        wrapped.broadcast_buffers = False
     return PreparedPhase(phase, wrapped, prepared, config)
 
 
