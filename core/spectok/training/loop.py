@@ -193,8 +193,8 @@ def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Prep
     optimizer = make_optimizer(phase.module, config)
     wrapped, prepared = accelerator.prepare(phase.module, optimizer)
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
-        # Equal from here on: codebooks and statistics, nearly all there are, by their quantizers.
-        # Sent from rank 0 in each step, they would also lose what other ranks have counted so far.
+        # Quantizers keep codebooks and statistics equal, from what all ranks have counted; to send
+        # rank 0's in each step as well would only cost time.
         wrapped.broadcast_buffers = False
     return PreparedPhase(phase, wrapped, prepared, config)
 
