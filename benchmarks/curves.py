@@ -1,18 +1,24 @@
-"""One tokenizer trained for ten passes over CIFAR-10, measured at every checkpoint.
+"""One tokenizer trained for ten passes over CIFAR-10 or MNIST, measured at every checkpoint.
 
-    python benchmarks/curves.py vqvae --data DIR --search     # 1,000 steps at each of three rates
-    python benchmarks/curves.py vqvae --data DIR --rate 4e-3  # 15,625 steps of 32 images
+    python benchmarks/curves.py vqvae --data DIR --search     # a short run at each of three rates
+    python benchmarks/curves.py vqvae --data DIR              # ten passes at the best of them
+    python benchmarks/curves.py --set mnist --data DIR vqvae  # --search or ten passes
+    python benchmarks/curves.py --cost                        # seconds per step, all side by side
 
-The recipe is ``compare/cifar10/KEY`` on all 50,000 images. Runs are kept under ``runs/curves`` and
+The recipe is ``compare/SET/KEY`` on all training images. Runs are kept under ``runs/curves`` and
 go on where they were stopped. The search takes the rate of the lowest training error over the last
 150 of its steps, in which no image is seen a second time. Checkpoints are measured on the first
-2,000 test images, the final model on all of them; results go into ``results/curves``.
+2,000 test images, the final model on all of them; results go into ``results/curves``. Seconds per
+step are measured in turns in one process, since those of a long run depend on what else ran.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +33,10 @@ from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_token
 from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
 
-RATES = ("1e-3", "2e-3", "4e-3")
+SETS = {
+    "cifar10": {"steps": 15_625, "search": 1000, "warmup": 200, "rates": ("1e-3", "2e-3", "4e-3")},
+    "mnist": {"steps": 9_375, "search": 600, "warmup": 200, "rates": ("2e-3", "4e-3", "8e-3")},
+}
 EQUAL_SIZE = {
     "vqvae2": ["tokenizer.channels=88", "tokenizer.num_blocks=1"],
     "favae": ["tokenizer.channels=22"],
@@ -38,7 +47,7 @@ EQUAL_SIZE = {
         "tokenizer.quantizer={name: ema, num_codebooks: 64, commitment_weight: 0.05}",
     ],
 }
-"""Settings that bring a tokenizer to within a quarter of the others' parameters."""
+"""Settings for CIFAR-10 that bring a tokenizer to within a quarter of the others' parameters."""
 SETTINGS = ("data.limit=null", "train.sample_every=null", "train.save_every=1000")
 KEPT = ("psnr", "ssim", "mse", "codebook_usage", "perplexity", "bits_per_image", "parameters")
 CURVE_IMAGES = 2000
@@ -46,42 +55,123 @@ RESULTS = Path(__file__).parent / "results" / "curves"
 
 
 def main() -> None:
-    """Search for a rate, or train for long."""
+    """Search for a rate, train for long, or time steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("key", help="tokenizer: a recipe of compare/cifar10")
-    parser.add_argument("--data", required=True, help="folder with CIFAR-10 as parquet files")
-    parser.add_argument("--search", action="store_true", help="try three learning rates briefly")
-    parser.add_argument("--rate", default="1e-3", help="learning rate of the long run")
-    parser.add_argument("--steps", type=int, default=15_625)
+    parser.add_argument("key", nargs="?", help="tokenizer: a recipe of compare/SET")
+    parser.add_argument("--set", choices=SETS, default="cifar10", help="data set")
+    parser.add_argument("--data", help="folder with the data set as parquet files")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--search", action="store_true", help="try three learning rates briefly")
+    task.add_argument("--rate", help="learning rate of the long run; default: the best searched")
+    task.add_argument("--cost", action="store_true", help="time training steps of all tokenizers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.search:
-        errors = {}
-        for rate in RATES:
-            settings = [f"train.learning_rate={rate}", "train.steps=1000", "train.warmup_steps=100"]
-            folder = train(arguments.key, arguments.data, settings, f"search-{rate}")
-            lines = read_log(folder / "log.jsonl")[-3:]
-            errors[rate] = sum(line["loss/reconstruction"] for line in lines) / len(lines)
-            print(f"{arguments.key} at {rate}: training error {errors[rate]:.5f}")
-        print(f"best rate: {min(errors, key=lambda rate: errors[rate])}")
-        return
-    settings = [f"train.learning_rate={arguments.rate}", f"train.steps={arguments.steps}"]
-    settings += ["train.warmup_steps=200", "train.keep_last=100"]
-    folder = train(arguments.key, arguments.data, settings, "long")
-    result = {"command": f"python benchmarks/curves.py {arguments.key} --data DIR"}
-    result["command"] += f" --rate {arguments.rate}"
-    result |= measure(folder, arguments.data)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"cifar10_{arguments.key}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{path}: {result['final']['psnr']:.2f} dB")
+    if arguments.cost:
+        write(RESULTS / f"{arguments.set}_cost.json", time_steps(arguments.set))
+    elif not arguments.key or not arguments.data:
+        parser.error("a tokenizer and --data DIR are needed")
+    elif arguments.search:
+        search(arguments.set, arguments.key, arguments.data)
+    else:
+        rate = arguments.rate or searched_rate(arguments.set, arguments.key)
+        result = run(arguments.set, arguments.key, arguments.data, rate)
+        print(f"{arguments.key}: {result['final']['psnr']:.2f} dB")
 
 
-def train(key: str, data: str, settings: list[str], name: str) -> Path:
+def search(data_set: str, key: str, data: str) -> None:
+    """Train briefly at each rate, and keep the training errors in ``SET_rates.json``."""
+    chosen, errors = SETS[data_set], {}
+    for rate in chosen["rates"]:
+        settings = [f"train.learning_rate={rate}", f"train.steps={chosen['search']}"]
+        folder = train(data_set, key, data, [*settings, "train.warmup_steps=100"], f"search-{rate}")
+        lines = read_log(folder / "log.jsonl")[-3:]
+        errors[rate] = sum(line["loss/reconstruction"] for line in lines) / len(lines)
+        print(f"{key} at {rate}: training error {errors[rate]:.5f}", flush=True)
+    path = RESULTS / f"{data_set}_rates.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found["command"] = f"python benchmarks/curves.py --set {data_set} KEY --data DIR --search"
+    found["steps"] = chosen["search"]
+    found.setdefault("training_error", {})[key] = errors
+    write(path, found)
+    print(f"best rate: {min(errors, key=lambda rate: errors[rate])}")
+
+
+def searched_rate(data_set: str, key: str) -> str:
+    """Return the rate of the lowest training error of an earlier search."""
+    path = RESULTS / f"{data_set}_rates.json"
+    errors = json.loads(path.read_text())["training_error"].get(key) if path.exists() else None
+    if not errors:
+        raise SystemExit(f"no rate of {key} has been searched: run with --search, or give --rate")
+    return min(errors, key=lambda rate: errors[rate])
+
+
+def run(data_set: str, key: str, data: str, rate: str) -> dict[str, Any]:
+    """Train for ten passes, measure, and write the result."""
+    chosen = SETS[data_set]
+    settings = [f"train.learning_rate={rate}", f"train.steps={chosen['steps']}"]
+    settings += [f"train.warmup_steps={chosen['warmup']}", "train.keep_last=100"]
+    folder = train(data_set, key, data, settings, "long")
+    command = f"python benchmarks/curves.py --set {data_set} {key} --data DIR --rate {rate}"
+    result = {"command": command} | measure(folder, data)
+    write(RESULTS / f"{data_set}_{key}.json", result)
+    return result
+
+
+def time_steps(data_set: str, rounds: int = 5) -> dict[str, Any]:
+    """Time one training step of every tokenizer, in turns: medians of processor seconds."""
+    steps = {path.stem: training_step(data_set, path.stem) for path in recipes(data_set)}
+    seconds: dict[str, list[float]] = {key: [] for key in steps}
+    for number in range(rounds + 1):
+        for key, step in steps.items():
+            start = time.process_time()
+            step()
+            if number:  # the first of each warms up
+                seconds[key].append(time.process_time() - start)
+    return {
+        "command": f"python benchmarks/curves.py --set {data_set} --cost",
+        "seconds_per_step": {key: round(statistics.median(s), 4) for key, s in seconds.items()},
+        "rounds": rounds,
+        "machine": describe_machine(),
+    }
+
+
+def recipes(data_set: str) -> list[Path]:
+    """Return the recipes that are compared on a data set."""
+    return sorted((Path(__file__).parents[1] / "configs" / "compare" / data_set).glob("*.yaml"))
+
+
+def training_step(data_set: str, key: str) -> Callable[[], None]:
+    """Return a function for one step: forward, backward, Adam and the codebook's own edits."""
+    recipe = load_tokenizer_recipe(f"compare/{data_set}/{key}", equal_size(data_set, key))
+    options = {name: value for name, value in recipe.tokenizer.items() if name != "name"}
+    model = load_tokenizer(recipe.tokenizer["name"], **options).train()
+    optimizer = torch.optim.Adam(model.parameters())
+    size, channels = recipe.tokenizer["image_size"], recipe.tokenizer["in_channels"]
+    images = torch.rand(recipe.train.batch_size, channels, size, size) * 2 - 1
+
+    def step() -> None:
+        output = model(images)
+        loss = torch.stack(list(output.losses.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.after_step([optimizer])
+
+    return step
+
+
+def equal_size(data_set: str, key: str) -> list[str]:
+    """Return the settings that differ from the recipe so that sizes are comparable."""
+    return EQUAL_SIZE.get(key, []) if data_set == "cifar10" else []
+
+
+def train(data_set: str, key: str, data: str, settings: list[str], name: str) -> Path:
     """Train, or go on training, and return the folder of the run."""
-    overrides = [("data.path", data), *SETTINGS, *EQUAL_SIZE.get(key, []), *settings]
-    recipe = load_tokenizer_recipe(f"compare/cifar10/{key}", overrides)
-    folder = Path("runs", "curves", f"{key}-{name}")
+    overrides = [("data.path", data), *SETTINGS, *equal_size(data_set, key), *settings]
+    recipe = load_tokenizer_recipe(f"compare/{data_set}/{key}", overrides)
+    prefix = "" if data_set == "cifar10" else f"{data_set}-"
+    folder = Path("runs", "curves", f"{prefix}{key}-{name}")
     with messages.silenced():
         train_tokenizer(recipe, folder, resume="auto")
     return folder
@@ -118,6 +208,11 @@ def test_images(recipe: TokenizerRecipe, data: str, limit: int | None) -> Any:
     size = {"image_size": recipe.data.image_size, "channels": recipe.data.channels}
     config = DataConfig(name=recipe.data.name, path=data, split="test", limit=limit, **size)
     return build_dataset(config, train=False)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON."""
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
