@@ -75,8 +75,9 @@ def measure(name: str, variant: str, batch_size: int | None, steps: int) -> dict
             return run | {"error": "needs a GPU"}
         torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if on_gpu else "cpu")
-    model, batch, config = prepare(name, batch_size)
-    model, batch = model.to(device).train(), batch.to(device)
+    network, batch, config = prepare(name, batch_size)
+    model: Any = network.to(device).train()
+    batch = batch.to(device)
     optimizer = make_optimizer(model, config)
     forward: Any = torch.compile(model) if "compiled" in how else model
 
@@ -96,7 +97,7 @@ def measure(name: str, variant: str, batch_size: int | None, steps: int) -> dict
             step()
         forget_peak(on_gpu)
         seconds = [timed(step, on_gpu) for _ in range(steps)]
-    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+    except RuntimeError as error:
         return run | {"error": str(error).strip().splitlines()[0]}
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes() or 0
     return run | {

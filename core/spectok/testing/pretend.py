@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -254,6 +255,8 @@ class PretendDevice(TorchDispatchMode):
             stack.callback(setattr, torch, name, original)
             setattr(torch, name, functools.partial(self._make_by, name, original))
         _replace(stack, torch, "Generator", self._generator_class())
+        attention = functools.partial(self._attend, F.scaled_dot_product_attention)
+        _replace(stack, F, "scaled_dot_product_attention", attention)
         self._patch_autocast(stack)
         self._patch_grouping(stack)
 
@@ -310,6 +313,21 @@ class PretendDevice(TorchDispatchMode):
         if from_us or waits:
             self._note("read" if from_us else "copy", "to")
         return result
+
+    def _attend(
+        self,
+        original: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        *args: Any,
+        **options: Any,
+    ) -> Tensor:
+        """Attend; a causal mask is made here, because torch would make one inside, on the CPU."""
+        if options.get("is_causal") and self.holds(query):
+            shape = query.shape[-2], key.shape[-2]
+            mask = torch.ones(shape, dtype=torch.bool, device=self.device).tril()
+            options |= {"attn_mask": mask, "is_causal": False}
+        return original(query, key, *args, **options)
 
     def _numpy(self, tensor: Tensor, **options: Any) -> Any:
         if self.holds(tensor):
@@ -371,7 +389,8 @@ class PretendDevice(TorchDispatchMode):
 
         def grouped(*args: Any, **options: Any) -> Any:
             found: dict[Any, Any] = {}
-            for (device, dtype), (lists, places) in group(*args, **options).items():
+            groups: Any = group(*args, **options)
+            for (device, dtype), (lists, places) in groups.items():
                 here = self.device if self.holds(lists[0][0]) else device
                 found[here, dtype] = (lists, places)
             return found
