@@ -1,7 +1,10 @@
-"""Latent diffusion on the latents of two tokenizers of MNIST: samples get better with training.
+"""Latent diffusion on the latents of three tokenizers of MNIST: samples get better with training.
 
     python benchmarks/latent_diffusion.py --data DIR
     python benchmarks/latent_diffusion.py ldm/mnist_small --data DIR --steps 100 200
+    python benchmarks/latent_diffusion.py ldm/fqvae_mnist_small ldm/cvqvae_mnist_small --data DIR
+
+The second and third recipe are FQ-VAE's Fig. 6 at small scale: its latents beside CVQ-VAE's.
 
 DIR holds MNIST as parquet files. Each recipe's tokenizer is trained first, then the diffusion,
 which is measured at each of ``--steps``: 2,000 samples, classes in turn, are compared with the test
@@ -32,7 +35,7 @@ from spectok_generation.pairs import load_pair
 from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.training import train_prior
 
-RECIPES = ("ldm/mnist_small", "ldm/fqvae_mnist_small")
+RECIPES = ("ldm/mnist_small", "ldm/fqvae_mnist_small", "ldm/cvqvae_mnist_small")
 STEPS = (250, 500, 1000, 2000)
 NUM_SAMPLES = 2000
 SHOWN = 20
@@ -87,7 +90,7 @@ def run(name: str, arguments: argparse.Namespace, judge: Judge) -> dict[str, Any
 def main() -> None:
     """Run the recipes that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="*", help=f"by default {' and '.join(RECIPES)}")
+    parser.add_argument("recipes", nargs="*", help=f"by default {', '.join(RECIPES)}")
     parser.add_argument("--data", required=True, help="folder with MNIST as parquet files")
     parser.add_argument("--out", type=Path, default=Path("runs/latent_diffusion"))
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="where to measure")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from diffusers.configuration_utils import register_to_config
 from pydantic import Field
@@ -68,11 +69,16 @@ class FQVAE(ImageTokenizer):
         residual_channels: Hidden channels of a convolutional residual block.
         graph_gate: Range of the gate: ``"double_sigmoid"`` (0, 2), ``"sigmoid"`` (0, 1); None: no
             graph module.
+        parseval_weights: Of whole maps (``codebook_dim`` None), count each bin of the half-plane as
+            often as it stands for: distances are then those of the maps' images. False in the
+            paper, which says "nearest" alone.
         quantizer: Name or mapping of any registered quantizer.
 
     Raises:
         InputError: If sizes do not fit together.
     """
+
+    added_options: ClassVar[Mapping[str, Any]] = {"parseval_weights": False}
 
     @register_to_config
     def __init__(
@@ -93,12 +99,18 @@ class FQVAE(ImageTokenizer):
         num_blocks: Annotated[int, Field(ge=1)] = 1,
         residual_channels: Annotated[int, Field(ge=1)] = 32,
         graph_gate: Gate | None = "double_sigmoid",
+        parseval_weights: bool = False,
         quantizer: QuantizerOption = "cvq_pearson",
     ):
         super().__init__()
         on_grid = extractor != "fft"
         if on_grid and codebook_dim is None:
             raise InputError(f"extractor {extractor!r} needs a codebook_dim, e.g. 64")
+        if on_grid and parseval_weights:
+            raise InputError(
+                f"parseval_weights is for whole frequency maps, and extractor {extractor!r} has "
+                f"none; set extractor=fft and codebook_dim=null, or leave the weights out"
+            )
         factor = downsample_factor or (_grid_factor(image_size, num_tokens) if on_grid else 1)
         check_divisible(image_size, factor)
         size = image_size // factor
@@ -136,6 +148,7 @@ class FQVAE(ImageTokenizer):
                 num_heads=num_heads or num_tokens,
                 filter_init=filter_init,
                 gate=gate,
+                parseval_weights=parseval_weights,
             )
         self.quantizer = build_quantizer(
             quantizer,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Complex, Float, Int
@@ -51,6 +53,11 @@ class FrequencyTokens(TokenSpace):
         num_heads: Projections each way, each for an equal run of consecutive tokens.
         filter_init: Initial filters; see :func:`~spectok_fqvae.filters.start_filters`.
         gate: Graph module, or None.
+        parseval_weights: Count in whole maps, by :func:`parseval_scale`, each bin as often as it
+            stands for. The distance between two maps is then that of their images.
+
+    Raises:
+        InputError: If the counts do not fit one another, or maps that are not whole are weighted.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class FrequencyTokens(TokenSpace):
         num_heads: int,
         filter_init: FilterInit,
         gate: GraphGate | None,
+        parseval_weights: bool = False,
     ):
         super().__init__((num_tokens,), 2 * height * (width // 2 + 1) if dim is None else dim)
         if num_tokens % latent_channels:
@@ -73,6 +81,11 @@ class FrequencyTokens(TokenSpace):
             )
         if num_tokens % num_heads:
             raise InputError(f"num_heads {num_heads} does not divide num_tokens {num_tokens}")
+        if parseval_weights and dim is not None:
+            raise InputError(
+                f"parseval_weights is for whole maps, and codebook_dim {dim} projects them; set "
+                f"codebook_dim=null, or leave the weights out"
+            )
         self.latent_channels, self.num_heads = latent_channels, num_heads
         self.height, self.width, self.projects = height, width, dim is not None
         self.num_filters = num_tokens // latent_channels
@@ -84,6 +97,10 @@ class FrequencyTokens(TokenSpace):
             self.analysis = nn.Parameter(torch.view_as_real(start.analysis).repeat(heads))
             self.synthesis = nn.Parameter(torch.view_as_real(start.synthesis).repeat(heads))
         self.gate = gate
+        scale = parseval_scale(height, width) if parseval_weights else None
+        self.register_buffer("scale", scale, persistent=False)
+
+    scale: Tensor | None
 
     def to_vectors(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b u k"]:
         """Transform, filter, and read each map as a vector."""
@@ -98,6 +115,7 @@ class FrequencyTokens(TokenSpace):
             else:
                 maps = spectrum.unsqueeze(2) * self.filters  # (B, D, N, h, v)
                 vectors = torch.view_as_real(maps).flatten(3)
+                vectors = vectors if self.scale is None else vectors * self.scale
             return (vectors * weights).flatten(1, 2).to(self.bases.dtype)
 
     def to_latents(
@@ -107,7 +125,7 @@ class FrequencyTokens(TokenSpace):
         if keep is not None:
             raise InputError("a prefix of frequency maps does not decode on its own")
         with torch.autocast(z_q.device.type, enabled=False):
-            vectors = z_q.float()
+            vectors = z_q.float() if self.scale is None else z_q.float() / self.scale
             spectra = self._per_token(self.synthesis) if self.projects else None
             if self.gate is not None:
                 vectors = vectors * self.gate(map_sizes(vectors, spectra)).unsqueeze(-1)
@@ -165,6 +183,29 @@ class GatedGridTokens(GridTokens):
 def as_complex(parts: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*shape"]:
     """Join real and imaginary parts, in float32: a CPU has no half-precision FFT."""
     return torch.view_as_complex(parts.float().contiguous())
+
+
+def parseval_scale(height: int, width: int) -> Float[Tensor, "p"]:
+    """Return factors for a flattened half-plane spectrum that make its length that of its image.
+
+    A real FFT stores each column between the first and that of the Nyquist frequency once, although
+    it stands for two: its squares count twice. By Parseval's theorem the sum of squares is then
+    that of the pixels, with an orthonormal transform. This is exact for the spectrum of a real
+    image. A complex filter can make the two outer columns something that no real image has; the
+    inverse transform drops that part, but the vector's length has it.
+
+    Args:
+        height: Rows of the image.
+        width: Columns of the image.
+
+    Returns:
+        1 or sqrt(2) for each of the ``2 h (w//2+1)`` numbers, laid out as (row, column, part).
+    """
+    columns = torch.full((width // 2 + 1,), math.sqrt(2))
+    columns[0] = 1
+    if width % 2 == 0:
+        columns[-1] = 1
+    return columns.repeat_interleave(2).repeat(height)
 
 
 def map_sizes(

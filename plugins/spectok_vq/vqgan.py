@@ -43,7 +43,8 @@ class VQGAN(ImageTokenizer):
             1, 1, 2, 2, 4 in the paper.
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attention_sizes: Heights of feature maps at which attention follows each residual block; 16
-            in the paper. The middle of both networks always attends.
+            in the paper.
+        middle_attention: Whether the middle of both networks attends, as in the paper.
         z_channels: Channels on the network's side of the 1x1 convolutions around the codes; 256 in
             the released code. None: ``codebook_dim``.
         post_quant_conv: Whether the decoder begins with a 1x1 convolution, as the released code's
@@ -57,7 +58,11 @@ class VQGAN(ImageTokenizer):
 
     decoder: VQGANDecoder
 
-    added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
+    added_options: ClassVar[Mapping[str, Any]] = {
+        "z_channels": None,
+        "post_quant_conv": False,
+        "middle_attention": True,
+    }
 
     @register_to_config
     def __init__(
@@ -72,6 +77,7 @@ class VQGAN(ImageTokenizer):
         ] = (1, 1, 2),
         num_blocks: Annotated[int, Field(ge=1)] = 2,
         attention_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (),
+        middle_attention: bool = True,
         z_channels: Annotated[int, Field(ge=1)] | None = None,
         post_quant_conv: bool = True,
         quantizer: QuantizerOption = "vq",
@@ -92,6 +98,7 @@ class VQGAN(ImageTokenizer):
             "num_blocks": num_blocks,
             "attention_sizes": attention_sizes,
             "z_channels": z_channels,
+            "middle_attention": middle_attention,
         }
         self.encoder = VQGANEncoder(in_channels, codebook_dim, **shape)
         self.token_space = GridTokens(size, size, codebook_dim)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from spectok.data import DataConfig, build_dataset
-from spectok.errors import CheckpointError, ConfigError, InputError, TrainingError
+from spectok.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from spectok.loading import load_tokenizer
 from spectok.plugins import registry
 from spectok.recipes.files import list_recipes
@@ -176,6 +176,38 @@ def test_terms_of_the_recipe_take_the_place_of_the_tokenizers_own(tmp_path, vqva
     ]
     assert reconstruction == [{"reconstruction"}] * 2 + [{"l1", "l2", "frequency"}] * 2
     assert load_tokenizer_recipe(tmp_path / "recipe.yaml").losses == losses
+
+
+def test_reconstruction_is_divided_by_the_variance_of_the_training_images(tmp_path, vqvae, capsys):
+    pixels = build_dataset(DATA).uint8_images() / 255
+    scaled = LossConfig.model_validate({"recon_scale": "data_variance"})
+    settings = {"adversarial": against(start_step=99), "steps": 1}
+    plain = train(tmp_path / "plain", vqvae, **settings).history[0]
+    found = train(tmp_path / "scaled", vqvae, losses=scaled, **settings).history[0]
+    ratio = plain["loss/reconstruction"] / found["loss/reconstruction"]
+    assert ratio == pytest.approx(pixels.var(), rel=1e-5)
+    assert found["loss/commitment"] == plain["loss/commitment"]
+    assert f"variance of the pixels, {pixels.var():.5g}" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"losses\.recon_scale: the run to resume has 'data_var"):
+        train(tmp_path / "scaled", vqvae, resume=True, adversarial=against(start_step=99))
+    late = LossConfig.model_validate({"recon_scale": "data_variance", "l2": 1.0, "start_step": 5})
+    assert train(tmp_path / "late", vqvae, losses=late, **settings).history[0]["loss"] == (
+        pytest.approx(found["loss"])
+    )
+
+
+def test_a_scale_needs_images_that_differ_and_a_term_to_scale(vqvae):
+    model = load_tokenizer("vqvae", **without_name(vqvae))
+    scaled = LossConfig.model_validate({"recon_scale": "data_variance"})
+    objective = Objective(model, scaled)
+    with pytest.raises(DataError, match="all pixels of the data are equal"):
+        objective.measure([{"images": torch.full((1, 8, 8), 0.1)}] * 3)
+    with pytest.raises(ConfigError, match="has no term 'reconstruction' to scale, only codebook"):
+        objective.check_names(["codebook"])
+    model.interior = (0, 0, 4, 8)  # black below: a border, which the losses leave out
+    halves = [torch.cat([torch.full((1, 4, 8), v), torch.full((1, 4, 8), -1.0)], 1) for v in (0, 1)]
+    objective.measure([{"images": image} for image in halves])
+    assert objective.variance == pytest.approx(0.25**2)
 
 
 def test_perceptual_term_is_balanced_against_the_discriminator(tmp_path, qgvae):

@@ -12,8 +12,11 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
+from spectok.cli.evaluate import name_competitors
 from spectok.data.splits import default_held_out
+from spectok.evaluation.comparison import check_terms
 from spectok.loading import load_tokenizer
+from spectok.nn.vqgan import PixelAttention
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import builtin_folder, list_recipes, recipe_folders
 from spectok.training.recipe import load_tokenizer_recipe
@@ -161,6 +164,57 @@ def test_baseline_and_paper_can_be_compared_at_equal_bits(data):
         for key in ("vqvae", "qgvae")
     }
     assert math.isclose(bits["vqvae"], bits["qgvae"])
+
+
+TABLES = {  # of the papers: recipes, places of the latents, bits per image
+    "QG-VAE, Table 1, MNIST": ("qgvae vqvae vqwae", "mnist", 64, 576),
+    "QG-VAE, Table 1, MNIST, SQ-VAE": ("sqvae", "mnist32", 64, 576),
+    "QG-VAE, Table 1, CIFAR-10": ("qgvae vqvae vqwae sqvae", "cifar10", 64, 576),
+    "QG-VAE, Table 1, SVHN": ("qgvae vqvae", "svhn", 64, 576),
+    "QG-VAE, section 4.2": ("qggan vqgan", "imagenet128", 256, 2304),
+    "FQ-VAE, Table 1, MNIST": ("cvqvae", "mnist", 49, 441),
+    "FQ-VAE, Table 1, MNIST, VQ-VAE": ("vqvae", "mnist_7x7", 49, 441),
+    "FQ-VAE, Table 1, MNIST, SQ-VAE": ("sqvae", "mnist_512", 49, 441),
+    "HR-VQVAE, Table 1, CIFAR-10": ("vqvae", "cifar10_16x16", 256, 2304),
+    "HR-VQVAE, Table 1, CIFAR-10, its own": ("hrvqvae", "cifar10", 256, 2304),
+    "HR-VQVAE, Table 1, MNIST": ("vqvae", "mnist_16x16", 256, 2304),
+    "HR-VQVAE, Table 1, MNIST, its own": ("hrvqvae", "mnist", 256, 2304),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_recipes_have_the_latents_and_bits_of_a_papers_table(table):
+    keys, data, places, bits = TABLES[table]
+    for key in keys.split():
+        model = build(load_tokenizer_recipe(f"{key}/{data}"))
+        assert (model.token_space.num_tokens, model.token_spec.bits_per_image) == (places, bits)
+
+
+PLAIN = [name for name in TOKENIZERS if name.endswith("_plain")]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_vqvae_differs_from_its_neighbour_in_how_codes_learn_alone(name):
+    names = (name, name.removesuffix("_plain"))
+    recipes = [load_tokenizer_recipe(each).model_dump(mode="json") for each in names]
+    quantizers = [recipe["tokenizer"].pop("quantizer") for recipe in recipes]
+    assert [quantizer["name"] for quantizer in quantizers] == ["vq", "ema"]
+    assert recipes[0] == recipes[1]
+
+
+def test_both_vqvaes_are_compared_in_one_table():
+    found = name_competitors(["vqvae", "vqvae_plain"], "cifar10", [])
+    assert list(found) == ["vqvae", "vqvae_plain"]
+    check_terms(found, 576)
+    named = {label: entry.recipe.tokenizer["quantizer"]["name"] for label, entry in found.items()}
+    assert named == {"vqvae": "ema", "vqvae_plain": "vq"}
+
+
+def test_vqgan_has_qggans_losses_and_discriminator():
+    vqgan, qggan = (load_tokenizer_recipe(f"{key}/imagenet128") for key in ("vqgan", "qggan"))
+    assert (vqgan.losses, vqgan.adversarial) == (qggan.losses, qggan.adversarial)
+    assert (vqgan.train, vqgan.data) == (qggan.train, qggan.data)
+    assert not any(isinstance(part, PixelAttention) for part in build(vqgan).modules())
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)

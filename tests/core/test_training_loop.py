@@ -6,6 +6,7 @@ import itertools
 import math
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from spectok.data import DataConfig
 from spectok.distributed import draw_per_sample
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from spectok.loading import create_quantizer, load_tokenizer
+from spectok.messages import silenced
 from spectok.recipes.yaml12 import parse_yaml
 from spectok.training import (
     Callbacks,
@@ -30,6 +32,7 @@ from spectok.training import (
 )
 from spectok.training.batches import EpochDataset, Stream, derive_seed, make_loader, read, seeded
 from spectok.training.ema import WeightEMA
+from spectok.training.launch import remark_slow_bf16
 from spectok.training.optimizer import learning_rate_factor, make_optimizer
 from spectok.training.recipe import load_tokenizer_recipe
 
@@ -398,6 +401,43 @@ def test_precisions_follow_one_another_in_one_process(tmp_path, train, qgvae):
     if not torch.accelerator.is_available():
         with pytest.raises(ConfigError, match=r"train\.mixed_precision: fp16 needs a GPU"):
             train(tmp_path / "fp16", qgvae, mixed_precision="fp16")
+
+
+SLOW = "no bf16 instructions, so bf16 is many times slower"
+
+
+@pytest.mark.parametrize(
+    ("supported", "precision", "said"),
+    [(False, "bf16", 1), (True, "bf16", 0), (False, "no", 0)],
+)
+def test_slow_bf16_is_said_before_the_first_step(
+    tmp_path, monkeypatch, capfd, supported, precision, said
+):
+    probe = "_is_mkldnn_bf16_supported"
+    monkeypatch.setattr(torch.ops.mkldnn, probe, lambda: supported, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: False)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_points(tmp_path / "stopped", stop, mixed_precision=precision)
+    assert capfd.readouterr().err.count(SLOW) == said
+    with silenced():
+        fit_points(tmp_path / "run", steps=1, mixed_precision=precision)
+    assert SLOW not in capfd.readouterr().err
+
+
+def test_slow_bf16_is_the_cpus_and_only_where_torch_can_tell(monkeypatch, capsys):
+    config = TrainConfig(mixed_precision="bf16")
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    remark_slow_bf16(config, torch.device("cpu"))
+    known = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", known)
+    remark_slow_bf16(config, torch.device("cuda"))
+    assert capsys.readouterr().err == ""
+    remark_slow_bf16(config, torch.device("cpu"))
+    assert capsys.readouterr().err.startswith("note: train.mixed_precision: this processor has no")
 
 
 def test_low_codebook_usage_is_said_once(tmp_path, capsys):

@@ -47,6 +47,20 @@ def test_both_sides_of_the_codes_have_a_1x1_convolution_and_a_width_of_their_own
     assert convolutions(VQGANDecoder(4, 3, post_quant_conv=False, **TINY).stem) == [(3, 4, 16)]
 
 
+def test_without_attention_in_the_middle_no_pixel_sees_a_distant_one():
+    image = torch.rand(1, 1, 64, 64)
+    changed = image.clone()
+    changed[..., :2, :2] += 1
+    for attends in (True, False):
+        model = tokenizer("vqgan", image_size=64, middle_attention=attends).eval()
+        for module in model.modules():  # a group's mean and deviation see everything, too
+            if isinstance(module, nn.GroupNorm):
+                module.forward = lambda x: x
+        with torch.no_grad():
+            difference = model.encode_latents(changed) - model.encode_latents(image)
+        assert bool(difference[..., -1, -1].any()) == attends
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_1x1_and_a_3x3_convolution_are_one_map_except_at_the_border(bias):
     """The zeros around the second one's input lack the first one's bias."""

@@ -15,7 +15,7 @@ from spectok_generation.diffusion import DiffusionOptions, sample_latents
 from spectok_generation.diffusion.latents import encode_latents, measure_latents
 from spectok_generation.drawing import draw_batch, draw_images
 from spectok_generation.pairs import load_encoder, load_pair
-from spectok_generation.prior_recipe import PriorRecipe
+from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import SamplingOptions
 from spectok_generation.text.features import CaptionFeatures
@@ -194,6 +194,33 @@ def test_an_image_depends_on_its_number_alone(name):
     assert (together[0] - together[4]).abs().max() > 0.1  # of one class
 
 
+def test_a_prior_is_drawn_by_its_own_scheduler_unless_told_otherwise():
+    drawn = {
+        "own": build(num_timesteps=12, scheduler="ddpm", num_steps=6),
+        "given": build(num_timesteps=12),
+    }
+    drawn["given"].load_state_dict(drawn["own"].state_dict())
+    told = DiffusionOptions("ddpm", 6)
+    own = sample_latents(drawn["own"], [0, 1])
+    assert torch.equal(own, sample_latents(drawn["given"], [0, 1], options=told))
+    assert not torch.equal(own, sample_latents(drawn["given"], [0, 1]))
+    schedule = drawn["own"].noise_schedule
+    assert len(schedule.make_sampler(None, 4, "cpu").timesteps) == 4
+    assert len(schedule.make_sampler("ddpm", None, "cpu").timesteps) == 6
+    assert len(schedule.make_sampler("ddim", None, "cpu").timesteps) == 12  # 6 were of ddpm
+    assert type(schedule.make_sampler(None, 4, "cpu")).__name__ == "DDPMScheduler"
+
+
+@pytest.mark.parametrize("name", ["celeba64", "cifar10", "lsun_church128", "mnist"])
+def test_fqvaes_recipes_draw_in_the_papers_thousand_steps(name):
+    options = load_prior_recipe(f"ldm/fqvae_{name}").prior
+    kept = ("prediction", "num_timesteps", "scheduler", "num_steps")
+    sampler = build(**{key: options[key] for key in kept}).noise_schedule.make_sampler(
+        None, None, "cpu"
+    )
+    assert (type(sampler).__name__, len(sampler.timesteps)) == ("DDPMScheduler", 1000)
+
+
 @pytest.mark.parametrize("num_steps", [1, 4, 7, 40])
 def test_flow_takes_equal_steps_down_to_the_latents(num_steps):
     schedule = build(prediction="flow").noise_schedule
@@ -348,6 +375,10 @@ def test_bad_options():
         build(attention_levels=[0, 2])
     with pytest.raises(ConfigError, match=r"prior.beta_range \[0.02, 0.01\]"):
         build(beta_range=[0.02, 0.01])
+    with pytest.raises(ConfigError, match=r"prior: scheduler 'flow' does not fit .* 'epsilon'"):
+        build(scheduler="flow")
+    with pytest.raises(ConfigError, match=r"prior: num_steps 41 is outside 1\.\.40"):
+        build(num_steps=41, scheduler="ddpm")
     with pytest.raises(ConfigError, match=r"prior\.prediction"):
         build(prediction="noise")
     spec = load_tokenizer("vqvae", image_size=16).token_spec

@@ -158,6 +158,56 @@ def test_autocast_leaves_the_transform_in_float32():
     assert torch.equal(latents, token_space.to_latents(vectors))
 
 
+def whole_maps(size, *, weighted):
+    model = literal(
+        image_size=size, latent_channels=2, num_tokens=2, graph_gate=None, parseval_weights=weighted
+    )
+    with torch.no_grad():  # one filter per channel, which lets everything through
+        torch.view_as_complex(model.token_space.bases).fill_(1)
+    return model.token_space
+
+
+@pytest.mark.parametrize("size", [15, 16, 28])
+def test_parseval_weights_make_distances_those_of_images(size):
+    one, two = torch.randn(2, 3, 2, size, size, generator=torch.Generator().manual_seed(1))
+    of_images = (one - two).square().sum((2, 3))
+    plain, weighted = (whole_maps(size, weighted=weighted) for weighted in (False, True))
+    apart = [
+        (space.to_vectors(one) - space.to_vectors(two)).square().sum(-1)
+        for space in (plain, weighted)
+    ]
+    assert torch.allclose(apart[1], of_images, rtol=1e-4)
+    assert (apart[0] < 0.7 * of_images).all()  # an interior column counts once for its two
+    assert torch.allclose(weighted.to_latents(weighted.to_vectors(one)), one, atol=1e-5)
+
+
+def test_parseval_weights_choose_the_code_that_is_nearest_as_an_image():
+    """Of two waves the image has the second more, but its interior column is stored once."""
+    wave = torch.cos(2 * math.pi * 3 * torch.arange(16) / 16)
+    waves = torch.stack([wave[:, None].expand(16, 16), 1.2 * wave.expand(16, 16)])[:, None]
+    assert (waves[0] - waves.sum(0)).square().sum() > (waves[1] - waves.sum(0)).square().sum()
+    for weighted, nearest in ((False, 0), (True, 1)):
+        model = literal(latent_channels=1, num_tokens=1, parseval_weights=weighted)
+        with torch.no_grad():
+            torch.view_as_complex(model.token_space.bases).fill_(1)
+            model.quantizer.codebook.fill_(100)
+            model.quantizer.codebook[0, :2] = model.token_space.to_vectors(waves)[:, 0]
+        z = model.token_space.to_vectors(waves.sum(0, keepdim=True))
+        assert model.quantizer.encode(z).item() == nearest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codebook_dim": 4}, "for whole maps, and codebook_dim 4 projects"),
+        (GRID | {"extractor": "convolution"}, "extractor 'convolution' has none"),
+    ],
+)
+def test_parseval_weights_are_for_whole_maps(options, message):
+    with pytest.raises(InputError, match=message):
+        tiny(parseval_weights=True, **options)
+
+
 # -- codebook (Eq. 6-10) ---------------------------------------------------------------------------
 
 

@@ -120,6 +120,7 @@ class VQGANEncoder(nn.Module):
         num_blocks: Residual blocks per level.
         attention_sizes: Heights of feature maps at which attention follows each residual block.
         z_channels: Channels between the 3x3 and the 1x1 convolution. None: ``latent_channels``.
+        middle_attention: Whether the middle attends.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class VQGANEncoder(nn.Module):
         num_blocks: int,
         attention_sizes: Sequence[int],
         z_channels: int | None = None,
+        middle_attention: bool = True,
     ):
         super().__init__()
         z_channels = _check_width(z_channels, latent_channels)
@@ -144,7 +146,7 @@ class VQGANEncoder(nn.Module):
             levels += _level(before, width, num_blocks, (image_size >> i) in attention_sizes)
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.down = nn.Sequential(*levels)
-        self.mid = _middle(widths[-1])
+        self.mid = _middle(widths[-1], middle_attention)
         self.head = nn.Sequential(
             group_norm(widths[-1]),
             nn.SiLU(),
@@ -188,6 +190,7 @@ class VQGANDecoder(nn.Module):
         attention_sizes: Heights of feature maps at which attention follows each residual block.
         z_channels: Channels between the 1x1 and the 3x3 convolution. None: ``latent_channels``.
         post_quant_conv: Whether there is a 1x1 convolution; without it the 3x3 reads the latents.
+        middle_attention: Whether the middle attends.
     """
 
     def __init__(
@@ -202,6 +205,7 @@ class VQGANDecoder(nn.Module):
         attention_sizes: Sequence[int],
         z_channels: int | None = None,
         post_quant_conv: bool = True,
+        middle_attention: bool = True,
     ):
         super().__init__()
         widths = [channels * multiplier for multiplier in channel_multipliers]
@@ -213,7 +217,7 @@ class VQGANDecoder(nn.Module):
                 levels += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)]
             before = width
         self.stem = _decoder_stem(latent_channels, z_channels, widths[-1], post_quant_conv)
-        self.mid = _middle(widths[-1])
+        self.mid = _middle(widths[-1], middle_attention)
         self.up = nn.Sequential(*levels)
         self.head = nn.Sequential(
             group_norm(before), nn.SiLU(), nn.Conv2d(before, out_channels, 3, padding=1)
@@ -265,10 +269,10 @@ def _level(in_channels: int, out_channels: int, num_blocks: int, attend: bool) -
     return layers
 
 
-def _middle(channels: int) -> nn.Sequential:
+def _middle(channels: int, attend: bool) -> nn.Sequential:
     return nn.Sequential(
         ResidualBlock(channels, channels),
-        PixelAttention(channels),
+        *([PixelAttention(channels)] if attend else []),
         ResidualBlock(channels, channels),
     )
 

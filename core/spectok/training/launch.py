@@ -21,6 +21,7 @@ from accelerate.utils import (
 )
 
 from spectok.errors import ConfigError, TrainingError
+from spectok.messages import note
 from spectok.processes import watched
 from spectok.training.train_config import TrainConfig
 
@@ -157,6 +158,24 @@ def check_machine(config: TrainConfig) -> None:
             f"train.tracker: {config.tracker} is not installed; pip install "
             f"'spectok[{config.tracker}]', or leave the tracker out (log.jsonl is always written)"
         )
+
+
+def remark_slow_bf16(config: TrainConfig, device: torch.device) -> None:
+    """Say so if a training in bf16 is about to run on a CPU without instructions for it."""
+    if config.mixed_precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        note(
+            "train.mixed_precision: this processor has no bf16 instructions, so bf16 is many times "
+            "slower here than float32; set train.mixed_precision=no"
+        )
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU has instructions for bf16; True where torch cannot tell.
+
+    The operator is private to torch and missing from builds without oneDNN.
+    """
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return probe is None or bool(probe())
 
 
 def check_group(state: PartialState | Accelerator) -> None:

@@ -27,7 +27,7 @@ from spectok.training.checkpoint import Parts, save_checkpoint
 from spectok.training.checks import check_ranks_agree
 from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOutput
 from spectok.training.ema import WeightEMA
-from spectok.training.launch import accelerated
+from spectok.training.launch import accelerated, remark_slow_bf16
 from spectok.training.lock import run_locked
 from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
@@ -137,6 +137,7 @@ def fit(
     """
     first_phase = Phase(MAIN, model, lambda module, batch, _: compute_losses(module, batch))
     with accelerated(config, run.output) as accelerator, run_locked(run.output):
+        remark_slow_bf16(config, accelerator.device)
         prepared = [prepare(accelerator, config, phase) for phase in (first_phase, *phases)]
         ema = None if config.ema_decay is None else WeightEMA(model, config.ema_decay)
         state = LoopState(accelerator, config, callbacks or Callbacks(), prepared, ema, Window())

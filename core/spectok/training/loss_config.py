@@ -27,6 +27,9 @@ class LossConfig(Section):
     """What a tokenizer is trained for besides its own terms, or instead of them.
 
     Args:
+        recon_scale: ``"data_variance"``: divide the tokenizer's own term ``reconstruction`` by the
+            variance of the training images' pixels on the [0, 1] scale, as the released code of
+            CVQ-VAE does. None: leave it as it is.
         start_step: Optimiser steps with the tokenizer's own terms alone.
         replaces: The tokenizer's own terms that end when these begin, such as
             ``[reconstruction]``.
@@ -36,6 +39,7 @@ class LossConfig(Section):
         perceptual: LPIPS. None: without.
     """
 
+    recon_scale: Literal["data_variance"] | None = None
     start_step: int = Field(0, ge=0)
     replaces: tuple[str, ...] = Field((), strict=False)
     l1: float = Field(0.0, ge=0)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from spectok.errors import CheckpointError, ConfigError
+from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.losses import LPIPS, focal_frequency, l1, l2
 from spectok.losses.perceptual import check_size
+from spectok.messages import say
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.contracts import StepOutput
 from spectok.training.loss_config import LossConfig, PerceptualConfig
 
+NUM_MEASURED = 4096
+"""Most images that the variance of pixels is measured on, spread evenly over the data."""
+
 
 class Objective:
     """Computes a tokenizer's losses at a step.
+
+    A recipe with ``losses.recon_scale`` needs :meth:`measure` before the first step.
 
     Args:
         model: The tokenizer, unwrapped.
@@ -37,10 +44,27 @@ class Objective:
     ):
         self.losses = losses or LossConfig.model_validate({})
         self.adversary, self.step, self.inside = adversary, 0, model.inside
+        self.variance = 1.0
         self.perceptual, section = None, self.losses.perceptual
         if section is not None:
             check_size(section.network, model.image_shape[1:])
             self.perceptual = load_perceptual(section)
+
+    def measure(self, dataset: Any) -> None:
+        """Measure on the training images what the recipe scales its losses by.
+
+        Args:
+            dataset: A :class:`spectok.data.ImageDataset`.
+
+        Raises:
+            DataError: If all pixels are equal.
+        """
+        if self.losses.recon_scale is not None:
+            self.variance = pixel_variance(dataset, self.inside)
+            say(
+                f"losses.recon_scale: the reconstruction is divided by the variance of the pixels, "
+                f"{self.variance:.5g}"
+            )
 
     def begin_step(self, step: int) -> None:
         """Note the step, counted from 0."""
@@ -73,6 +97,8 @@ class Objective:
         self, own: dict[str, Tensor], images: Tensor, reconstruction: Tensor
     ) -> dict[str, Tensor]:
         """Return the weighted terms, without the discriminator's."""
+        if self.losses.recon_scale is not None:
+            own = own | {"reconstruction": own["reconstruction"] / self.variance}
         if self.step < self.losses.start_step:
             return dict(own)
         kept = {name: loss for name, loss in own.items() if name not in self.losses.replaces}
@@ -100,6 +126,11 @@ class Objective:
                     f"losses.replaces: {name!r} is not a term of this tokenizer, which has "
                     f"{', '.join(own)}"
                 )
+        if self.losses.recon_scale is not None and "reconstruction" not in own:
+            raise ConfigError(
+                f"losses.recon_scale: this tokenizer has no term 'reconstruction' to scale, only "
+                f"{', '.join(own)}; leave it out"
+            )
         for name in self.added:
             if name in own:
                 raise ConfigError(
@@ -109,6 +140,33 @@ class Objective:
             starts_later = self.losses.start_step > self.adversary.config.start_step
             kept = [name for name in own if name not in self.losses.replaces]
             self.adversary.check_balance(own if starts_later else kept + self.added)
+
+
+def pixel_variance(dataset: Any, inside: Callable[[Tensor], Tensor]) -> float:
+    """Return the variance of all pixels of a data set on the [0, 1] scale.
+
+    Measured on at most :data:`NUM_MEASURED` images, the same on every process.
+
+    Args:
+        dataset: A :class:`spectok.data.ImageDataset`.
+        inside: Crops the border that the data added, which no loss sees.
+
+    Raises:
+        DataError: If all pixels are equal.
+    """
+    rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), NUM_MEASURED)).long().tolist()
+    count, total, squares = 0, 0.0, 0.0
+    for row in rows:
+        pixels = inside((dataset[row]["images"][None].double() + 1) / 2)
+        count, total = count + pixels.numel(), total + pixels.sum().item()
+        squares += pixels.square().sum().item()
+    variance = squares / count - (total / count) ** 2
+    if variance <= 1e-12:  # rounding of float64 is far below
+        raise DataError(
+            "losses.recon_scale: all pixels of the data are equal, so their variance is 0; check "
+            "the images, or leave it out"
+        )
+    return variance
 
 
 def load_perceptual(section: PerceptualConfig) -> LPIPS:

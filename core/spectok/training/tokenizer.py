@@ -68,6 +68,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
     model.check_images(images)
     model.interior = dataset.interior
     console().print(dataset.report)
+    objective.measure(dataset)
 
     def before_step(_: nn.Module) -> dict[str, Tensor]:
         metrics = objective.before_step()

@@ -48,9 +48,13 @@ TopK = Annotated[int | None, typer.Option(help="Keep only the k likeliest codes 
 TopP = Annotated[
     float | None, typer.Option(help="Keep the likeliest codes up to this probability.")
 ]
-Scheduler = Annotated[str | None, typer.Option(help="Latent diffusion: ddim, ddpm or flow.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Latent diffusion: ddim, ddpm or flow (default: the prior's own)."),
+]
 NumSteps = Annotated[
-    int | None, typer.Option(help="Latent diffusion: denoising steps (default: about 50).")
+    int | None,
+    typer.Option(help="Latent diffusion: denoising steps (default: the prior's own, or about 50)."),
 ]
 Guidance = Annotated[
     float | None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from spectok.distributed import draw_per_sample
 from spectok.errors import ConfigError, InputError
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.denoiser import Denoiser, UNetShape
-from spectok_generation.diffusion.noising import BetaSchedule, NoiseSchedule, Prediction
+from spectok_generation.diffusion.noising import BetaSchedule, NoiseSchedule, Prediction, Sampler
 from spectok_generation.priors.base import Prior, PriorOutput
 
 Count = Annotated[int, Field(ge=1)]
@@ -55,8 +56,15 @@ class LDM(Prior):
         num_timesteps: Number of diffusion steps.
         beta_schedule: How beta rises from step to step.
         beta_range: First and last beta of the linear schedules.
+        scheduler: How samples are drawn unless the caller says otherwise; see
+            :class:`~spectok_generation.diffusion.sampling.DiffusionOptions`, as for the next.
+        num_steps: Denoising steps unless the caller says otherwise, with that scheduler.
+
+    Raises:
+        ConfigError: If the options do not fit one another or the latents.
     """
 
+    added_options: ClassVar[Mapping[str, Any]] = {"scheduler": None, "num_steps": None}
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -77,6 +85,8 @@ class LDM(Prior):
         num_timesteps: Count = 1000,
         beta_schedule: BetaSchedule = "linear",
         beta_range: tuple[float, float] = (1e-4, 0.02),
+        scheduler: Sampler | None = None,
+        num_steps: Count | None = None,
     ):
         super().__init__(token_spec, num_classes, condition_dropout, (text or {}).get("width", 0))
         self.latent_shape = latent_shape(tokenizer)
@@ -84,6 +94,7 @@ class LDM(Prior):
         self.noise_schedule = NoiseSchedule(
             prediction, num_timesteps, beta_schedule, (beta_range[0], beta_range[1])
         )
+        self.noise_schedule.set_sampling(scheduler, num_steps)
         shape = UNetShape(channels, layers, attention_levels, dropout)
         self.denoiser = Denoiser(num_channels, shape, num_classes, self.text_width)
         self.register_buffer("latent_mean", torch.zeros(num_channels))

@@ -72,6 +72,7 @@ class NoiseSchedule:
                 f"prior.beta_range {list(beta_range)} must be two numbers, 0 < first <= last < 1"
             )
         self.prediction, self.num_timesteps = prediction, num_timesteps
+        self._sampling: tuple[Sampler | None, int | None] = (None, None)
         self._options: dict[str, Any] = {
             "num_train_timesteps": num_timesteps,
             "beta_schedule": beta_schedule,
@@ -82,6 +83,22 @@ class NoiseSchedule:
             "timestep_spacing": "trailing",  # the only one that begins at pure noise
         }
         self._diffusion = DDPMScheduler(**self._options)
+
+    def set_sampling(self, name: Sampler | None, num_steps: int | None) -> None:
+        """Set what :meth:`make_sampler` takes where its caller leaves it open.
+
+        Args:
+            name: Scheduler. None: ``ddim`` or ``flow``.
+            num_steps: Number of steps with that scheduler. None: as in :meth:`make_sampler`.
+
+        Raises:
+            ConfigError: If the name or the number of steps does not fit.
+        """
+        try:
+            self._check_sampler(name or self._fitting[0], num_steps)
+        except InputError as error:
+            raise ConfigError(f"prior: {error}") from error
+        self._sampling = (name, num_steps)
 
     def add_noise(
         self,
@@ -112,23 +129,20 @@ class NoiseSchedule:
         """Return a new diffusers scheduler with its steps set.
 
         Args:
-            name: ``ddpm`` and ``ddim`` for diffusion, ``flow`` for flow. None: ``ddim`` or
-                ``flow``.
-            num_steps: Number of steps. None: all for ``ddpm``, about 50 for the others.
+            name: ``ddpm`` and ``ddim`` for diffusion, ``flow`` for flow. None: what
+                :meth:`set_sampling` was given, else ``ddim`` or ``flow``.
+            num_steps: Number of steps. None: what :meth:`set_sampling` was given, if the scheduler
+                is the one it was given for; else all for ``ddpm``, about 50 for the others.
             device: Device of the times.
 
         Raises:
             InputError: If the name or the number of steps does not fit.
         """
-        fitting = ("flow",) if self.prediction == "flow" else ("ddim", "ddpm")
-        name = name or fitting[0]
-        if name not in fitting:
-            raise InputError(
-                f"scheduler {name!r} does not fit a model that predicts {self.prediction!r}; take "
-                f"{' or '.join(fitting)}"
-            )
-        num_steps = num_steps or self._default_steps(name)
-        self._check_steps(name, num_steps)
+        usual = self._sampling[0] or self._fitting[0]
+        name = name or usual
+        if num_steps is None and name == usual:
+            num_steps = self._sampling[1]
+        num_steps = self._check_sampler(name, num_steps)
         if name == "flow":
             scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_timesteps)
             # steps of equal length; its own last one would only go from 1 / num_timesteps to 0
@@ -139,6 +153,21 @@ class NoiseSchedule:
             scheduler = kind(**self._options)
             scheduler.set_timesteps(num_steps, device=device)
         return scheduler
+
+    @property
+    def _fitting(self) -> tuple[Sampler, ...]:
+        return ("flow",) if self.prediction == "flow" else ("ddim", "ddpm")
+
+    def _check_sampler(self, name: Sampler, num_steps: int | None) -> int:
+        """Check a scheduler and its number of steps; return that, or the default."""
+        if name not in self._fitting:
+            raise InputError(
+                f"scheduler {name!r} does not fit a model that predicts {self.prediction!r}; take "
+                f"{' or '.join(self._fitting)}"
+            )
+        num_steps = num_steps or self._default_steps(name)
+        self._check_steps(name, num_steps)
+        return num_steps
 
     def _default_steps(self, name: Sampler) -> int:
         if name == "ddpm":

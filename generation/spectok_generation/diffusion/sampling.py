@@ -30,9 +30,10 @@ class DiffusionOptions:
     """How latents are drawn.
 
     Args:
-        scheduler: ``ddpm`` or ``ddim`` for diffusion, ``flow`` for flow. None: ``ddim`` or
-            ``flow``.
-        num_steps: Denoising steps. None: as many as in training for ``ddpm``, about 50 otherwise.
+        scheduler: ``ddpm`` or ``ddim`` for diffusion, ``flow`` for flow. None: the prior's own
+            ``scheduler``, else ``ddim`` or ``flow``.
+        num_steps: Denoising steps. None: the prior's own ``num_steps``, if the scheduler is its
+            own too; else as many as in training for ``ddpm``, about 50 otherwise.
         guidance: Scale of classifier-free guidance (Ho and Salimans 2022); 1 is the conditional
             model itself.
     """
