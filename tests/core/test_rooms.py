@@ -14,6 +14,7 @@ ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
     {
+        "device",
         "errors",
         "interruption",
         "lazy",
