@@ -25,11 +25,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 
-from spectok import load_tokenizer, messages
-from spectok.data import DataConfig, build_dataset
+from spectok import ImageTokenizer, load_tokenizer, messages
+from spectok.cards import Claim
+from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.evaluation import evaluate_reconstruction
+from spectok.evaluation.protocol import make_protocol
+from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
+from spectok.evaluation.terms import data_section
 from spectok.machine import describe_machine
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
+from spectok.training.card import weights_of
 from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
 
@@ -50,6 +55,7 @@ EQUAL_SIZE = {
 """Settings for CIFAR-10 that bring a tokenizer to within a quarter of the others' parameters."""
 SETTINGS = ("data.limit=null", "train.sample_every=null", "train.save_every=1000")
 KEPT = ("psnr", "ssim", "mse", "codebook_usage", "perplexity", "bits_per_image", "parameters")
+DRAWN = ("psnr", "ssim", "codebook_usage", "perplexity")
 CURVE_IMAGES = 2000
 RESULTS = Path(__file__).parent / "results" / "curves"
 
@@ -64,6 +70,7 @@ def main() -> None:
     task.add_argument("--search", action="store_true", help="try three learning rates briefly")
     task.add_argument("--rate", help="learning rate of the long run; default: the best searched")
     task.add_argument("--cost", action="store_true", help="time training steps of all tokenizers")
+    parser.add_argument("--settings", nargs="*", default=[], help="more settings of the long run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -75,7 +82,7 @@ def main() -> None:
         search(arguments.set, arguments.key, arguments.data)
     else:
         rate = arguments.rate or searched_rate(arguments.set, arguments.key)
-        result = run(arguments.set, arguments.key, arguments.data, rate)
+        result = run(arguments.set, arguments.key, arguments.data, rate, arguments.settings)
         print(f"{arguments.key}: {result['final']['psnr']:.2f} dB")
 
 
@@ -106,14 +113,16 @@ def searched_rate(data_set: str, key: str) -> str:
     return min(errors, key=lambda rate: errors[rate])
 
 
-def run(data_set: str, key: str, data: str, rate: str) -> dict[str, Any]:
+def run(data_set: str, key: str, data: str, rate: str, further: list[str]) -> dict[str, Any]:
     """Train for ten passes, measure, and write the result."""
     chosen = SETS[data_set]
     settings = [f"train.learning_rate={rate}", f"train.steps={chosen['steps']}"]
-    settings += [f"train.warmup_steps={chosen['warmup']}", "train.keep_last=100"]
+    settings += [f"train.warmup_steps={chosen['warmup']}", "train.keep_last=100", *further]
     folder = train(data_set, key, data, settings, "long")
-    command = f"python benchmarks/curves.py --set {data_set} {key} --data DIR --rate {rate}"
-    result = {"command": command} | measure(folder, data)
+    words = ["python benchmarks/curves.py --set", data_set, key, "--data DIR --rate", rate]
+    command = " ".join([*words, *(["--settings", *further] if further else [])])
+    model = f"benchmarks/models/{data_set}_{key}"  # where one that is kept is copied to
+    result = {"command": command, "model": model} | measure(folder, data)
     write(RESULTS / f"{data_set}_{key}.json", result)
     return result
 
@@ -182,15 +191,20 @@ def measure(folder: Path, data: str) -> dict[str, Any]:
     recipe = load_tokenizer_recipe(folder / "recipe.yaml")
     options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
     model, curve = load_tokenizer(recipe.tokenizer["name"], **options), []
-    some, everything = (test_images(recipe, data, limit) for limit in (CURVE_IMAGES, None))
+    configs = [test_data(recipe, data, limit) for limit in (CURVE_IMAGES, None)]
+    some, everything = (build_dataset(config, train=False) for config in configs)
+    found: dict[str, Any] = {}
     for checkpoint in list_checkpoints(folder / "checkpoints"):
         load_model(model, checkpoint / "model.safetensors")
-        manifest, found = read_manifest(checkpoint), evaluate_reconstruction(model, some)
+        manifest, found = read_manifest(checkpoint), measure_images(model, some)
         point = {"step": manifest["step"], "seconds": round(manifest["seconds"], 1)}
-        names = ("psnr", "ssim", "codebook_usage", "perplexity")
-        curve.append(point | {name: found[name] for name in names})
+        curve.append(point | {name: found[name] for name in DRAWN})
         print(point["step"], f"{found['psnr']:.2f} dB")
-    final = evaluate_reconstruction(load_tokenizer(folder / "model"), everything)
+    trained = load_tokenizer(folder / "model")
+    final = measure_images(trained, everything)
+    claims = [claim(trained, configs[1], everything, final, KEPT)]
+    if curve and curve[-1]["step"] == recipe.train.steps:
+        claims.append(claim(trained, configs[0], some, found, DRAWN))
     sections = recipe.model_dump(mode="json", exclude={"output"})
     sections["data"].pop("path")
     return {
@@ -199,15 +213,34 @@ def measure(folder: Path, data: str) -> dict[str, Any]:
         "curve": curve,
         "final_images": len(everything),
         "final": {name: final[name] for name in KEPT},
+        "measured": claims,
         "machine": describe_machine(),
     }
 
 
-def test_images(recipe: TokenizerRecipe, data: str, limit: int | None) -> Any:
-    """Return test images at the size of a recipe."""
+def measure_images(model: ImageTokenizer, images: ImageDataset) -> dict[str, Any]:
+    """Measure a model, and hash the images with which."""
+    return evaluate_reconstruction(model, images, more={REFERENCE_IMAGES: ImageHash()})
+
+
+def claim(
+    model: ImageTokenizer,
+    config: DataConfig,
+    images: ImageDataset,
+    found: dict[str, Any],
+    names: tuple[str, ...],
+) -> dict[str, Any]:
+    """Return numbers with all that ``spectok eval --verify`` needs to measure them again."""
+    protocol = make_protocol(images, "float32", 0, {})
+    values = {name: found[name] for name in names}
+    data, pixels = data_section(config), found[REFERENCE_IMAGES]
+    return Claim(weights_of(model), data, protocol, values, pixels).to_dict()
+
+
+def test_data(recipe: TokenizerRecipe, data: str, limit: int | None) -> DataConfig:
+    """Return the test images at the size of a recipe."""
     size = {"image_size": recipe.data.image_size, "channels": recipe.data.channels}
-    config = DataConfig(name=recipe.data.name, path=data, split="test", limit=limit, **size)
-    return build_dataset(config, train=False)
+    return DataConfig(name=recipe.data.name, path=data, split="test", limit=limit, **size)
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

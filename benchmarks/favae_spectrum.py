@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from spectra import FLOOR, radial_frequencies
 from torch import Tensor
 
 from spectok import load_tokenizer
@@ -67,7 +68,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TRAINING_CROPS, TEST_CROPS = 1024, 256
 BATCH_SIZE, LEARNING_RATE = 16, 3e-3
 BAND = 0.25  # cycles per pixel
-FLOOR = 1e-3  # of amplitudes; rounding to 256 levels alone makes 2e-3
 
 
 def crops(split: str, count: int) -> Tensor:
@@ -123,8 +123,7 @@ def inside(model: FAVAE, images: Tensor) -> tuple[list[Tensor], list[Tensor], li
 
 def band(maps: Tensor) -> Tensor:
     """Return which frequencies are in the high band, (H, W)."""
-    down, across = (torch.fft.fftfreq(n) for n in maps.shape[-2:])
-    return torch.hypot(down[:, None], across) >= BAND
+    return radial_frequencies(maps) >= BAND
 
 
 def high(maps: Tensor) -> Tensor:

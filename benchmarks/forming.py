@@ -36,6 +36,7 @@ from torch import Tensor
 from spectok import ImageTokenizer, load_tokenizer
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import ConfigError, InputError
+from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import interior_of
 from spectok.images import make_grid
 from spectok.machine import describe_machine
@@ -80,6 +81,7 @@ def main() -> None:
         "command": f"python benchmarks/forming.py {shlex.join(words_without_folders())}",
         "cut": arguments.cut,
         "num_images": len(reference.images),
+        "protocol": make_protocol(dataset, "float32", 0, {}),
         "machine": describe_machine(),
         "runs": {name: summarise([k.numbers for k in kept]) for name, kept in found.items()},
     }

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from spectok.data import build_dataset
+from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.loading import load_tokenizer
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
@@ -80,13 +81,15 @@ def run(recipe: TokenizerRecipe) -> dict:
         train_tokenizer(recipe, output)
         model = load_tokenizer(output / "model")
     held_out = recipe.data.model_copy(update={"split": "test", "limit": None})
-    measured = evaluate_reconstruction(model, build_dataset(held_out))
+    images = build_dataset(held_out, train=False)
+    measured = evaluate_reconstruction(model, images)
     kept = ("psnr", "ssim", "mse", "codebook_usage", "perplexity", "bits_per_image", "parameters")
     result = {key: measured[key] for key in kept}
     return result | {
         "steps": recipe.train.steps,
         "learning_rate": recipe.train.learning_rate,
         "training_images": recipe.data.limit or "all",
+        "protocol": make_protocol(images, "float32", 0, {}),
         "seconds": round(time.perf_counter() - start),
         "cpu_seconds": round(time.process_time() - cpu),
     }
@@ -113,6 +116,7 @@ def main() -> None:
         results = json.loads(path.read_text()) if path.is_file() else {}
         shown = [setting for setting in settings if not setting.startswith("data.path=")]
         label = ", ".join([name, *shown])
+        results["command"] = "python benchmarks/fqvae_variants.py VARIANT --data DATA data.path=DIR"
         results[label] = result | {"overrides": overrides, "torch": torch.__version__}
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")

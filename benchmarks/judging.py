@@ -13,6 +13,7 @@ from spectok.data import DataConfig, build_dataset
 from spectok.evaluation import ClassifierRecipe, Networks, frechet_distance, train_classifier
 from spectok.evaluation.features import find_extractors
 from spectok.evaluation.generated import ImageSet
+from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.images import to_float
 from spectok.training import train_tokenizer
@@ -33,6 +34,7 @@ class Judge:
         self.data, self.dataset = data, build_dataset(data, train=False)
         networks, shape = Networks(classifier=classifier), self.dataset.image_shape
         self.extractor = find_extractors(networks, shape, "cpu").found[KIND]
+        self.classifier: Any = self.extractor.classifier
         self.images = to_float(torch.tensor(self.dataset.uint8_images()))
         self.real = self.look_at(self.images)
 
@@ -54,7 +56,7 @@ class Judge:
 
     def describe(self) -> dict[str, Any]:
         """Return how reliable the judge is."""
-        config = self.extractor.classifier.config
+        config = self.classifier.config
         return {
             "test_accuracy": config["held_out_accuracy"],
             "trained_on": config["trained_on"],
@@ -93,4 +95,10 @@ def measure_tokenizer(folder: Path, judge: Judge) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
         "psnr": measured["psnr"],
         "classifier_frechet": judge.distance(reconstruct(tokenizer, judge.images)),
+        "protocol": make_protocol(
+            judge.dataset,
+            "float32",
+            0,
+            {"classifier_frechet": judge.extractor.identity},
+        ),
     }

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from spectok.device import send
 
 
 def world() -> tuple[int, int]:
@@ -61,7 +63,7 @@ def gather_candidates(
         generator: CPU generator in the same state on every rank.
     """
     rank, size = world()
-    draws = torch.rand(count, generator=generator).to(vectors.device)
+    draws = send(torch.rand(count, generator=generator), vectors.device)
     held = torch.zeros(size, dtype=torch.int64, device=vectors.device)
     held[rank] = len(vectors)
     ends = sum_over_ranks(held)[0].cumsum(0)
@@ -110,17 +112,24 @@ def draw_per_sample(batch_size: int, generator: torch.Generator | None = None) -
 
 @torch.no_grad()
 def clear_moments(
-    parameter: Tensor, rows: Int[Tensor, "r"], optimizers: Iterable[torch.optim.Optimizer]
+    parameter: Tensor,
+    rows: Int[Tensor, "r"] | Bool[Tensor, "k"],
+    optimizers: Iterable[torch.optim.Optimizer],
 ) -> None:
     """Zero the optimiser's running moments of replaced codes.
 
     Args:
         parameter: Codebooks; the last dimension is that of a code, all others index codes.
-        rows: Indices into the flattened code dimensions.
+        rows: Indices into the flattened code dimensions, or a mask over them, whose True values
+            need not be counted first.
         optimizers: Every optimiser that may hold state for the parameter.
     """
     for optimizer in optimizers:
         optimizer = getattr(optimizer, "optimizer", optimizer)  # unwrap AcceleratedOptimizer
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.view(-1, value.shape[-1])[rows] = 0
+                codes = value.view(-1, value.shape[-1])
+                if rows.dtype == torch.bool:
+                    codes.masked_fill_(rows.unsqueeze(-1), 0)
+                else:
+                    codes[rows] = 0

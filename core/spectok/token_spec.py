@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from spectok.device import constant
 from spectok.errors import SHOWN, TokenError, one_line, shown
 
 CodebookKind = Literal["shared", "position", "path"]
@@ -223,7 +224,7 @@ class TokenSpec:
             TokenError: Names the first offending place and its range.
         """
         self._check_shape(indices)
-        limits = torch.tensor(self.vocab_sizes, device=indices.device)
+        limits = constant(self.vocab_sizes, indices.device)
         bad = (indices < 0) | (indices >= limits)
         if bad.any():
             row, place = (int(v) for v in bad.nonzero()[0])
@@ -259,7 +260,7 @@ class TokenSpec:
             indices: The first k tokens of each sequence, 0 <= k <= T.
         """
         base, length = self._code_bases, indices.shape[1]
-        offsets = torch.tensor(base[:length], device=indices.device, dtype=torch.int64)
+        offsets = constant(base, indices.device)[:length]
         path = self._paths(indices) if any(v.codebook == "path" for v in self.levels) else indices
         return path + offsets
 

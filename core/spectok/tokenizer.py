@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spectok.device import send
 from spectok.errors import InputError
 from spectok.losses.reconstruction import l1, l2
 from spectok.modeling import SpectokModel
@@ -125,7 +126,7 @@ class ImageTokenizer(SpectokModel):
         quantized = self.quantizer(z)
         keep = self.draw_prefix(images.shape[0]) if self.training else None
         if keep is not None:
-            keep = keep.to(images.device)
+            keep = send(keep, images.device)
         latents = self.token_space.to_latents(quantized.z_q.to(z.dtype), keep)
         reconstruction = self.decoder(latents)
         losses = self.compare(images, reconstruction) | quantized.losses

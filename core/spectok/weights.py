@@ -6,12 +6,15 @@ network. Nothing that would run code is unpickled.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -239,6 +242,22 @@ def check_finite(model: nn.Module, place: str) -> None:
                 f"{place} is damaged: {bad} of {tensor.numel()} numbers of {name} are not finite "
                 f"in {_name(tensor.dtype)}; copy it again, or train again"
             )
+
+
+def fingerprint(kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a model's class, options and weights.
+
+    Args:
+        kind: Name of its class.
+        config: Its options, in plain JSON types.
+        state: Its weights and saved buffers; every bit of them counts.
+    """
+    digest = hashlib.sha256(kind.encode())
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def reading_reason(problem: BaseException) -> str:

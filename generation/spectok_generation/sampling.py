@@ -197,7 +197,8 @@ def sample_batch(
         (~known.keep).any(0).tolist()
     )  # once, on the CPU: asking the GPU at each place would stall
     uniforms = torch.stack([image_uniforms(seed, n, spec.num_tokens) for n in numbers])
-    uniforms = uniforms.to(prior.device)
+    if prior.device.type != "mps":  # which has no float64; see draw_tokens
+        uniforms = uniforms.to(prior.device)
     options = options or SamplingOptions()
     predictor = Predictor(
         prior, condition, batch, scale=options.guidance, interval=options.guidance_interval
@@ -243,7 +244,12 @@ def image_uniforms(seed: int, number: int, count: int) -> Float[Tensor, "count"]
 def draw_tokens(
     logits: Float[Tensor, "b v"], uniforms: Float[Tensor, "b"], options: SamplingOptions
 ) -> Int[Tensor, "b"]:
-    """Draw one token per row: the first whose cumulative probability exceeds the uniform number."""
+    """Draw one token per row: the first whose cumulative probability exceeds the uniform number.
+
+    Apple's MPS has no float64: there the logits are read back, and tokens drawn on the CPU.
+    """
+    if logits.device.type == "mps":
+        return draw_tokens(logits.cpu(), uniforms, options).to(logits.device)
     logits = logits.double() / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[1]:
         smallest = logits.topk(options.top_k).values[:, -1:]

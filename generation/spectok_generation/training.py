@@ -29,9 +29,11 @@ from spectok.loading import load_trained
 from spectok.messages import progress, say
 from spectok.plugins import registry
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit, train_tokenizer
+from spectok.training.card import write_run_card
 from spectok.training.launch import accelerated, joined
 from spectok.training.lock import run_locked
 from spectok.training.resume import check_resume
+from spectok_generation.card import describe_prior
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
 from spectok_generation.diffusion.model import LDM
@@ -63,7 +65,8 @@ NUM_SAMPLES = 16
 def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) -> FitResult:
     """Train a prior from a recipe, in one process or in many.
 
-    Writes ``model/`` (the prior, with a record of its tokenizer), ``recipe.yaml``, ``log.jsonl``,
+    Writes ``model/`` (the prior with its card, and a record of its tokenizer), ``recipe.yaml``,
+    ``log.jsonl``,
     ``checkpoints/``, ``samples/``, and what the prior needed first: ``tokenizer/`` and ``clip/``
     (complete runs), ``tokens/`` and ``captions/``.
 
@@ -116,10 +119,18 @@ def fit_prior(
         prior = build_prior(recipe, training_set)
         if isinstance(prior, LDM) and tokenizer is not None:
             prior.set_statistics(*measure_latents(tokenizer, training_set.dataset))
-        callbacks = Callbacks(save_final=lambda model, folder: model.save_pretrained(folder))  # type: ignore[operator]
+        record = recipe.model_dump(mode="json", exclude={"output"})
+
+        def save_final(model: nn.Module, folder: Path) -> None:
+            trained = cast(Prior, model)
+            trained.save_pretrained(folder)
+            report = getattr(training_set.dataset, "report", None)  # of images, not of tokens
+            write_run_card(folder, record, describe_prior(trained, folder), recipe.data, report)
+
+        callbacks = Callbacks(save_final=save_final)
         if tokenizer is not None and isinstance(prior, DRAWABLE):
             callbacks.sample = sampler(tokenizer, training_set, recipe.seed)
-        run = Run(output, recipe.seed, resume, recipe.model_dump(mode="json", exclude={"output"}))
+        run = Run(output, recipe.seed, resume, record)
         losses = make_losses(training_set, prior.condition_name)
         return fit(prior, training_set.dataset, losses, recipe.train, run, callbacks=callbacks)
 

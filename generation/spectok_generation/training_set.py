@@ -9,12 +9,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from spectok import ImageTokenizer, TokenSpec
 from spectok.data import DataConfig, build_dataset
 from spectok.data.rows import Captions
-from spectok.errors import ConfigError
+from spectok.errors import ConfigError, DataError
 from spectok.messages import progress, say
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import encode_latents
@@ -102,6 +103,7 @@ def latent_training_set(
     """
     dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
     say(str(dataset.report))
+    check_classes(dataset.labels, dataset.num_classes or 0)
     record = tokenizer_record(tokenizer, absolute(path)) | {"class_names": dataset.class_names}
     return TrainingSet(
         dataset,
@@ -111,6 +113,20 @@ def latent_training_set(
         record,
         [dataset.captions_of(row) for row in range(len(dataset))] if dataset.has_captions else None,
     )
+
+
+def check_classes(labels: np.ndarray | None, num_classes: int) -> None:
+    """Check the class of every image, before training sends them to a device unchecked.
+
+    Raises:
+        DataError: If one is out of range.
+    """
+    outside = [] if labels is None else labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise DataError(
+            f"class {outside[0]} of the data is outside 0..{num_classes - 1}; number classes from "
+            f"0, or leave them out with data.labels=false"
+        )
 
 
 def with_text(training_set: TrainingSet, encoder: TextEncoder, folder: Path) -> TrainingSet:

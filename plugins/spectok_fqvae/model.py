@@ -18,7 +18,7 @@ from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_fqvae.filters import FilterInit
 from spectok_fqvae.graph import Gate, GraphGate
 from spectok_fqvae.networks import PatchTransformer, UNet
-from spectok_fqvae.token_space import FrequencyTokens, GatedGridTokens
+from spectok_fqvae.token_space import FrequencyTokens, GatedGridTokens, Transform
 
 
 class FQVAE(ImageTokenizer):
@@ -69,6 +69,12 @@ class FQVAE(ImageTokenizer):
         residual_channels: Hidden channels of a convolutional residual block.
         graph_gate: Range of the gate: ``"double_sigmoid"`` (0, 2), ``"sigmoid"`` (0, 1); None: no
             graph module.
+        transform: What ``"fft"`` filters: ``"fft"``: the spectrum. ``"linear"``, a control: the
+            pixels, so that filters and projections are a learned linear map of as many numbers;
+            needs ``filter_init`` ``"phase"`` or ``"noise"``.
+        dynamic_weights: Whether the weights of the filters follow the image (Eq. 4); if not, all
+            are 1.
+        learned_filters: Whether the filters are trained; if not, they stay as they start.
         parseval_weights: Of whole maps (``codebook_dim`` None), count each bin of the half-plane as
             often as it stands for: distances are then those of the maps' images. False in the
             paper, which says "nearest" alone.
@@ -78,7 +84,12 @@ class FQVAE(ImageTokenizer):
         InputError: If sizes do not fit together.
     """
 
-    added_options: ClassVar[Mapping[str, Any]] = {"parseval_weights": False}
+    added_options: ClassVar[Mapping[str, Any]] = {
+        "transform": "fft",
+        "dynamic_weights": True,
+        "learned_filters": True,
+        "parseval_weights": False,
+    }
 
     @register_to_config
     def __init__(
@@ -99,6 +110,9 @@ class FQVAE(ImageTokenizer):
         num_blocks: Annotated[int, Field(ge=1)] = 1,
         residual_channels: Annotated[int, Field(ge=1)] = 32,
         graph_gate: Gate | None = "double_sigmoid",
+        transform: Transform = "fft",
+        dynamic_weights: bool = True,
+        learned_filters: bool = True,
         parseval_weights: bool = False,
         quantizer: QuantizerOption = "cvq_pearson",
     ):
@@ -148,6 +162,9 @@ class FQVAE(ImageTokenizer):
                 num_heads=num_heads or num_tokens,
                 filter_init=filter_init,
                 gate=gate,
+                transform=transform,
+                dynamic_weights=dynamic_weights,
+                learned_filters=learned_filters,
                 parseval_weights=parseval_weights,
             )
         self.quantizer = build_quantizer(

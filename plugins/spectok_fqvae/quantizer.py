@@ -103,8 +103,7 @@ class ClusteringQuantizer(CodebookQuantizer):
         self.average_usage.lerp_(share, 1 - self.usage_decay)
         alpha = torch.exp(-self.resistance() - EPSILON)  # (G, K)
         self.codebook.lerp_(anchors, alpha.unsqueeze(-1))
-        replaced = (alpha > REPLACED).flatten().nonzero().squeeze(-1)
-        clear_moments(self.codebook, replaced, optimizers)
+        clear_moments(self.codebook, (alpha > REPLACED).flatten(), optimizers)
 
     def forget(self) -> None:
         """Clear the pending counts, and let go of the candidates for anchors."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
@@ -15,7 +17,10 @@ from spectok.tokenizer import TokenSpace
 from spectok_fqvae.filters import DynamicWeights, FilterInit, start_filters
 from spectok_fqvae.graph import GraphGate
 
+Transform = Literal["fft", "linear"]
+
 TINY = 1e-8  # keeps the gradient of a square root finite at 0
+OF_FREQUENCIES = ("bins", "shifts")  # initial filters that mean something on a spectrum alone
 
 
 class FrequencyTokens(TokenSpace):
@@ -44,6 +49,11 @@ class FrequencyTokens(TokenSpace):
     way back is the mean alone. With one, the maps are never formed: filter and projection are
     multiplied first, and one matrix product per channel takes spectra to vectors.
 
+    Three controls take one part away each: ``transform="linear"`` puts the pixels themselves, two
+    to a complex number, where the spectrum was, so that filters and projections are a learned
+    linear map of the pixels with as many numbers; ``dynamic_weights`` off leaves the filters
+    unweighted, alike for all images; ``learned_filters`` off keeps the filters where they start.
+
     Args:
         latent_channels: Channels D.
         num_tokens: Tokens U; D divides it.
@@ -53,12 +63,17 @@ class FrequencyTokens(TokenSpace):
         num_heads: Projections each way, each for an equal run of consecutive tokens.
         filter_init: Initial filters; see :func:`~spectok_fqvae.filters.start_filters`.
         gate: Graph module, or None.
+        transform: ``"fft"``, or ``"linear"``, which needs a ``filter_init`` without frequencies.
+        dynamic_weights: Whether the weights of Eq. 4 follow the image.
+        learned_filters: Whether the bases K_i are trained.
         parseval_weights: Count in whole maps, by :func:`parseval_scale`, each bin as often as it
             stands for. The distance between two maps is then that of their images.
 
     Raises:
         InputError: If the counts do not fit one another, or maps that are not whole are weighted.
     """
+
+    bases: Tensor
 
     def __init__(
         self,
@@ -71,6 +86,9 @@ class FrequencyTokens(TokenSpace):
         num_heads: int,
         filter_init: FilterInit,
         gate: GraphGate | None,
+        transform: Transform = "fft",
+        dynamic_weights: bool = True,
+        learned_filters: bool = True,
         parseval_weights: bool = False,
     ):
         super().__init__((num_tokens,), 2 * height * (width // 2 + 1) if dim is None else dim)
@@ -81,17 +99,32 @@ class FrequencyTokens(TokenSpace):
             )
         if num_tokens % num_heads:
             raise InputError(f"num_heads {num_heads} does not divide num_tokens {num_tokens}")
+        if transform == "linear" and filter_init in OF_FREQUENCIES:
+            raise InputError(
+                f"filter_init {filter_init!r} orders frequencies, and transform 'linear' has none; "
+                f"choose 'phase' or 'noise'"
+            )
         if parseval_weights and dim is not None:
             raise InputError(
                 f"parseval_weights is for whole maps, and codebook_dim {dim} projects them; set "
                 f"codebook_dim=null, or leave the weights out"
             )
-        self.latent_channels, self.num_heads = latent_channels, num_heads
+        if parseval_weights and transform == "linear":
+            raise InputError(
+                "parseval_weights counts the bins of a spectrum, and transform 'linear' has none; "
+                "leave one of the two out"
+            )
+        self.latent_channels, self.num_heads, self.transform = latent_channels, num_heads, transform
         self.height, self.width, self.projects = height, width, dim is not None
         self.num_filters = num_tokens // latent_channels
-        self.weights = DynamicWeights(latent_channels, self.num_filters)
+        weights = DynamicWeights(latent_channels, self.num_filters) if dynamic_weights else None
+        self.weights = weights
         start = start_filters(filter_init, self.num_filters, height, width, dim or 0)
-        self.bases = nn.Parameter(torch.view_as_real(start.bases))  # (N, h, v, 2)
+        bases = torch.view_as_real(start.bases)  # (N, h, v, 2)
+        if learned_filters:
+            self.bases = nn.Parameter(bases)
+        else:
+            self.register_buffer("bases", bases)
         if self.projects:
             heads = (num_heads, 1, 1, 1, 1)
             self.analysis = nn.Parameter(torch.view_as_real(start.analysis).repeat(heads))
@@ -106,8 +139,7 @@ class FrequencyTokens(TokenSpace):
         """Transform, filter, and read each map as a vector."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
-            spectrum = torch.fft.rfft2(latents, norm="ortho")
-            weights = self.weights(latents).unsqueeze(-1)  # (B, D, N, 1)
+            spectrum = self.to_spectrum(latents)
             if self.projects:
                 rows = self._per_token(self.analysis)
                 flat = torch.view_as_real(spectrum).flatten(2)  # (B, D, P)
@@ -116,7 +148,9 @@ class FrequencyTokens(TokenSpace):
                 maps = spectrum.unsqueeze(2) * self.filters  # (B, D, N, h, v)
                 vectors = torch.view_as_real(maps).flatten(3)
                 vectors = vectors if self.scale is None else vectors * self.scale
-            return (vectors * weights).flatten(1, 2).to(self.bases.dtype)
+            if self.weights is not None:
+                vectors = vectors * self.weights(latents).unsqueeze(-1)
+            return vectors.flatten(1, 2).to(self.bases.dtype)
 
     def to_latents(
         self, z_q: Float[Tensor, "b u k"], keep: Int[Tensor, "b"] | None = None
@@ -135,9 +169,21 @@ class FrequencyTokens(TokenSpace):
             else:
                 flat = torch.einsum("bdnk,dnkp->bdp", per_channel, spectra) / self.num_filters
             spectrum = rearrange(flat, "b d (h v c) -> b d h v c", h=self.height, c=2)
-            size = (self.height, self.width)
-            latents = torch.fft.irfft2(as_complex(spectrum), s=size, norm="ortho")
+            latents = self.from_spectrum(as_complex(spectrum))
         return latents.to(z_q.dtype)
+
+    def to_spectrum(self, latents: Float[Tensor, "b d h w"]) -> Complex[Tensor, "b d h v"]:
+        """Return what is filtered: the spectrum (Eq. 2), or the pixels in pairs."""
+        if self.transform == "fft":
+            return torch.fft.rfft2(latents, norm="ortho")
+        padded = F.pad(latents, (0, 2 * (self.width // 2 + 1) - self.width))
+        return as_complex(padded.unflatten(-1, (-1, 2)))
+
+    def from_spectrum(self, spectrum: Complex[Tensor, "b d h v"]) -> Float[Tensor, "b d h w"]:
+        """Undo :meth:`to_spectrum`."""
+        if self.transform == "fft":
+            return torch.fft.irfft2(spectrum, s=(self.height, self.width), norm="ortho")
+        return torch.view_as_real(spectrum).flatten(-2)[..., : self.width]
 
     @property
     def filters(self) -> Complex[Tensor, "n h v"]:

@@ -10,11 +10,13 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from spectok.device import send
 from spectok.quantizers import (
     FEWEST_MEMBERS,
     RunningMeans,
     broadcast_from_main,
     clear_moments,
+    count_rows,
     gather_candidates,
 )
 from spectok_hrvqvae.codebooks import CodebookTree
@@ -181,7 +183,7 @@ class TreeQuantizer(CodebookTree):
             codes.copy_(fitted)
             clear_moments(codes, torch.arange(len(codes), device=codes.device), optimizers)
         leaf = descend(sample, self.codebooks, self.branching)[1]
-        self.frequency.copy_(torch.bincount(leaf, minlength=self.codebook_size) / size)
+        self.frequency.copy_(count_rows(leaf, self.codebook_size) / size)
         if not self.is_learned:
             self.running_means.counts.copy_(self.frequency * num_vectors)
             sums = self.running_means.sums.zero_()
@@ -215,8 +217,11 @@ class TreeQuantizer(CodebookTree):
         origins = self.tables()[level + 1]
         rows, held = members(node, len(origins), 1)
         shares = self.by_node(self.frequency, level).sum(1).view(-1, self.branching[level])
-        moved, onto = split_pairs(shares, self.revive_below)
-        moved, onto = moved[held[onto] > 0], onto[held[onto] > 0]
+        # Read once: how many nodes are moved decides the shapes of all that follows.
+        on_host = torch.stack([shares.flatten(), held.to(shares.dtype)]).cpu()
+        moved, onto = split_pairs(on_host[0].view_as(shares), self.revive_below)
+        can = on_host[1][onto] > 0
+        moved, onto = send(moved[can], drawn.device), send(onto[can], drawn.device)
         step = (drawn[rows[onto, 0]] - origins[onto]) / 2
         for codes in self.codebooks[level:]:
             subtrees = self.by_node(codes, level)  # (nodes, descendants, D)
@@ -240,7 +245,8 @@ class TreeQuantizer(CodebookTree):
         rows, held = members(parents, self.codebook_size // m, m)
         shares = self.frequency.view(-1, m)
         revived = dead_children(shares, self.revive_below) & (held > 0).unsqueeze(1)
-        chosen, leaves = rows[revived], revived.flatten().nonzero().squeeze(1)
+        leaves = send(revived.cpu().flatten().nonzero().squeeze(1), drawn.device)
+        chosen = rows.flatten()[leaves]
         self.codebooks[-1][leaves] = drawn[chosen] - self.tables()[-2][parents[chosen]]
         clear_moments(self.codebooks[-1], leaves, optimizers)
         shares.copy_(with_fair_share(shares, revived))

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectok.quantizers import DISTANCE_BYTES, nearest_codes
+from spectok.device import exact_products
+from spectok.quantizers import DISTANCE_BYTES, count_rows, nearest_codes
 
 FEW_CODES = 64  # of all parents together: below, sorting costs more than it saves
 BLOCK = 32  # vectors in a block: on average half a block per parent is padding
@@ -27,7 +28,7 @@ def nearest_children(
 ) -> Int[Tensor, "p"]:
     """Find, for each vector, the nearest code of its parent's codebook (Eq. 3, squared L2).
 
-    Runs in float32 whatever the autocast. Ties go to the smaller index.
+    Runs in float32 whatever the autocast, and without TF32. Ties go to the smaller index.
 
     Args:
         z: P vectors.
@@ -38,7 +39,7 @@ def nearest_children(
     Returns:
         int64 indices in 0..M-1.
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False), exact_products():
         z, codebooks, origins = z.float(), codebooks.float(), origins.float()
         if len(codebooks) == 1:
             return nearest_codes(z.unsqueeze(0), codebooks + origins)[0]
@@ -96,7 +97,7 @@ def _lay_out(
 ) -> tuple[Int[Tensor, "blocks"], Int[Tensor, "p"], Int[Tensor, "p"]]:
     """Return each block's parent, the sorted vectors' slots in the blocks, and their order."""
     order = parents.argsort()
-    counts = torch.bincount(parents, minlength=num_parents)
+    counts = count_rows(parents, num_parents)
     ends = (counts + BLOCK - 1).div(BLOCK, rounding_mode="floor").cumsum(0)  # in blocks
     bound = len(parents) // BLOCK + min(len(parents), num_parents)
     num_blocks = int(ends[-1]) if exact_count else bound

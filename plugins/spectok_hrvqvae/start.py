@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spectok.quantizers import count_rows
 from spectok_hrvqvae.search import nearest_children
 from spectok_hrvqvae.tree import members
 
@@ -70,6 +71,6 @@ def kmeans_within(
 
 def _means(vectors: Tensor, node: Tensor, centres: Tensor) -> Tensor:
     """Return the mean of each node's vectors; nodes without vectors keep their centre."""
-    counts = torch.bincount(node, minlength=len(centres)).unsqueeze(1)
+    counts = count_rows(node, len(centres)).unsqueeze(1)
     sums = torch.zeros_like(centres).index_add_(0, node, vectors)
     return torch.where(counts > 0, sums / counts.clamp_min(1), centres)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectok import InputError
+from spectok.quantizers import count_rows
 from spectok_hrvqvae.search import nearest_children
 
 DEFAULT_LEVELS = 3
@@ -135,7 +136,7 @@ def members(
     Returns:
         Rows of the vectors, arbitrary for a parent without any, and how many each parent has.
     """
-    held = torch.bincount(parents, minlength=num_parents)
+    held = count_rows(parents, num_parents)
     order = parents.argsort(stable=True)
     start = (held.cumsum(0) - held).unsqueeze(1)
     turn = torch.arange(count, device=parents.device) % held.clamp_min(1).unsqueeze(1)

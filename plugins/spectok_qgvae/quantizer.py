@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from spectok.device import send
 from spectok.quantizers import CodebookQuantizer, broadcast_from_main, clear_moments
 
 RELATIVE_FLOOR = 1e-6  # of a codebook's largest magnitude; cells below it are not split
@@ -93,13 +94,14 @@ class VoronoiQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def reset(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Split the cells of largest magnitude with the codes that got no gradient."""
-        moved, onto = split_pairs(self.magnitude)
+        moved, onto = split_pairs(self.magnitude.cpu())  # read once: their number decides the draw
         if not len(moved):
             return
+        moved, onto = send(moved, self.codebook.device), send(onto, self.codebook.device)
         codes = self.codebook.view(-1, self.dim)
         generator = self.step_counter.generator()
         noise = torch.rand(len(moved), self.dim, generator=generator) * 2 - 1
-        placed = codes[onto] + self.displacement * noise.to(codes.device)
+        placed = codes[onto] + self.displacement * send(noise, codes.device)
         codes[moved] = broadcast_from_main(placed)
         self.frequency.view(-1)[moved] = self.frequency.view(-1)[onto] / 2
         self.frequency.view(-1)[onto] /= 2

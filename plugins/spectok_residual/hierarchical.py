@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spectok import InputError, build_quantizer
+from spectok.device import send
 from spectok.quantizers import (
     Quantizer,
     QuantizerLevel,
@@ -130,7 +131,7 @@ class HierarchicalQuantizer(Quantizer):
         detail = self.join(bottom.z_q)
         if self.training and self.bottom_dropout:
             kept = draw_per_sample(len(z)) >= self.bottom_dropout
-            detail = detail * kept.to(z.device)[:, None, None]
+            detail = detail * send(kept, z.device)[:, None, None]
         indices = torch.cat([top.indices, self.join(bottom.indices)], dim=-1)
         losses = _named(top=top.losses, bottom=bottom.losses)
         metrics = _named(top=top.metrics, bottom=bottom.metrics)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from spectok.device import send
 from spectok.quantizers import broadcast_from_main, clear_moments
 from spectok_stochastic.relaxation import SMALLEST_TEMPERATURE, RelaxedQuantizer
 
@@ -111,12 +112,13 @@ class ProbabilisticQuantizer(RelaxedQuantizer):
         """Move each codebook's least used code next to its most used one, if it is rare."""
         fewest, least = self.reset_counts.min(-1)
         largest, most = self.reset_counts.max(-1)
-        groups = (fewest < RARE * largest).nonzero().squeeze(-1)
+        groups = (fewest < RARE * largest).cpu().nonzero().squeeze(-1)
         if not len(groups):
             return
+        groups = send(groups, least.device)
         least, most = least[groups], most[groups]
         noise = torch.randn(len(groups), self.dim, generator=self.step_counter.generator())
-        placed = self.codebook[groups, most] + DISPLACEMENT * noise.to(self.codebook.device)
+        placed = self.codebook[groups, most] + DISPLACEMENT * send(noise, self.codebook.device)
         self.codebook[groups, least] = broadcast_from_main(placed)
         shared = (self.frequency[groups, most] + self.frequency[groups, least]) / 2
         self.frequency[groups, least] = self.frequency[groups, most] = shared

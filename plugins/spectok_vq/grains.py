@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
+from spectok.device import send
 from spectok.distributed import draw_per_sample
 from spectok.nn import VQGANEncoder
 from spectok.nn.vqgan import group_norm
@@ -135,7 +136,7 @@ def draw_gates(logits: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     u: the gate is sigmoid(logit + log u - log(1 - u)), rounded. The gradient is the sigmoid's (Jang
     et al. 2017, straight-through).
     """
-    uniform = draw_per_sample(logits.numel()).view(logits.shape).to(logits.device)
+    uniform = send(draw_per_sample(logits.numel()).view(logits.shape), logits.device)
     soft = (logits + uniform.logit(SMALLEST)).sigmoid()
     return straight_through(soft, (soft > 0.5).to(soft.dtype))
 

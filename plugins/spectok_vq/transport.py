@@ -86,7 +86,7 @@ def potentials(
         mass = torch.zeros_like(phi)
         for block in blocks:
             mass += _logits(block, codes, log_weights, phi, width).softmax(-1).sum(2)
-        mass, count = sum_over_ranks(mass, mass.new_tensor([float(z.shape[2])]))
+        mass, count = sum_over_ranks(mass, mass.new_full((1,), float(z.shape[2])))
         share = (mass / count).clamp_min(SMALLEST_SHARE)
         phi = phi + width.squeeze(-1) * (log_weights - share.log())
     return phi, mean_cost * smallest
@@ -121,7 +121,7 @@ def _soft_minima(
 
 def _mean_cost(z: Tensor, codes: Tensor, log_weights: Tensor) -> Float[Tensor, "g s 1 1"]:
     """Return the mean squared distance, were every vector's mass spread over all codes."""
-    totals = z.sum(2), z.square().sum((2, 3)), z.new_tensor([float(z.shape[2])])
+    totals = z.sum(2), z.square().sum((2, 3)), z.new_full((1,), float(z.shape[2]))
     sums = [part.reshape(-1) for part in totals]
     flat = sum_over_ranks(torch.cat(sums))[0].split([len(part) for part in sums])
     mean, square = flat[0].view_as(totals[0]) / flat[2], flat[1].view_as(totals[1]) / flat[2]

@@ -178,6 +178,30 @@ class Overflows(GradientQuantizer):
         return output
 
 
+class ReadsAValue(GradientQuantizer):
+    """Asks in every step for a value, which a CPU has at once and a GPU does not."""
+
+    def observe(self, z, rows):
+        self.largest = z.abs().max().item()
+        super().observe(z, rows)
+
+
+class CopiesAList(GradientQuantizer):
+    def search(self, z):
+        return super().search(z - torch.tensor([0.0] * self.dim, device=z.device))
+
+
+class StaysOnTheCPU(GradientQuantizer):
+    """Keeps a tensor that is no buffer, and so is not moved with the others."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.shift = torch.zeros(self.dim)
+
+    def search(self, z):
+        return super().search(z + self.shift)
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
@@ -200,6 +224,9 @@ class Overflows(GradientQuantizer):
         (MetricWithGradient, "test_losses_are_finite_scalars"),
         (Overflows, "test_training_under_autocast_is_finite"),
         (TakesAnything, "test_wrong_shapes_are_rejected"),
+        (ReadsAValue, "test_steps_never_wait_for_a_gpu"),
+        (CopiesAList, "test_steps_never_wait_for_a_gpu"),
+        (StaysOnTheCPU, "test_steps_never_wait_for_a_gpu"),
     ],
 )
 def test_broken_quantizer_is_caught(broken, check, tmp_path):

@@ -9,6 +9,8 @@ import pytest
 from spectok.errors import ConfigError
 from spectok.evaluation import Evaluation
 from spectok.evaluation.comparison import Competitor, check_run, compare
+from spectok.recipes.recipe import resolve_recipe
+from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe
 from spectok.training.log import read_log
 
@@ -46,6 +48,18 @@ def test_a_folder_with_a_run_of_another_recipe_is_refused(tmp_path, vqvae):
         run_comparison(recipe_of(vqvae, init_from="runs/first"), tmp_path)
     with pytest.raises(ConfigError, match=r"holds a run with losses\.\w+ None, not"):
         run_comparison(recipe_of(vqvae, losses={"l1": 0.5}), tmp_path)
+
+
+def test_a_run_from_before_an_option_is_the_same_run_if_the_option_does_nothing(tmp_path):
+    options = {"name": "vqvae2", "image_size": 16, "in_channels": 1, "channels": 8}
+    raw = {"tokenizer": options, "data": {"name": "digits", "limit": 8}}
+    written = resolve_recipe(raw, TokenizerRecipe).model_dump(mode="json", exclude_none=True)
+    del written["tokenizer"]["num_grids"]
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(written))
+    check_run(resolve_recipe(raw, TokenizerRecipe), tmp_path)
+    more = raw | {"tokenizer": options | {"num_grids": 3}}
+    with pytest.raises(ConfigError, match=r"holds a run with tokenizer\.num_grids 2, not 3"):
+        check_run(resolve_recipe(more, TokenizerRecipe), tmp_path)
 
 
 def test_a_missing_tracker_is_refused_before_anything_is_trained(tmp_path, vqvae, monkeypatch):

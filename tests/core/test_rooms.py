@@ -14,6 +14,7 @@ ROOT = Path(spectok.__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 LAYERS = (
     {
+        "device",
         "errors",
         "interruption",
         "lazy",
@@ -34,7 +35,7 @@ LAYERS = (
     {"modeling", "tokenizer", "loading"},
     {"nn"},
     {"data"},
-    {"metrics"},
+    {"metrics", "cards"},
     {"training"},
     {"evaluation"},
     {"testing"},

@@ -93,6 +93,38 @@ def test_codebooks_that_drift_apart_stop_training(tmp_path, fork_ranks):
     assert fork_ranks(drift, tmp_path) == [0, 0]
 
 
+def train_on_own_data(output):
+    """Let the codes of two ranks follow different vectors, and nobody send buffers around."""
+    from spectok.data import DataConfig, build_dataset
+    from spectok.loading import load_tokenizer
+    from spectok.training import Run, TrainConfig, fit
+    from spectok.training.objective import Objective
+
+    options = {"image_size": 8, "in_channels": 1, "channels": 8, "codebook_dim": 4}
+    model = load_tokenizer("vqvae", codebook_size=8, **options)
+    objective, sent = Objective(model), set()
+    before = model.quantizer.codebook.clone()
+
+    def compute_losses(module, batch):
+        sent.add(module.broadcast_buffers)
+        return objective(module, batch)
+
+    data = build_dataset(DataConfig(name="digits", image_size=8, limit=50))
+    config = TrainConfig(steps=4, batch_size=4, gradient_accumulation=2, log_every=1)
+    callbacks = Callbacks(after_step=lambda trained, _: trained.after_step())
+    fit(model, data, compute_losses, config, Run(output), callbacks=callbacks)
+    assert sent == {False}
+    assert "codebook" in dict(model.quantizer.named_buffers())
+    assert not torch.equal(before, model.quantizer.codebook)
+    (output / f"codebooks-{os.environ['RANK']}.json").write_text(json.dumps(hashes(model)))
+
+
+def test_codebooks_stay_equal_although_buffers_are_not_broadcast(tmp_path, fork_ranks):
+    assert fork_ranks(train_on_own_data, tmp_path) == [0, 0]
+    first, second = (json.loads((tmp_path / f"codebooks-{r}.json").read_text()) for r in "01")
+    assert first == second
+
+
 def fail_to_save(train, output):
     """A checkpoint that rank 0 cannot write must stop rank 1 too, not leave it waiting."""
     with pytest.raises(SpectokError, match="cannot write checkpoint"):

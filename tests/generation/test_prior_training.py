@@ -7,9 +7,12 @@ import time
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from spectok import load_tokenizer
+from spectok.cards import CARD
 from spectok.errors import CheckpointError, ConfigError
+from spectok.training.card import weights_of
 from spectok.training.log import read_log
 from spectok_generation import TokenCache, load_prior, sample_tokens
 from spectok_generation.drawing import choose_labels, decode_tokens
@@ -61,6 +64,19 @@ def test_a_prior_learns_a_trained_tokenizers_tokens(any_tokenizer, tmp_path):
     tokens = sample_tokens(prior, 12, labels, seed=3)
     assert torch.equal(tokens, sample_tokens(result.model, 12, labels, seed=3))
     assert decode_tokens(tokenizer, tokens, batch_size=5).shape == (12, 1, 16, 16)
+
+
+def test_the_card_of_a_prior_names_its_tokenizer_and_no_place(any_tokenizer, tmp_path):
+    train_prior(recipe_for(any_tokenizer), tmp_path / "numerals")
+    card = tmp_path / "numerals" / "model" / CARD
+    text, prior = card.read_text(), load_prior(card.parent)
+    data = ModelCard.load(card).data
+    assert {"image-generation", "prior", "gpt"} <= set(data.tags)
+    assert data["spectok"]["weights"] == weights_of(prior)
+    assert f"(weights {prior.tokenizer_record['fingerprint'][:12]})" in text
+    assert "given a class" in text
+    assert str(any_tokenizer.parent) not in text
+    assert (card.parent / "training_curve.png").is_file()
 
 
 def test_a_missing_tracker_is_refused_before_a_tokenizer_is_trained(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What is particular to FQ-VAE: frequency maps, codes by usage and correlation, the graph gate."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from spectok_fqvae.filters import independent_bins, start_filters
 from spectok_fqvae.graph import GraphGate
 from spectok_fqvae.pictures import draw_codes
 from spectok_fqvae.quantizer import correlations, yields
-from spectok_fqvae.token_space import map_sizes
+from spectok_fqvae.token_space import FrequencyTokens, map_sizes
 
 GRID = {"downsample_factor": 4, "num_tokens": 16, "codebook_dim": 8}
 
@@ -124,6 +125,121 @@ def test_tokens_are_channels_times_filters_in_that_order():
     assert vectors.shape[1] == 8
     assert (vectors[:, :4].abs().sum(-1) > 0).all()
     assert (vectors[:, 4:] == 0).all()
+
+
+# -- one part at a time ----------------------------------------------------------------------------
+
+
+def control(**options):
+    """A model with projected maps, and what its token space returns on some latents."""
+    model = tiny(latent_channels=2, num_heads=2, filter_init="phase", graph_gate=None, **options)
+    return model, model.token_space
+
+
+@pytest.mark.parametrize("size", [6, 7, 16])
+def test_pixels_in_place_of_the_spectrum_return_as_they_were(size):
+    token_space = FrequencyTokens(
+        *(2, 2),
+        height=size,
+        width=size,
+        dim=None,
+        num_heads=2,
+        filter_init="noise",
+        gate=None,
+        transform="linear",
+    )
+    with torch.no_grad():
+        token_space.bases.zero_()[..., 0] = 1
+    z = torch.randn(3, 2, size, size)
+    assert torch.equal(token_space.to_latents(token_space.to_vectors(z)), z)
+
+
+def test_the_linear_map_has_as_many_numbers_and_sees_one_pixel_where_it_reads_one():
+    (with_fft, spectral), (without, spatial) = control(), control(transform="linear")
+    shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (with_fft, without)]
+    assert shapes[0] == shapes[1]
+    impulse = torch.zeros(1, 2, 16, 16)
+    impulse[0, 0, 5, 8] = 1
+    with torch.no_grad():
+        for token_space in (spectral, spatial):
+            token_space.analysis.zero_()[:, :, 5, 4] = 1  # one bin; as pixels, columns 8 and 9
+        rest = torch.ones_like(impulse) - impulse
+        rest[0, 0, 5, 9] = 0
+        assert (spatial.to_vectors(impulse)[:, :4] != 0).all()
+        assert (spatial.to_vectors(rest)[:, :4] == 0).all()
+        assert (spectral.to_vectors(rest)[:, :4] != 0).all()
+
+
+@pytest.mark.parametrize("init", ["bins", "shifts"])
+def test_filters_of_frequencies_need_a_spectrum(init):
+    with pytest.raises(InputError, match=f"'{init}' orders frequencies.*choose 'phase'"):
+        tiny(transform="linear", filter_init=init)
+
+
+def test_pixels_are_not_counted_as_bins():
+    with pytest.raises(InputError, match="parseval_weights counts the bins of a spectrum"):
+        literal(transform="linear", parseval_weights=True)
+
+
+def test_without_dynamic_weights_the_map_is_linear_and_with_them_it_is_not():
+    for dynamic in (True, False):
+        _, token_space = control(dynamic_weights=dynamic)
+        if dynamic:
+            decided(token_space)
+        one, two = torch.randn(2, 3, 2, 16, 16)
+        both = token_space.to_vectors(one + two)
+        parts = token_space.to_vectors(one) + token_space.to_vectors(two)
+        assert torch.allclose(both, parts, atol=1e-4) is not dynamic
+
+
+def test_weights_start_at_one_so_that_leaving_them_out_changes_nothing_at_first():
+    with_weights, without = tiny(), tiny(dynamic_weights=False)
+    without.load_state_dict(with_weights.state_dict(), strict=False)
+    images = torch.rand(4, 1, 16, 16) * 2 - 1
+    assert torch.allclose(
+        with_weights.eval()(images).reconstruction, without.eval()(images).reconstruction, atol=1e-5
+    )
+
+
+def test_filters_that_are_not_learned_stay_and_are_saved(tmp_path):
+    model = tiny(learned_filters=False)
+    before = model.token_space.bases.clone()
+    train(model, steps=3)
+    assert torch.equal(model.token_space.bases, before)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(spectok.load_tokenizer(tmp_path).token_space.bases, before)
+    learned = tiny()
+    before = learned.token_space.bases.detach().clone()
+    train(learned, steps=3)
+    assert not torch.equal(learned.token_space.bases, before)
+
+
+CONTROLS = {
+    "transform": "linear",
+    "dynamic_weights": False,
+    "learned_filters": False,
+}
+
+
+@pytest.mark.parametrize("option", CONTROLS)
+def test_every_control_trains_and_decodes_from_its_tokens_alone(option):
+    torch.manual_seed(0)
+    model = tiny(filter_init="phase", **{option: CONTROLS[option]})
+    errors = train(model, steps=12)
+    assert errors[-1] < errors[0]
+    images = torch.rand(2, 1, 16, 16) * 2 - 1
+    model.eval()
+    assert torch.equal(model.decode(model.encode(images)), model(images).reconstruction)
+
+
+def test_a_model_saved_before_the_controls_loads_as_it_was(tmp_path):
+    model, images = tiny(), torch.rand(2, 1, 16, 16) * 2 - 1
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in saved.items() if k not in CONTROLS}))
+    loaded = spectok.load_tokenizer(tmp_path)
+    assert torch.equal(loaded.encode(images), model.eval().encode(images))
 
 
 @pytest.mark.parametrize(("init", "dim"), [("bins", 10), ("shifts", 8)])

@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from spectok import __version__, plugins
-from spectok.cli import evaluate, listing, models, tokens, train
+from spectok.cli import doctor, evaluate, listing, models, tokens, train
 from spectok.errors import PluginError, SpectokError, one_line
 from spectok.interruption import Interrupted
 from spectok.messages import is_main_process
@@ -60,7 +60,7 @@ def build_app() -> typer.Typer:
     train_app = train.new_group()
     app.add_typer(train_app, name="train")
     evaluate.add_commands(app, train_app)
-    for module in (models, tokens, listing):
+    for module in (models, tokens, listing, doctor):
         module.add_commands(app)
     _add_plugin_commands(app, train_app)
     return app

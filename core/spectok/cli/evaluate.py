@@ -28,6 +28,7 @@ from spectok.cli.train import (
     recipe_for,
     resume_of,
 )
+from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
 
@@ -124,27 +125,53 @@ def evaluate(
     picture: Annotated[
         Path | None, typer.Option(help="Picture of originals and reconstructions to write.")
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the numbers into the card of the model.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Measure again what MODEL's card, or a JSON file given as MODEL, claims; exit "
+            "status 1 if it does not hold.",
+        ),
+    ] = False,
 ) -> None:
     """Measure what a trained tokenizer keeps of held-out images, and what it spends on them."""
     from spectok.data import build_dataset
     from spectok.evaluation import Evaluation, Networks
     from spectok.evaluation import evaluate as run
     from spectok.evaluation.comparison import write_json
+    from spectok.evaluation.numbers import record_numbers
+    from spectok.evaluation.terms import data_section
+    from spectok.training.card import weights_of
 
     if picture is not None:
         check_picture(picture, "--picture")
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
+    networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
+    how = Evaluation(batch_size, networks=networks)
+    if verify:
+        if limit is not None or card or picture is not None:
+            raise ConfigError("--verify measures what is claimed; leave --limit, --card, --picture")
+        verify_claims(model, data, overrides or [], how, out)
+        return
+    folder = local_folder(model) if card else None
     tokenizer = load_on_device(model)
     shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
     settings = shape | {"split": split, "limit": limit}
-    dataset = build_dataset(held_out(model, data, settings, overrides or []), train=False)
-    networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
+    config = held_out(model, data, settings, overrides or [])
+    dataset = build_dataset(config, train=False)
     with progress("evaluating", len(dataset)) as advance:
-        result = run(tokenizer, dataset, Evaluation(batch_size, networks=networks), advance)
+        result = run(tokenizer, dataset, how, advance)
     show(result)
+    if folder is not None:
+        say(f"written into the card: {record_numbers(tokenizer, folder, result, config)}")
     if out is not None:
-        write_json({"model": model, **result}, out)
+        command = shlex.join(["spectok", *sys.argv[1:]])
+        facts = {"command": command, "model": model, "weights": weights_of(tokenizer)}
+        write_json({**facts, "data": data_section(config), **result}, out)
         say(f"everything measured: {out}")
     if picture is not None:
         save_pairs(tokenizer, dataset, picture)

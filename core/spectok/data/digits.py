@@ -32,6 +32,7 @@ class Digits(DatasetSource):
             channels=1,
             num_classes=10,
             citation="Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)",
+            license="cc-by-4.0",
         )
 
     def load(self, config: DataConfig) -> Rows:

@@ -113,6 +113,7 @@ _CELEBA = "CelebA (Liu et al., 2015), aligned images"
 _IMAGENET = "ImageNet (Russakovsky et al., 2015)"
 _IMAGENET_SPLITS = {"test": "validation"}  # its test labels are not public
 _THREE = ("train", "validation", "test")
+_RESEARCH = "non-commercial research only"
 
 
 def _imagenet(size: int, paper: str) -> Preset:
@@ -123,6 +124,7 @@ def _imagenet(size: int, paper: str) -> Preset:
         num_classes=1000,
         hub_id="ILSVRC/imagenet-1k",
         citation=f"{_IMAGENET}; {paper}",
+        license=_RESEARCH,
     )
     return Preset(card, crop_center, splits=_IMAGENET_SPLITS)
 
@@ -167,6 +169,7 @@ PRESETS: dict[str, DatasetSource] = {
             num_classes=10,
             hub_id="ufldl-stanford/svhn",
             citation="SVHN (Netzer et al., 2011), cropped digits; QG-VAE",
+            license="non-commercial use only",
         ),
         stretch,
         subset="cropped_digits",
@@ -178,6 +181,7 @@ PRESETS: dict[str, DatasetSource] = {
             splits=_THREE,
             hub_id="flwrlabs/celeba",
             citation=f"{_CELEBA}; QG-VAE's code",
+            license=_RESEARCH,
         ),
         crop_center,
     ),
@@ -188,6 +192,7 @@ PRESETS: dict[str, DatasetSource] = {
             splits=_THREE,
             hub_id="flwrlabs/celeba",
             citation=f"{_CELEBA}; FQ-VAE §4.2, VQ-WAE, SQ-VAE",
+            license=_RESEARCH,
         ),
         crop_140,
     ),
@@ -198,6 +203,7 @@ PRESETS: dict[str, DatasetSource] = {
             splits=_THREE,
             hub_id="flwrlabs/celeba",
             citation=f"{_CELEBA}; QG-VAE's code (thumbnail on a black square)",
+            license=_RESEARCH,
         ),
         fit,
         filter="bicubic",
@@ -217,6 +223,7 @@ PRESETS: dict[str, DatasetSource] = {
             image_size=256,
             hub_id="merkol/ffhq-256",
             citation="FFHQ (Karras et al., 2019); FA-VAE, HR-VQVAE",
+            license="cc-by-nc-sa-4.0",
         ),
         stretch,
     ),

@@ -37,6 +37,7 @@ class DatasetCard:
         splits: The available splits.
         hub_id: Its id on the Hugging Face Hub. None: it needs a local ``path``.
         citation: Its origin, and whose preprocessing is followed.
+        license: Its licence as its publisher states it; empty if not known.
     """
 
     summary: str
@@ -47,6 +48,7 @@ class DatasetCard:
     splits: tuple[str, ...] = ("train", "test")
     hub_id: str | None = None
     citation: str = ""
+    license: str = ""
 
 
 class DatasetSource(ABC):

@@ -19,10 +19,12 @@ from torch import Tensor
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import CheckpointError, ConfigError, shown
 from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
+from spectok.evaluation.numbers import record_numbers
 from spectok.evaluation.protocol import compare_results
 from spectok.evaluation.terms import (
     bits_per_image,
     check_equal,
+    data_section,
     images_per_step,
     recipe_of_run,
     seconds_of_run,
@@ -30,6 +32,7 @@ from spectok.evaluation.terms import (
 )
 from spectok.loading import load_tokenizer
 from spectok.recipes.files import RUN_RECIPE
+from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
@@ -156,6 +159,7 @@ def compare(
         comparison.rows[label] = reconstruct(tokenizer, shown)
         if competitor.model is None:
             write_json(results[label], folder / "evaluation.json")
+            record_numbers(tokenizer, folder / MODEL, results[label], data)
     comparison.record = {
         "data": describe_data(dataset, data),
         "protocol": compare_results(results),
@@ -180,13 +184,16 @@ def is_finished(folder: Path) -> bool:
 def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
     """Refuse a folder that holds a run of another recipe.
 
+    Options that came later are taken for what the run's own version did.
+
     Raises:
         ConfigError: Names the first setting that differs.
     """
     path = folder / RUN_RECIPE
     if not path.is_file():
         return
-    recorded = _flatten(read_yaml(path))
+    raw = read_yaml(path)
+    recorded = _flatten(upgrade_recipe(raw) if isinstance(raw, Mapping) else raw)
     current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
     for key in sorted({*recorded, *current} - FREE):
         if recorded.get(key) != current.get(key):
@@ -227,9 +234,7 @@ def describe_training(competitor: Competitor, folder: Path) -> dict[str, Any]:
 
 def describe_data(dataset: ImageDataset, data: DataConfig) -> dict[str, Any]:
     """Return which images were held out, without their path on this machine."""
-    settings = data.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
-    settings = {"name": data.name, "split": data.split} | settings
-    return settings | {"num_images": len(dataset), "fingerprint": dataset.fingerprint}
+    return data_section(data) | {"num_images": len(dataset), "fingerprint": dataset.fingerprint}
 
 
 def shorten(result: Mapping[str, Any]) -> dict[str, Any]:

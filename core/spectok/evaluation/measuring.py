@@ -17,6 +17,7 @@ from spectok.evaluation.codebooks import UsageByPosition
 from spectok.evaluation.features import RECONSTRUCTED, Networks, feature_metrics, too_few
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import evaluate_reconstruction
+from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
 from spectok.machine import describe_machine, forget_peak_memory, peak_memory_bytes
 from spectok.metrics import SSIM_WINDOW
 from spectok.plugins.registry import list_registered
@@ -61,8 +62,8 @@ def evaluate(
     Returns:
         Plain JSON types: ``metrics``; ``not_measured``, other metrics with what each would need;
         the other results of :func:`spectok.evaluation.evaluate_reconstruction`, with ``positions``
-        in each level; ``images_per_second`` (encode and decode) and ``peak_memory_bytes``;
-        ``protocol`` and ``machine``.
+        in each level; ``reference_images``, a hash of their decoded pixels; ``images_per_second``
+        (encode and decode) and ``peak_memory_bytes``; ``protocol`` and ``machine``.
 
     Raises:
         InputError: If the images do not have the tokenizer's shape.
@@ -75,6 +76,7 @@ def evaluate(
     features = feature_metrics(how.networks, shown, tokenizer.device)
     names, too_small = choose_metrics(how.metrics, min(height, width))
     more = {**features.metrics, POSITIONS: UsageByPosition(tokenizer.token_spec)}
+    more[REFERENCE_IMAGES] = ImageHash()
     with torch.random.fork_rng():
         torch.manual_seed(how.seed)
         found = evaluate_reconstruction(tokenizer, dataset, how.batch_size, names, more, on_images)

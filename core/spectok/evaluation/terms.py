@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from spectok.data import DataConfig
 from spectok.errors import ConfigError
 from spectok.loading import load_tokenizer
 from spectok.recipes.files import RUN_RECIPE
@@ -25,6 +26,12 @@ def bits_per_image(recipe: TokenizerRecipe) -> float:
 def images_per_step(recipe: TokenizerRecipe) -> int:
     """Return how many images one process takes per optimiser step."""
     return recipe.train.batch_size * recipe.train.gradient_accumulation
+
+
+def data_section(data: DataConfig) -> dict[str, Any]:
+    """Return the settings of a ``data:`` section that say which images it means, without a path."""
+    settings = data.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
+    return {"name": data.name, "split": data.split} | settings
 
 
 def terms_of(recipe: TokenizerRecipe) -> dict[str, Any]:

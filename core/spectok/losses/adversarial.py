@@ -5,6 +5,7 @@ Logits have any shape: one per image, per patch or per pixel.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,5 +42,6 @@ def adaptive_weight(
     Returns:
         A scalar in [0, 10⁴], without gradient.
     """
-    ratio = reference.detach().float().norm() / (generator.detach().float().norm() + epsilon)
+    lengths = [torch.linalg.vector_norm(g.detach().float()) for g in (reference, generator)]
+    ratio = lengths[0] / (lengths[1] + epsilon)
     return ratio.clamp(0, MAX_RATIO)

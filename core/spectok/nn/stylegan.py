@@ -11,9 +11,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from spectok.device import constant
 from spectok.errors import InputError
 
 SMALLEST_MAP = 4  # pixels
+BLUR = (1.0, 3.0, 3.0, 1.0)
 
 
 class StyleGAN2Discriminator(nn.Module):
@@ -135,7 +137,7 @@ def activate(x: Tensor) -> Tensor:
 
 def halve(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h2 w2"]:
     """Smooth with the kernel 1-3-3-1 and take every second pixel."""
-    kernel = x.new_tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = constant(BLUR, x.device).to(x.dtype) / sum(BLUR)
     weight = torch.outer(kernel, kernel).expand(x.shape[1], 1, 4, 4)
     return F.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 

@@ -41,7 +41,8 @@ Explicit codebooks
 Statistics
     Objects that a quantizer holds, for what it keeps track of: :class:`StepCounter` (optimiser
     steps), :class:`CodeCounts` (how often codes are chosen, and the metrics of that) and
-    :class:`RunningMeans`. :func:`perplexity` says how many codes are in effective use.
+    :class:`RunningMeans`. :func:`perplexity` says how many codes are in effective use, and
+    :func:`count_rows` counts indices without waiting for a GPU.
     The constants are :data:`FREQUENCY_DECAY` of the running frequencies, :data:`USED_SHARE` of the
     uniform share above which a code counts as used, and :data:`FEWEST_MEMBERS`, the running count
     below which a code has no mean.
@@ -81,6 +82,7 @@ from spectok.quantizers.statistics import (
     CodeCounts,
     RunningMeans,
     StepCounter,
+    count_rows,
     perplexity,
 )
 from spectok.recipes.schema import QuantizerOption
@@ -103,6 +105,7 @@ __all__ = [
     "broadcast_from_main",
     "clear_moments",
     "codebook_losses",
+    "count_rows",
     "draw_per_sample",
     "gather_candidates",
     "nearest_codes",

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spectok.device import exact_products
 from spectok.errors import InputError, PluginError
 from spectok.outputs import QuantizerOutput
 from spectok.token_spec import CodebookKind, Level
@@ -105,7 +106,7 @@ class Quantizer(nn.Module, ABC):
             raise InputError(
                 f"vectors of shape {tuple(z.shape)} are not (B, {self.num_tokens}, {self.dim})"
             )
-        with torch.autocast(z.device.type, enabled=False):
+        with torch.autocast(z.device.type, enabled=False), exact_products():
             output = self.quantize(z.float())
         if not (
             isinstance(output, QuantizerOutput)

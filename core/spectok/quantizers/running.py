@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spectok.device import send
 from spectok.distributed import gather_candidates
 from spectok.quantizers.codebook import CodebookQuantizer
 
@@ -119,7 +120,8 @@ class RunningQuantizer(CodebookQuantizer):
             vectors: Each codebook's vectors of the whole step.
         """
         generator = self.step_counter.generator()
-        for group, (mask, candidates) in enumerate(zip(dead, vectors)):
-            rows = mask.nonzero().squeeze(-1)
+        # Read once: how many codes are dead decides what is drawn, and is asked on the host.
+        for group, (mask, candidates) in enumerate(zip(dead.cpu(), vectors)):
+            rows = send(mask.nonzero().squeeze(-1), vectors.device)
             if len(rows):
                 self.set_codes(group, rows, gather_candidates(candidates, len(rows), generator))

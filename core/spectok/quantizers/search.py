@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spectok.device import exact_products
+
 DISTANCE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # of scores that a gradient goes through
 
@@ -20,7 +22,7 @@ def nearest_codes(
 ) -> Int[Tensor, "g p"]:
     """Find, for each vector, the nearest code of its group's codebook (squared L2).
 
-    Runs in float32 whatever the autocast. Ties go to the smaller index.
+    Runs in float32 whatever the autocast, and without TF32. Ties go to the smaller index.
 
     Args:
         z: P vectors for each of G groups.
@@ -34,7 +36,7 @@ def nearest_codes(
     num_groups, num_vectors, _ = z.shape
     num_codes = codebooks.shape[1]
     budget = max_bytes or DISTANCE_BYTES.get(z.device.type, DISTANCE_BYTES["cuda"])
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False), exact_products():
         z, codebooks = z.float(), codebooks.float()
         norms = codebooks.square().sum(-1)  # (G, K)
         indices = torch.empty(num_groups, num_vectors, dtype=torch.int64, device=z.device)

@@ -95,7 +95,7 @@ class CodeCounts:
     @torch.no_grad()
     def count(self, rows: Int[Tensor, "..."]) -> None:
         """Count the codes that one micro-batch chose, numbered by row."""
-        counts = torch.bincount(rows.flatten(), minlength=self.pending.numel())
+        counts = count_rows(rows.flatten(), self.pending.numel())
         self.pending.add_(counts.view_as(self.pending))
 
     @torch.no_grad()
@@ -182,6 +182,21 @@ class RunningMeans:
         count = self.counts[group].sum() / self.counts.shape[-1]
         self.counts[group, rows] = count
         self.sums[group, rows] = vectors * count
+
+
+@torch.no_grad()
+def count_rows(rows: Int[Tensor, "p"], size: int) -> Int[Tensor, "size"]:
+    """Count how often each number from 0 to ``size`` - 1 occurs.
+
+    Unlike ``torch.bincount``, which reads the largest number back, this does not wait for a GPU.
+
+    Args:
+        rows: int64 numbers in that range.
+        size: How many numbers there are.
+    """
+    if rows.device.type == "cpu":
+        return torch.bincount(rows, minlength=size)
+    return rows.new_zeros(size).scatter_add_(0, rows, torch.ones_like(rows))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from spectok.errors import ConfigError, did_you_mean
 from spectok.testing.expect import expect
 from spectok.testing.learners import Learner, state_of, train
+from spectok.testing.pretend import PretendDevice
 from spectok.testing.ranks import on_two_ranks, step_on_half
 
 Build = Callable[[], Any]
@@ -158,6 +159,35 @@ class Conformance(ABC, Generic[LearnerT]):
         for i, end in enumerate(ends):
             found = {name: first[f"{i}.{name}"] for name in end}
             self.expect_close(found, end, f"step {i + 1} of two processes compared with one")
+
+    def test_steps_never_wait_for_a_gpu(self, build: Build) -> None:
+        """A step on a GPU leaves no tensor on the CPU and never waits, also under bf16 autocast.
+
+        Shown without a GPU; see :mod:`spectok.testing.pretend`. Of every two steps one may wait,
+        so that codes can be revived now and then.
+        """
+        for low_precision in (False, True):
+            learner = self.fresh(build)
+            with PretendDevice("cuda") as gpu:
+                optimizer = torch.optim.SGD(learner.to("cuda").parameters(), lr=0.01)
+                for step in range(1, 4):
+                    batch = learner.batch(4).to("cuda")
+                    with torch.autocast("cuda", torch.bfloat16, enabled=low_precision):
+                        gpu.step = step
+                        objective = learner.objective(batch)
+                    objective.backward()
+                    learner.model.before_step()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    learner.model.after_step([optimizer])
+                    gpu.step = 0
+                self.outputs(learner.model, batch)
+            waits = [[str(e) for e in gpu.events if e.step == step] for step in (2, 3)]
+            expect(
+                not all(waits),
+                f"every step waits for the GPU: {'; '.join(dict.fromkeys(waits[0]))}; compute it "
+                f"on the device, or wait only in steps that edit codes",
+            )
 
     # -- tools for checks ---
 

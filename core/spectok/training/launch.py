@@ -72,7 +72,7 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
     """
     check_machine(config)
     ours = not AcceleratorState._shared_state
-    with joined(config):
+    with joined(config), arithmetic(config):
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=config.mixed_precision,
@@ -93,6 +93,36 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
             if ours:  # the next run in this process may want another precision
                 AcceleratorState._reset_state()
                 GradientState._reset_state()
+
+
+@contextmanager
+def arithmetic(config: TrainConfig) -> Iterator[None]:
+    """Let CUDA round as a run wants it to, until the context ends; a CPU's rounding stays.
+
+    Raises:
+        TrainingError: If the run is to be deterministic, and an operation of it cannot be.
+    """
+    products = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    try:
+        if str(PartialState().device).startswith("cuda") and config.tf32:
+            torch.set_float32_matmul_precision("high")
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at its first product
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        yield
+    except RuntimeError as error:
+        if not config.deterministic or "deterministic" not in str(error):
+            raise
+        raise TrainingError(
+            f"train.deterministic: {str(error).splitlines()[0].partition(', but')[0]}; leave it off"
+        ) from error
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.use_deterministic_algorithms(algorithms)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 def check_launch() -> None:

@@ -193,6 +193,10 @@ def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Prep
         config = config.model_copy(update={"learning_rate": phase.learning_rate})
     optimizer = make_optimizer(phase.module, config)
     wrapped, prepared = accelerator.prepare(phase.module, optimizer)
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        # Quantizers keep codebooks and statistics equal, from what all ranks have counted; to send
+        # rank 0's in each step as well would only cost time.
+        wrapped.broadcast_buffers = False
     return PreparedPhase(phase, wrapped, prepared, config)
 
 

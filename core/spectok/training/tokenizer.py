@@ -19,6 +19,7 @@ from spectok.recipes.options import keep_earlier_options
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
 from spectok.training.batches import derive_seed
+from spectok.training.card import describe_tokenizer, write_run_card
 from spectok.training.contracts import Callbacks, FitResult, Resume, Run
 from spectok.training.launch import check_machine
 from spectok.training.loop import fit
@@ -35,7 +36,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
     Where the data adds a border to the images, the tokenizer's losses leave it out; a
     discriminator sees the whole image.
 
-    The folder gets the trained model in ``model/``, and beside it ``recipe.yaml``,
+    The folder gets the trained model with its card in ``model/``, and beside it ``recipe.yaml``,
     ``data_report.json``, ``log.jsonl``, ``samples/`` (originals over reconstructions) and
     ``checkpoints/``.
 
@@ -79,6 +80,8 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
         model.save_pretrained(folder)
         report = json.dumps(dataset.report.to_dict(), indent=1)
         (output / "data_report.json").write_text(report)
+        subject = describe_tokenizer(model, folder, [recipe.tokenizer["name"]])
+        write_run_card(folder, to_record(recipe), subject, recipe.data, dataset.report)
 
     callbacks = Callbacks(
         begin_step=objective.begin_step,

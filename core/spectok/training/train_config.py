@@ -22,7 +22,9 @@ INCIDENTAL = (
     "reschedule",
 )
 """Settings that do not change what is learned."""
-FREE_TO_CHANGE = ("steps", "batch_size", "gradient_accumulation", *INCIDENTAL)
+ROUNDING = ("tf32", "deterministic")
+"""Settings that change only how a GPU rounds."""
+FREE_TO_CHANGE = ("steps", "batch_size", "gradient_accumulation", *ROUNDING, *INCIDENTAL)
 """Settings that a resumed run may change; any other would make it a different run. The product of
 batch size, accumulation and number of processes must not change."""
 
@@ -45,6 +47,10 @@ class TrainConfig(Section):
         warmup_steps: Steps over which the learning rate rises linearly from zero.
         max_grad_norm: Clip the gradient to this norm. None: no clipping.
         mixed_precision: Autocast type. Quantizers always run in float32.
+        tf32: Let CUDA multiply float32 matrices in TF32, which keeps 10 bits of each factor and is
+            several times as fast; torch's convolutions do so by default. Quantizers never do.
+        deterministic: Let CUDA use only kernels that give the same result each time; slower.
+            Operations that have none end the run. On a CPU all are.
         ema_decay: Keep an exponential moving average of the weights, and save that as the final
             model. None: save the weights themselves.
         log_every: Steps between lines of the log; each line holds the means since the one before.
@@ -69,6 +75,8 @@ class TrainConfig(Section):
     warmup_steps: Count = Field(0, ge=0)
     max_grad_norm: float | None = Field(None, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    tf32: bool = True
+    deterministic: bool = False
     ema_decay: Fraction | None = None
     log_every: Count = Field(50, ge=1)
     save_every: Count = Field(1_000, ge=1)

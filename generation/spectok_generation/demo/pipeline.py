@@ -30,6 +30,7 @@ from spectok.evaluation import (
     load_classifier,
     train_classifier,
 )
+from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.terms import images_per_step
 from spectok.images import save_grid, save_picture, to_pil
 from spectok.machine import describe_machine, peak_memory_bytes
@@ -148,6 +149,7 @@ class Demo:
             tokenizer = load_tokenizer(folder / "model")
             metrics = evaluate_reconstruction(tokenizer, self.held_out.dataset) | {
                 "psnr_by_num_tokens": psnr_by_num_tokens(tokenizer, self.held_out),
+                "protocol": make_protocol(self.held_out.dataset, "float32", 0, {}),
                 "steps": fit.step,
                 "batch_size": images_per_step(recipe),
                 "seconds": fit.seconds,

@@ -51,11 +51,15 @@ def measure_latents(
     rank, size = world()
     rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), NUM_MEASURED)).long().tolist()
     channels = tokenizer.latent_shape[0]
-    sums = torch.zeros(3, channels, dtype=torch.float64, device=tokenizer.device)
+    # Apple's MPS has no float64.
+    device = torch.device("cpu") if tokenizer.device.type == "mps" else tokenizer.device
+    sums = torch.zeros(3, channels, dtype=torch.float64, device=device)
     # Its own generator: drawing from the global one would change the training that follows.
     share = Subset(dataset, rows[rank::size])
     for batch in DataLoader(share, batch_size, generator=torch.Generator()):
-        latents = encode_latents(tokenizer, batch["images"].to(tokenizer.device)).double()
+        latents = (
+            encode_latents(tokenizer, batch["images"].to(tokenizer.device)).to(device).double()
+        )
         values = latents.transpose(0, 1).flatten(1)  # (c, b * h * w)
         sums += torch.stack([torch.ones_like(values), values, values**2]).sum(2)
     count, total, squares = sum_over_ranks(sums)[0]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from spectok.device import send
 from spectok.distributed import draw_per_sample
 from spectok.errors import ConfigError, InputError
 from spectok_generation.conditions import Condition
@@ -132,8 +133,8 @@ class LDM(Prior):
         """
         self._check_latents(latents)
         condition = self.drop_condition(self.check_condition(condition, len(latents)))
-        uniforms = draw_per_sample(len(latents)).to(self.device)
-        noise = _draw_noise(self.latent_shape, len(latents)).to(self.device)
+        uniforms = send(draw_per_sample(len(latents)), self.device)
+        noise = send(_draw_noise(self.latent_shape, len(latents)), self.device)
         noised = self.noise_schedule.add_noise(self.standardise(latents), noise, uniforms)
         prediction = self.denoiser(noised.noisy, noised.times, condition)
         return PriorOutput({"denoising": F.mse_loss(prediction.float(), noised.target)})

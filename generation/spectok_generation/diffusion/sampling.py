@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spectok.device import send
 from spectok.errors import InputError
 from spectok.training.batches import derive_seed
 from spectok_generation.conditions import Condition, join
@@ -74,16 +75,16 @@ def sample_latents(
             not finite.
     """
     options = options or DiffusionOptions()
-    scheduler = prior.noise_schedule.make_sampler(
-        options.scheduler, options.num_steps, prior.device
-    )
+    # The scheduler looks its times up, and would wait for a GPU several times in each step.
+    scheduler = prior.noise_schedule.make_sampler(options.scheduler, options.num_steps, "cpu")
     generators = [image_generator(seed, number) for number in numbers]
     noise = [torch.randn(prior.latent_shape, generator=generator) for generator in generators]
     latents = torch.stack(noise).to(prior.device)
     predict = _predictor(prior, condition, len(numbers), options.guidance)
     with evaluating(prior):
         for time in scheduler.timesteps:
-            prediction = predict(latents, time.expand(len(numbers)))
+            times = send(time.expand(len(numbers)).contiguous(), prior.device)
+            prediction = predict(latents, times)
             latents = scheduler.step(prediction, time, latents, generator=generators).prev_sample
     if not latents.isfinite().all():
         raise InputError(NOT_FINITE.format(prior.dtype))

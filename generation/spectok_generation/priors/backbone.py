@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GPT2Config, GPT2Model
+from transformers import AttentionInterface, GPT2Config, GPT2Model
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from spectok.device import constant
 from spectok_generation.conditions import Condition, TextFeatures
 from spectok_generation.priors import decoding, transformer
 from spectok_generation.priors.base import AutoregressivePrior
@@ -19,6 +21,11 @@ from spectok_generation.priors.codebooks import CodebookHead, parent_places
 from spectok_generation.priors.decoding import Decode, DecodingCache, compiled_decode
 from spectok_generation.priors.layout import GPT2, Layout, Shape
 from spectok_generation.priors.transformer import Transformer
+
+# Of attention under a name of its own transformers makes no masks. To find out whether it needs
+# any, it would look at values, and wait for a GPU twice in each step; we know which are needed.
+ATTENTION = "spectok_sdpa"
+AttentionInterface.register(ATTENTION, sdpa_attention_forward)
 
 
 @dataclass
@@ -97,6 +104,7 @@ class GPT2Prior(AutoregressivePrior):
             activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel instead of eight
             add_cross_attention=layout.cross_attention,
         )
+        config._attn_implementation = ATTENTION
         return GPT2Model(config)
 
     @abstractmethod
@@ -165,7 +173,9 @@ class GPT2Prior(AutoregressivePrior):
             before = prefix.mask.shape[1]
             places = torch.arange(-before, length, device=inputs.device)
             arguments["position_ids"] = torch.where(places < 0, length, places)[None]
-            arguments["attention_mask"] = F.pad(prefix.mask, (0, length), value=True)
+            shown = F.pad(prefix.mask, (0, length), value=True)[:, None, None, :]
+            order = torch.arange(before + length, device=inputs.device)
+            arguments["attention_mask"] = shown & (order <= order[:, None])
             inputs = torch.cat([prefix.features, inputs], dim=1)
         hidden = self.backbone(inputs_embeds=inputs, use_cache=False, **arguments)
         return hidden.last_hidden_state[:, -length:]
@@ -184,10 +194,10 @@ class GPT2Prior(AutoregressivePrior):
 
     def _parent_codes(self, codes: Int[Tensor, "b k"], first: int) -> Float[Tensor, "b n d"]:
         parents = self._parents[first : codes.shape[1] + 1]
-        columns = [0 if parent is None else parent + 1 for parent in parents]
-        known = torch.tensor([c > 0 for c in columns], device=codes.device)
-        chosen = F.pad(codes, (1, 0))[:, columns]  # column 0 is a placeholder
-        return self.backbone.wte(chosen) * known[:, None]
+        columns = tuple(0 if parent is None else parent + 1 for parent in parents)
+        place = constant(columns, codes.device)
+        chosen = F.pad(codes, (1, 0))[:, place]  # column 0 is a placeholder
+        return self.backbone.wte(chosen) * (place > 0)[:, None]
 
 
 def _as_arguments(context: TextFeatures | None) -> dict[str, Tensor]:
@@ -196,5 +206,5 @@ def _as_arguments(context: TextFeatures | None) -> dict[str, Tensor]:
         return {}
     return {
         "encoder_hidden_states": context.features,
-        "encoder_attention_mask": context.mask,
+        "encoder_attention_mask": context.mask[:, None, None, :],
     }

@@ -101,6 +101,9 @@ class Prior(SpectokModel, ABC):
     def check_condition(self, condition: Condition | None, batch_size: int) -> Condition:
         """Return one condition per image, on this prior's device; None becomes "no condition".
 
+        In training, classes that are on a GPU already are not compared with the number of classes,
+        because every step would wait for that; data sets check theirs before the first one.
+
         Raises:
             InputError: If its kind, number or range is not what this prior takes.
         """
@@ -108,7 +111,8 @@ class Prior(SpectokModel, ABC):
             return self.null_condition(batch_size)
         if isinstance(condition, TextFeatures):
             return check_text(condition, self.text_width, batch_size).to(self.device)
-        return check_labels(condition, self.num_classes, batch_size).to(self.device)
+        look = condition.device.type == "cpu" or not self.training
+        return check_labels(condition, self.num_classes, batch_size, look=look).to(self.device)
 
     def null_condition(self, batch_size: int) -> Condition:
         """Return "no condition" for each image of a batch."""

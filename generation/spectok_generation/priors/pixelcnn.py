@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spectok import TokenSpec
+from spectok.device import constant
 from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition
 from spectok_generation.priors.base import AutoregressivePrior
@@ -124,19 +125,19 @@ class PixelCNN(AutoregressivePrior):
         )
         self.head = CodebookHead(spec, head_width)
         self._places = [
-            [place for place, owner in enumerate(spec.level_of_place) if owner == level]
+            tuple(place for place, owner in enumerate(spec.level_of_place) if owner == level)
             for level in range(spec.num_levels)
         ]
         for table in (self.code_vectors, self.class_vectors):
             nn.init.normal_(table.weight, std=GATED_STD)
         by_level = [place for places in self._places for place in places]
-        self._in_sequence = sorted(range(spec.num_tokens), key=by_level.__getitem__)
+        self._in_sequence = tuple(sorted(range(spec.num_tokens), key=by_level.__getitem__))
 
     def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
         """See :meth:`AutoregressivePrior.logits`."""
         classes = self.class_vectors(condition)
         codes = self.code_vectors(self.token_spec.code_ids(indices))
-        vectors = [codes[:, places] for places in self._places]
+        vectors = [codes[:, constant(places, codes.device)] for places in self._places]
         summaries, hidden = [], []
         for number, levels in enumerate(self.passes):
             grid = self._grid(number, vectors)
@@ -146,7 +147,7 @@ class PixelCNN(AutoregressivePrior):
             hidden += [self.to_head[level](features, vectors) for level in levels]
             if number < len(self.summarize):
                 summaries.append(self.summarize[number](grid))
-        return self.head(torch.cat(hidden, dim=1)[:, self._in_sequence])
+        return self.head(torch.cat(hidden, dim=1)[:, constant(self._in_sequence, codes.device)])
 
     def start(self, condition: Condition) -> PixelCNNState:
         """See :meth:`AutoregressivePrior.start`."""
@@ -211,7 +212,7 @@ class PixelCNN(AutoregressivePrior):
         maps = [classes[:, :, None, None], self.positions[number]]
         levels = self.token_spec.levels
         for i, summary in enumerate(summaries[:number]):
-            cells = torch.tensor(nearest_cells(levels[i], levels[number]), device=summary.device)
+            cells = constant(tuple(nearest_cells(levels[i], levels[number])), summary.device)
             maps.append(summary.flatten(2)[:, :, cells].unflatten(2, self.sizes[number]))
         return maps
 

@@ -1,0 +1,70 @@
+"""Measure again every committed number that needs no training.
+
+    python benchmarks/verify_all.py --data DIR               # CIFAR-10 as parquet files
+    python benchmarks/verify_all.py --data DIR --limit 2000  # claims on at most 2,000 images
+
+Every result in ``results`` that names a model in ``models`` is measured again by its own protocol,
+as ``spectok eval --verify`` does. Prints a table; the exit status is 1 if a claim does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from spectok.cards import Claim
+from spectok.evaluation.verifying import Check, Claimed, find_claims, reference_data, verify
+from spectok.loading import load_trained
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Verify all, and print what holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder with the test images")
+    parser.add_argument("--limit", type=int, help="leave out claims on more images than this")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    failed, count = 0, 0
+    print(f"{'result':28} {'images':>7} {'claims':>7} {'largest difference':>34} {'s':>6}")
+    for claimed, claim in claims(arguments.limit):
+        begin = time.perf_counter()
+        images = reference_data(claim, claimed.model, arguments.data)
+        checks = verify(claim, load_trained(claimed.model), images)
+        wrong = [check.name for check in checks if not check.passed]
+        failed, count = failed + bool(wrong), count + 1
+        print(
+            f"{claimed.source.stem:28} {len(images):7,} {len(checks):7} {largest(checks):>34} "
+            f"{time.perf_counter() - begin:6.0f} {f'FAIL: {wrong}' if wrong else 'pass'}",
+            flush=True,
+        )
+    print(f"{count - failed} of {count} hold")
+    raise SystemExit(1 if failed or not count else 0)
+
+
+def claims(limit: int | None) -> Iterator[tuple[Claimed, Claim]]:
+    """Yield every claim of every result that names a model."""
+    for path in sorted(RESULTS.rglob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "measured" in content:
+            claimed = find_claims(path)
+            for claim in claimed.claims:
+                if limit is None or claim.protocol["num_images"] <= limit:
+                    yield claimed, claim
+
+
+def largest(checks: list[Check]) -> str:
+    """Return the largest difference, as a share of what it may be."""
+    numbers = [check for check in checks if check.difference is not None and check.tolerance]
+    worst = max(numbers, key=lambda check: abs(check.difference or 0) / (check.tolerance or 1))
+    return f"{worst.name} {worst.difference:+.2g} of ±{worst.tolerance:.2g}"
+
+
+if __name__ == "__main__":
+    main()

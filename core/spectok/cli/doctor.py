@@ -1,0 +1,67 @@
+"""``spectok doctor``: what may be wrong with a trained tokenizer, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spectok.cli.evaluate import Limit, held_out
+from spectok.cli.models import AsJson, Model
+from spectok.cli.train import Data
+from spectok.messages import note, progress, say
+
+if TYPE_CHECKING:
+    from spectok.evaluation.diagnosis import Diagnosis
+    from spectok.tokenizer import ImageTokenizer
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``spectok doctor``."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    model: Model,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
+    ] = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="Split of the data to look at.")] = "test",
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong with a trained tokenizer; exit status 1 if it is damaged."""
+    import torch
+
+    from spectok.data import build_dataset
+    from spectok.evaluation.doctor import examine
+
+    def images(tokenizer: ImageTokenizer) -> Any:
+        shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
+        settings = shape | {"split": split, "limit": limit}
+        return build_dataset(held_out(model, data, settings, overrides or []), train=False)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = data is not None or bool(overrides)
+    with progress("looking at images", limit or 0) as advance:
+        found = examine(model, images if wanted else None, device=device, on_images=advance)
+    if as_json:
+        say(json.dumps({"model": model} | found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        show(found)
+    if found.is_damaged:
+        raise typer.Exit(1)
+
+
+def show(found: Diagnosis) -> None:
+    """Print a diagnosis."""
+    for finding in found.sorted():
+        say(f"{finding.severity}: {finding.check}, {finding.place}: {finding.message}")
+        say(f"  remedy: {finding.remedy}")
+    if not found.findings:
+        say(f"nothing found; looked for: {', '.join(found.checked)}")
+    for check, why in found.not_checked.items():
+        note(f"{check} not checked: {why}")

@@ -1,0 +1,106 @@
+"""``spectok eval --verify`` and ``--card``: numbers that are measured again, and written down."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from spectok.cli.console import load_on_device, print_table
+from spectok.errors import ConfigError
+from spectok.messages import progress, say
+
+if TYPE_CHECKING:
+    from spectok.evaluation.measuring import Evaluation
+    from spectok.evaluation.verifying import Check
+
+
+def verify_claims(
+    card: str, data: str | None, overrides: list[str], how: Evaluation, out: Path | None
+) -> None:
+    """Measure again all that a card or a JSON file claims; see ``spectok eval --verify``.
+
+    Args:
+        card: Folder of a model, its card, or a JSON file.
+        data: Where the reference images are.
+        overrides: Settings of the data, such as ``path=DIR``.
+        how: Networks and batch size.
+        out: JSON file to write.
+
+    Raises:
+        Exit: With status 1, if a claim does not hold.
+        SpectokError: If something that it takes is missing.
+    """
+    from spectok.cards.claims import describe_images
+    from spectok.evaluation.comparison import write_json
+    from spectok.evaluation.verifying import (
+        contradiction_checks,
+        find_claims,
+        reference_data,
+        verify,
+    )
+    from spectok.recipes.recipe import apply_overrides
+
+    claimed = find_claims(card)
+    tokenizer = load_on_device(os.fspath(claimed.model))
+    settings = apply_overrides({"data": {}}, [f"data.{word}" for word in overrides])["data"]
+    found = []
+    for claim in claimed.claims:
+        path = None if data == claim.data.get("name") else data
+        dataset = reference_data(claim, claimed.model, path, settings)
+        with progress("measuring again", len(dataset)) as advance:
+            checks = verify(claim, tokenizer, dataset, how, advance)
+        say(f"{describe_images(claim)}, protocol {claim.protocol_id}")
+        show_checks(checks)
+        found.append({"protocol": claim.protocol_id, "checks": [c.to_dict() for c in checks]})
+    failed = [c["name"] for one in found for c in one["checks"] if not c["passed"]]
+    failed += [check.name for check in contradiction_checks(claimed)]
+    if out is not None:
+        result = {"source": card, "passed": not failed, "failed": failed, "claims": found}
+        write_json(result, out)
+        say(f"everything compared: {out}")
+    if failed:
+        say(f"fail: {claimed.source} does not hold: {', '.join(failed)}")
+        raise typer.Exit(1)
+    say(f"pass: all that {claimed.source} claims was measured again")
+
+
+def show_checks(checks: list[Check]) -> None:
+    """Print what was claimed and what was found."""
+    columns = ["", "claimed", "measured", "difference", "tolerance", ""]
+    print_table(columns, [_row(check) for check in checks])
+
+
+def local_folder(model: str) -> Path:
+    """Return the folder of a model whose card is to be written.
+
+    Raises:
+        ConfigError: If it is not on this machine.
+    """
+    from spectok.loading import model_folder
+
+    folder = Path(model_folder(model))
+    if not folder.is_dir():
+        raise ConfigError(f"--card writes into the folder of a model, and {model} is none here")
+    return folder
+
+
+def _row(check: Check) -> list[str]:
+    difference = check.difference
+    return [
+        check.name,
+        _shown(check.claimed),
+        _shown(check.found),
+        "" if difference is None else f"{difference:+.3g}",
+        "" if check.tolerance is None else f"{check.tolerance:.3g}",
+        "ok" if check.passed else "DIFFERS",
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"

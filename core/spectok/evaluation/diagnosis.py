@@ -1,0 +1,76 @@
+"""What may be wrong with a tokenizer, in words, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["note", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""From the worst on."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Args:
+        check: Which check found it, such as ``"dead codes"``.
+        severity: ``"error"``: the model is damaged or wastes most of what it spends;
+            ``"warning"``: it would do better with another recipe; ``"note"``: worth knowing.
+        place: Where: a level of the tokens, or a tensor.
+        message: What was found, in words.
+        remedy: What to do about it, naming settings of the recipe.
+        numbers: The numbers behind it.
+    """
+
+    check: str
+    severity: Severity
+    place: str
+    message: str
+    remedy: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Diagnosis:
+    """All that was found, and all that could not be looked at.
+
+    Args:
+        findings: What is wrong.
+        checked: Names of the checks that were made.
+        not_checked: Check -> why it was not made.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    not_checked: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a finding is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def ran(self, check: str, findings: list[Finding]) -> None:
+        """Add what a check found."""
+        self.checked.append(check)
+        self.findings += findings
+
+    def sorted(self) -> list[Finding]:
+        """Return the findings, the worst first."""
+        return sorted(self.findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything in plain JSON types."""
+        return {
+            "findings": [vars(finding) for finding in self.sorted()],
+            "checked": self.checked,
+            "not_checked": self.not_checked,
+        }
+
+
+def graded(share: float, warning: float, error: float) -> Severity | None:
+    """Return how bad a share is; None if it is below both bounds."""
+    if share >= error:
+        return "error"
+    return "warning" if share >= warning else None

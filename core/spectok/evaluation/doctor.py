@@ -1,0 +1,204 @@
+"""``examine``: look for what is wrong with a trained tokenizer, in its weights and on data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from spectok.data import ImageDataset
+from spectok.errors import CheckpointError
+from spectok.evaluation.codebooks import UsageByPosition
+from spectok.evaluation.codes import (
+    check_children,
+    check_counts,
+    check_frequencies,
+    check_norms,
+    check_perplexity,
+    check_twins,
+    running_frequencies,
+)
+from spectok.evaluation.diagnosis import Diagnosis
+from spectok.evaluation.measuring import check_shape
+from spectok.evaluation.stored import (
+    check_finite,
+    check_rounding,
+    check_subnormal,
+    read_tensors,
+)
+from spectok.loading import load_trained, model_folder
+from spectok.metrics import count_codes, split_by_codebook
+from spectok.modeling import find_folder
+from spectok.quantizers import Quantizer, outermost_quantizers
+from spectok.tokenizer import ImageTokenizer
+
+SAMPLED = 1 << 14
+"""Vectors of each quantizer that are kept to compare lengths."""
+NO_DATA = "needs images: give --data"
+RANKS = (
+    "a run does not record it: training with several processes compares their codebooks at each "
+    "line of the log, and stops where they differ"
+)
+
+
+@dataclass
+class Seen:
+    """What a quantizer was given and returned.
+
+    Args:
+        vectors: Parts of the vectors that it quantised.
+        chosen: The codes for them.
+    """
+
+    vectors: list[Tensor] = field(default_factory=list)
+    chosen: list[Tensor] = field(default_factory=list)
+
+    def add(self, vectors: Tensor, chosen: Tensor) -> None:
+        """Keep vectors as long as there are few."""
+        if sum(map(len, self.vectors)) < SAMPLED:
+            self.vectors.append(vectors.detach().flatten(0, 1).float().cpu())
+            self.chosen.append(chosen.detach().flatten(0, 1).float().cpu())
+
+
+def examine(
+    model: str | os.PathLike[str],
+    dataset: ImageDataset | Callable[[ImageTokenizer], ImageDataset] | None = None,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    on_images: Callable[[int], None] | None = None,
+) -> Diagnosis:
+    """Look for what is wrong with a trained tokenizer.
+
+    Without images it looks at the weights and at the running frequencies that training kept with
+    them; with images also at latents and at how codes are used.
+
+    Args:
+        model: Folder of a trained tokenizer or of its run, or a hub id.
+        dataset: Images, or a function that returns those for a tokenizer. None: none.
+        batch_size: Images at once.
+        device: Device to run on.
+        on_images: Called with the number of images done since the last call.
+
+    Raises:
+        CheckpointError: If the model cannot be loaded for another reason than numbers that are not
+            finite.
+        InputError: If the images do not have the tokenizer's shape.
+    """
+    folder, found = find_folder(Path(model_folder(os.fspath(model))), {}), Diagnosis()
+    try:
+        tokenizer: Any = load_trained(model)
+    except CheckpointError:
+        tensors = read_tensors(folder)
+        found.ran("not finite", check_finite(tensors))
+        if not found.findings:
+            raise
+        found.not_checked["everything else"] = "the model cannot be loaded"
+        return found
+    examine_weights(found, tokenizer, read_tensors(folder))
+    if dataset is None:
+        for check in ("perplexity", "constant positions", "norms"):
+            found.not_checked[check] = NO_DATA
+        return found
+    images = dataset(tokenizer) if callable(dataset) else dataset
+    examine_usage(found, tokenizer.to(device), images, batch_size, on_images)
+    return found
+
+
+def examine_weights(
+    found: Diagnosis, tokenizer: ImageTokenizer, tensors: dict[str, Tensor]
+) -> None:
+    """Add what the weights tell.
+
+    Args:
+        found: The diagnosis to add to.
+        tokenizer: The loaded model.
+        tensors: The same as stored.
+    """
+    spec, tables = tokenizer.token_spec, tokenizer.code_tables
+    found.ran("not finite", check_finite(tensors))
+    found.ran("subnormal", check_subnormal(tensors))
+    found.ran("half precision", check_rounding(tensors))
+    if any(table is not None for table in tables):
+        found.ran("twins", check_twins(spec, tables))
+    else:
+        found.not_checked["twins"] = "this quantizer stores no codes as vectors"
+    if any(level.codebook == "path" for level in spec.levels):
+        found.ran("tree", check_children(spec, tables))
+    if any(True for _ in running_frequencies(tokenizer)):
+        found.ran("dead and rare codes in training", check_frequencies(tokenizer))
+    found.not_checked["ranks"] = RANKS
+
+
+@torch.no_grad()
+def examine_usage(
+    found: Diagnosis,
+    tokenizer: ImageTokenizer,
+    dataset: ImageDataset,
+    batch_size: int,
+    on_images: Callable[[int], None] | None = None,
+) -> None:
+    """Add what latents and tokens of images tell.
+
+    Args:
+        found: The diagnosis to add to.
+        tokenizer: The loaded model.
+        dataset: The images.
+        batch_size: Images at once.
+        on_images: Called with the number of images done since the last call.
+    """
+    check_shape(tokenizer, dataset)
+    spec, nothing = tokenizer.token_spec, torch.zeros(0)
+    counts, usage = torch.zeros(spec.num_codes, dtype=torch.int64), UsageByPosition(spec)
+    tokenizer.eval()
+    with watched(tokenizer) as seen:
+        for batch in DataLoader(dataset, batch_size=batch_size):
+            images = batch["images"].to(tokenizer.device, tokenizer.dtype)
+            indices = tokenizer.encode(images).cpu()
+            counts += count_codes(spec, indices)
+            usage.add(nothing, nothing, indices)
+            if on_images is not None:
+                on_images(len(images))
+    by_level = split_by_codebook(spec, counts)
+    found.ran("dead and rare codes", check_counts(spec, by_level))
+    found.ran("perplexity", check_perplexity(spec, by_level, usage.result()))
+    if any(level.codebook == "path" for level in spec.levels):
+        found.ran("tree in use", check_children(spec, [None] * spec.num_levels, by_level))
+    for name, (quantizer, parts) in seen.items():
+        if parts.vectors:
+            table = one_table(quantizer)
+            vectors, chosen = torch.cat(parts.vectors), torch.cat(parts.chosen)
+            found.ran("norms", check_norms(name, vectors, chosen, table))
+
+
+@contextmanager
+def watched(tokenizer: ImageTokenizer) -> Iterator[dict[str, tuple[Quantizer, Seen]]]:
+    """Keep what each outermost quantizer of a tokenizer is given and returns, by its name."""
+    names = {module: name for name, module in tokenizer.named_modules()}
+    quantizers = outermost_quantizers(tokenizer)
+    seen = {names[quantizer]: (quantizer, Seen()) for quantizer in quantizers}
+
+    def keep(quantizer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        seen[names[quantizer]][1].add(inputs[0], output.z_q)
+
+    handles = [quantizer.register_forward_hook(keep) for quantizer in quantizers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def one_table(quantizer: Quantizer) -> Tensor | None:
+    """Return the codes of a quantizer with one level of whole vectors; None for any other."""
+    tables = quantizer.code_tables
+    if len(tables) != 1 or tables[0] is None or tables[0].shape[-1] != quantizer.dim:
+        return None
+    return tables[0].detach().float().cpu()

@@ -1,0 +1,253 @@
+"""Numbers that are measured again: what a card or a result claims, by its own protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spectok.cards import CARD, Claim, read_claims
+from spectok.data import DataConfig, ImageDataset, build_dataset
+from spectok.errors import CheckpointError, ConfigError, DataError, SpectokError
+from spectok.evaluation.measuring import Evaluation, evaluate
+from spectok.evaluation.protocol import protocol_id
+from spectok.evaluation.reference import REFERENCE_IMAGES
+from spectok.evaluation.terms import recipe_of_run
+from spectok.loading import model_folder
+from spectok.reading import read_json
+from spectok.recipes.schema import validate_section
+from spectok.tokenizer import ImageTokenizer
+from spectok.training.card import weights_of
+
+MEASURED = "measured"
+"""Key of a JSON file that holds a list of claims, as does the header of a card."""
+ABSOLUTE = {
+    "psnr": 0.01,
+    "ssim": 5e-4,
+    "lpips": 5e-4,
+    "codebook_usage": 0.005,
+    "distinct_usage": 0.005,
+}
+RELATIVE, RELATIVE_OF_DISTANCES = 0.005, 0.02
+SHARES, KERNEL_DISTANCES = 0.01, 1e-3  # absolute; a kernel distance may be about 0
+EXACT = ("bits_per_image", "parameters", "num_images")
+"""What may differ where the same weights meet the same images. Only the last digits of a network's
+sums depend on the machine; where they decide between two codes, a few tokens differ."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was claimed, and what was found.
+
+    Args:
+        name: What.
+        claimed: As claimed.
+        found: As measured.
+        tolerance: How far numbers may lie apart. None: both must be equal.
+    """
+
+    name: str
+    claimed: Any
+    found: Any
+    tolerance: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus claimed, for numbers."""
+        if self.tolerance is None or self.found is None:
+            return None
+        return self.found - self.claimed
+
+    @property
+    def passed(self) -> bool:
+        """Whether the claim holds."""
+        if self.difference is None:
+            return self.claimed == self.found
+        return abs(self.difference) <= (self.tolerance or 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the check in plain JSON types."""
+        return {**vars(self), "difference": self.difference, "passed": self.passed}
+
+
+@dataclass
+class Claimed:
+    """What a card or a JSON file claims of one model.
+
+    Args:
+        source: The file.
+        model: Folder of the model.
+        claims: Each by a protocol of its own.
+        contradictions: Where the file contradicts itself.
+    """
+
+    source: Path
+    model: Path
+    claims: list[Claim]
+    contradictions: list[str] = field(default_factory=list)
+
+
+def find_claims(path: str | os.PathLike[str]) -> Claimed:
+    """Return what is claimed by a model's folder, its run's folder, its card, or a JSON file.
+
+    Args:
+        path: One of these. A JSON file holds a result of ``spectok eval --out``, or the keys
+            ``model``, a path, and ``measured``, a list of claims.
+
+    Raises:
+        CheckpointError: If there is no claim, or no model that it is about.
+    """
+    given = Path(path)
+    if given.suffix == ".json":
+        return _claims_of_json(given)
+    folder = given.parent if given.name == CARD else Path(model_folder(os.fspath(given)))
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{given} is no folder of a model, no card and no JSON file; give one of these"
+        )
+    card = folder / CARD
+    if not card.is_file():
+        raise CheckpointError(
+            f"{folder} has no {CARD}; 'spectok eval {folder} --card' measures and writes one"
+        )
+    claims, contradictions = read_claims(card)
+    return Claimed(card, folder, claims, contradictions)
+
+
+def verify(
+    claim: Claim,
+    tokenizer: ImageTokenizer,
+    dataset: ImageDataset,
+    how: Evaluation | None = None,
+    on_images: Callable[[int], None] | None = None,
+) -> list[Check]:
+    """Measure again what a claim says.
+
+    Args:
+        claim: What is claimed.
+        tokenizer: The model, on the device to run on.
+        dataset: The images; see :func:`reference_data`.
+        how: Networks and batch size; the seed is the claim's.
+        on_images: Called with the number of images done since the last call.
+
+    Raises:
+        CheckpointError: If a claimed number needs a network whose weights are not at hand.
+        SpectokError: As of :func:`spectok.evaluation.evaluate`.
+    """
+    how = how or Evaluation()
+    seed = claim.protocol.get("seed", 0)
+    how = Evaluation(how.batch_size, how.metrics, how.networks, seed if type(seed) is int else 0)
+    result = evaluate(tokenizer, dataset, how, on_images)
+    for name in claim.values:
+        if name in result["not_measured"]:
+            raise CheckpointError(f"{name} is claimed, and {result['not_measured'][name]}")
+    now = Claim.from_result(result, weights_of(tokenizer), claim.data)
+    checks = [Check("weights", claim.weights, now.weights)]
+    checks += _protocol_checks(claim.protocol, now.protocol)
+    if claim.reference_images is not None:
+        checks.append(Check(REFERENCE_IMAGES, claim.reference_images, now.reference_images))
+    return checks + [
+        Check(name, claimed, now.values.get(name), tolerance_of(name, claimed))
+        for name, claimed in claim.values.items()
+    ]
+
+
+def contradiction_checks(claimed: Claimed) -> list[Check]:
+    """Return where a file contradicts itself, as checks that fail."""
+    return [Check(text, "consistent", "contradiction") for text in claimed.contradictions]
+
+
+def tolerance_of(name: str, claimed: float) -> float | None:
+    """Return how far a number may lie from the claimed one; None: not at all."""
+    if name in EXACT:
+        return None
+    if name in ABSOLUTE:
+        return ABSOLUTE[name]
+    if name.endswith(("_precision", "_recall")):
+        return SHARES
+    if name.endswith(("kid", "kid_std")):
+        return max(KERNEL_DISTANCES, RELATIVE_OF_DISTANCES * abs(claimed))
+    is_distance = name == "rfid" or name.endswith("frechet")
+    return (RELATIVE_OF_DISTANCES if is_distance else RELATIVE) * abs(claimed)
+
+
+def reference_data(
+    claim: Claim, model: Path, path: str | None = None, settings: Mapping[str, Any] | None = None
+) -> ImageDataset:
+    """Return the images that a claim is about, with the preprocessing of their data set.
+
+    Args:
+        claim: What is claimed.
+        model: Folder of the model; the recipe of its run knows where its data is.
+        path: Where the images are. None: where the recipe says, or their data set's own place.
+        settings: Further settings of the data.
+
+    Raises:
+        DataError: If they are not at hand; says what is missing.
+    """
+    config = validate_section(DataConfig, claim.data | dict(settings or {}), "data")
+    if path is None and config.path is None and (recipe := recipe_of_run(model)) is not None:
+        same = recipe.data.name == config.name
+        path = recipe.data.path if same else None
+    if path is not None:
+        config = config.model_copy(update={"path": path})
+    try:
+        return build_dataset(config, train=False)
+    except (SpectokError, OSError) as error:
+        if config.path is not None and os.path.exists(config.path):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"the reference images {config.name}/{config.split} are not at hand; give them with "
+            f"--data ({reason})"
+        ) from error
+
+
+def _claims_of_json(path: Path) -> Claimed:
+    content = read_json(path, CheckpointError)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no result: it holds no JSON object")
+    name = content.get("model")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} names no model, so its numbers cannot be measured again")
+    if MEASURED in content:
+        listed = content[MEASURED]
+        listed = listed if isinstance(listed, list) else [listed]
+    elif isinstance(content.get("metrics"), dict):
+        scalars = {k: v for k, v in content.items() if isinstance(v, int | float)}
+        known = Claim.from_result(
+            {"protocol": {}, "metrics": content["metrics"]} | scalars, "", {}
+        ).values
+        listed = [content | {"values": known}]
+    else:
+        raise CheckpointError(f"{path} has neither {MEASURED!r} nor 'metrics'; it claims nothing")
+    claims = [Claim.from_dict(one, f"{path}: claim {n}") for n, one in enumerate(listed, 1)]
+    if not claims:
+        raise CheckpointError(f"{path} claims no numbers")
+    return Claimed(path, _find_model(name, path), claims)
+
+
+def _find_model(name: str, path: Path) -> Path:
+    """Return the folder that a JSON file names: seen from here, or from a folder above the file."""
+    for start in (Path(), *path.absolute().parents):
+        folder = Path(model_folder(os.fspath(start / name)))
+        if (folder / "config.json").is_file():
+            return folder
+    raise CheckpointError(f"{path} is about the model {name}, which is not here; copy it here")
+
+
+def _protocol_checks(claimed: Mapping[str, Any], found: Mapping[str, Any]) -> list[Check]:
+    """Compare protocols, as far as the claim goes: more networks may be at hand now than then."""
+    extractors = claimed.get("extractors", {})
+    if not isinstance(extractors, Mapping):
+        raise ConfigError(f"the protocol {claimed['id']} has extractors that are no mapping")
+    kept = {name: value for name, value in found["extractors"].items() if name in extractors}
+    rest = {key: value for key, value in found.items() if key != "id"} | {"extractors": kept}
+    rest = {key: value for key, value in rest.items() if key in claimed or key != "features"}
+    differing = [
+        key for key in {**claimed, **rest} if key != "id" and claimed.get(key) != rest.get(key)
+    ]
+    checks = [Check(f"protocol: {key}", claimed.get(key), rest.get(key)) for key in differing]
+    return [Check("protocol", claimed["id"], protocol_id(rest)), *checks]

@@ -1,0 +1,93 @@
+"""Every committed measurement says how it was made, and what can be measured again is claimed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from spectok.cards.claims import SCALARS
+from spectok.evaluation.protocol import protocol_id
+from spectok.evaluation.verifying import find_claims
+from spectok.loading import load_trained
+from spectok.training.card import weights_of
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*.json"))
+RECONSTRUCTION = {"psnr", "ssim", "mse", "lpips", "rfid"}
+NOT_RECORDED = "not recorded"
+BEFORE_PROTOCOLS = {
+    "curves/cifar10_rates.json",
+    "demo.json",
+    "forming.json",
+    "fqvae_cifar10.json",
+    "fqvae_digits.json",
+    "latent_diffusion.json",
+    "mnist_priors.json",
+}
+"""Measured by programs that did not write a protocol yet; today's write one."""
+CLAIMED = [name for name in FILES if "measured" in json.loads((RESULTS / name).read_text())]
+
+pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="needs a checkout")
+
+
+def read(name):
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def mappings(value):
+    """Return all mappings inside, the whole one included."""
+    if isinstance(value, dict):
+        return [value, *(found for part in value.values() for found in mappings(part))]
+    return [found for part in value for found in mappings(part)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_result_names_a_command_that_exists(name):
+    command = read(name)["command"]
+    words = command.split()
+    if words[0] == "python":
+        assert (ROOT / words[1]).is_file(), command
+    else:
+        assert words[0] == "spectok", command
+    assert "/home/" not in command
+    assert not re.search(r" /\w", command), "a place of one machine; write DIR"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_numbers_of_reconstructions_have_a_protocol(name):
+    content = read(name)
+    if not any(RECONSTRUCTION & found.keys() for found in mappings(content)):
+        return
+    if content.get("protocol") == NOT_RECORDED:
+        assert name in BEFORE_PROTOCOLS
+        return
+    protocols = [
+        found["protocol"] for found in mappings(content) if isinstance(found.get("protocol"), dict)
+    ]
+    assert protocols, f"{name} has neither a protocol nor says that it was not recorded"
+    for protocol in protocols:
+        assert protocol["id"] == protocol_id(protocol)
+        assert {"steps", "filter"} <= protocol["preprocessing"].keys()
+
+
+def test_some_results_can_be_measured_again():
+    models = {path.name for path in (ROOT / "benchmarks" / "models").iterdir()}
+    assert {Path(read(name)["model"]).name for name in CLAIMED} == models
+
+
+@pytest.mark.parametrize("name", CLAIMED)
+def test_claims_are_the_numbers_of_the_result_and_of_the_model(name):
+    content, claimed = read(name), find_claims(RESULTS / name)
+    whole, part = claimed.claims
+    assert whole.values == {key: content["final"][key] for key in whole.values}
+    assert {"psnr", "ssim", "mse", "perplexity"} <= whole.values.keys()
+    assert whole.protocol["num_images"] == content["final_images"]
+    assert part.values == {key: content["curve"][-1][key] for key in part.values}
+    assert part.protocol["num_images"] == content["curve_images"] == part.data["limit"]
+    assert content["curve"][-1]["step"] == content["recipe"]["train"]["steps"]
+    assert whole.values.keys() <= {"psnr", "ssim", "mse", *SCALARS}
+    assert {whole.weights, part.weights} == {weights_of(load_trained(claimed.model))}
