@@ -9,14 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from spectok.cli.console import say_next
-from spectok.cli.evaluate import (
-    ClassifierFolder,
-    EvalCommand,
-    InceptionWeights,
-    Limit,
-    evaluations,
-    print_facts,
-)
+from spectok.cli.evaluate import ClassifierFolder, InceptionWeights, Limit, print_facts
+from spectok.cli.evaluations import EvalCommand, evaluations
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
