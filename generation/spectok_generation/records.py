@@ -11,10 +11,13 @@ import torch
 
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, shown
+from spectok.modeling import SpectokModel
 from spectok.reading import sha256_of_file
 
 TEXTS = ("fingerprint", "class", "path", "pretrained")
 """What a record has as text, where it has it."""
+RECORDS, PLACES = ("tokenizer", "text"), ("path", "pretrained")
+"""Records in the config of a prior, and what in them names places of one machine."""
 
 
 def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict[str, Any]:
@@ -35,9 +38,26 @@ def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict
 
 def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
     """Return a hash of a tokenizer's class, configuration and every weight."""
-    digest = hashlib.sha256(type(tokenizer).__name__.encode())
-    digest.update(json.dumps(tokenizer.first_config(), sort_keys=True).encode())
-    for name, value in sorted(tokenizer.state_dict().items()):
+    return _fingerprint(tokenizer, tokenizer.first_config())
+
+
+def prior_fingerprint(prior: SpectokModel) -> str:
+    """Return a hash of a prior's class, configuration and every weight.
+
+    It does not depend on where the prior, its tokenizer and its text encoder are.
+    """
+    config = prior.first_config()
+    for name in RECORDS:
+        if isinstance(config.get(name), dict):
+            kept = {key: value for key, value in config[name].items() if key not in PLACES}
+            config[name] = kept
+    return _fingerprint(prior, config)
+
+
+def _fingerprint(model: SpectokModel, config: dict[str, Any]) -> str:
+    digest = hashlib.sha256(type(model).__name__.encode())
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,8 @@
-"""``spectok eval``, ``spectok compare`` and ``spectok train classifier``."""
+"""``spectok eval``, ``spectok compare`` and ``spectok train classifier``.
+
+``eval`` is a group of commands, one for each kind of model, to which plugins add their own. Words
+that begin with none of them are those of the command that takes the model they name.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from spectok.cli.console import load_on_device, print_table, say_next
 from spectok.cli.models import Model, check_picture, pair_rows
@@ -45,13 +50,59 @@ InceptionWeights = Annotated[
 ]
 ClassifierFolder = Annotated[
     Path | None,
-    typer.Option(help="Trained classifier of such images, for a Fréchet distance in its features."),
+    typer.Option(help="Trained classifier of such images, to compare sets in its features."),
 ]
+
+
+GROUP, DEFAULT = "eval", "tokenizer"
+
+
+class EvalCommand(TyperCommand):
+    """A command of ``spectok eval``; which one is meant can be told by the model that is named."""
+
+    def takes(self, word: str) -> bool:
+        """Return whether a word of the command line names a model of this command's kind."""
+        return False
+
+
+class EvalGroup(TyperGroup):
+    """A group in which the name of the command can be left out: the model decides."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name first where the words leave it out."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [self._meant_by(args), *args]
+        return super().parse_args(ctx, args)
+
+    def _meant_by(self, words: list[str]) -> str:
+        """Return the command that takes one of the models, or else the first with such options."""
+        for name, command in self.commands.items():
+            if isinstance(command, EvalCommand) and any(map(command.takes, words)):
+                return name
+        given = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+        for name, command in self.commands.items():
+            if given <= {option for parameter in command.params for option in parameter.opts}:
+                return name
+        return DEFAULT
+
+
+def evaluations(app: typer.Typer) -> typer.Typer:
+    """Return the group ``spectok eval``, to which plugins add commands for other models."""
+    groups = (info for info in app.registered_groups if info.name == GROUP)
+    return next(info.typer_instance for info in groups if info.typer_instance is not None)
 
 
 def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("eval")(evaluate)
+    group = typer.Typer(
+        cls=EvalGroup,
+        help="Measure a trained model on held-out images. 'spectok eval tokenizer --help' and so "
+        "on show what can be set; the word can be left out.",
+        subcommand_metavar="MODEL|COMMAND [ARGS]...",
+        no_args_is_help=True,
+    )
+    app.add_typer(group, name=GROUP)
+    group.command(DEFAULT, cls=EvalCommand)(evaluate)
     app.command("compare")(compare)
     train.command("classifier", cls=ResumableCommand)(train_classifier)
 
@@ -328,12 +379,17 @@ def show(result: dict[str, Any]) -> None:
         facts[key] = f"{result[key]:,.6g}" if key != "parameters" else f"{result[key]:,}"
     peak = result["peak_memory_bytes"]
     facts["peak_memory"] = "–" if peak is None else f"{peak / 2**20:,.0f} MiB"
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        say(f"{name:{width}}  {value}")
+    print_facts(facts)
     say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
     for name, why in result["not_measured"].items():
         note(f"{name} not measured: {why}")
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print names and values in two columns."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        say(f"{name:{width}}  {value}")
 
 
 def save_pairs(tokenizer: Any, dataset: Any, picture: Path) -> None:
