@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, shown
 from spectok.modeling import SpectokModel
 from spectok.reading import sha256_of_file
+from spectok.weights import fingerprint
 
 TEXTS = ("fingerprint", "class", "path", "pretrained")
 """What a record has as text, where it has it."""
@@ -38,7 +35,8 @@ def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict
 
 def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
     """Return a hash of a tokenizer's class, configuration and every weight."""
-    return _fingerprint(tokenizer, tokenizer.first_config())
+    config = tokenizer.first_config()
+    return fingerprint(type(tokenizer).__name__, config, tokenizer.state_dict())
 
 
 def prior_fingerprint(prior: SpectokModel) -> str:
@@ -51,16 +49,7 @@ def prior_fingerprint(prior: SpectokModel) -> str:
         if isinstance(config.get(name), dict):
             kept = {key: value for key, value in config[name].items() if key not in PLACES}
             config[name] = kept
-    return _fingerprint(prior, config)
-
-
-def _fingerprint(model: SpectokModel, config: dict[str, Any]) -> str:
-    digest = hashlib.sha256(type(model).__name__.encode())
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return fingerprint(type(prior).__name__, config, prior.state_dict())
 
 
 def check_record(record: Any, place: str) -> dict[str, Any]:

@@ -348,7 +348,7 @@ class PretendDevice(TorchDispatchMode):
         device, ours = self.device, self._generators
 
         class Meta(type(original)):
-            def __instancecheck__(cls, found: Any) -> bool:
+            def __instancecheck__(self, found: Any) -> bool:
                 return isinstance(found, original)
 
         class Generator(original, metaclass=Meta):
