@@ -35,7 +35,7 @@ PRIORS = {
 TRAIN = {
     "steps": 6,
     "gradient_accumulation": 2,
-    "learning_rate": 1e-2,
+    "learning_rate": 1e-3,
     "max_grad_norm": 0.5,
     "ema_decay": 0.9,
     "log_every": 1,
@@ -102,7 +102,7 @@ def test_two_shards_train_as_one_process(tokenizer_folder, tmp_path, fork_ranks,
     found = load_prior(two).state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3, msg=name)
     assert (two / "samples" / "step-00000006.png").stat().st_size > 0
 
 
