@@ -49,7 +49,11 @@ def fsdp(monkeypatch):
     """Set what ``accelerate launch --use_fsdp --fsdp_version 2`` would."""
 
     def switch_on(**variables):
-        for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **variables}.items():
+        for name, value in {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            **variables,
+        }.items():
             monkeypatch.setenv(name, value)
 
     yield switch_on
@@ -110,14 +114,18 @@ def test_two_shards_train_as_one_process(tokenizer_folder, tmp_path, fork_ranks,
 def test_a_sharded_run_resumes_bitwise_and_in_one_process(
     tokenizer_folder, tmp_path, fork_ranks, fsdp, monkeypatch
 ):
-    recipes = {steps: recipe_for(tokenizer_folder, GPT, batch_size=4, steps=steps) for steps in (3, 6)}
+    recipes = {
+        steps: recipe_for(tokenizer_folder, GPT, batch_size=4, steps=steps) for steps in (3, 6)
+    }
     with monkeypatch.context():
         fsdp()
         runs = [("a", 6, False), ("b", 3, False), ("b", 6, True), ("c", 3, False)]
         for folder, steps, resume in runs:
             assert fork_ranks(train_rank, recipes[steps], tmp_path / folder, resume) == [0, 0]
     assert loss_bits(tmp_path / "b") == loss_bits(tmp_path / "a")
-    whole = [load_file(tmp_path / f / "model" / "diffusion_pytorch_model.safetensors") for f in "ab"]
+    whole = [
+        load_file(tmp_path / f / "model" / "diffusion_pytorch_model.safetensors") for f in "ab"
+    ]
     assert all(torch.equal(whole[0][name], whole[1][name]) for name in whole[0])
 
     monkeypatch.delenv("ACCELERATE_USE_FSDP")

@@ -8,8 +8,7 @@ all layers are those of the training.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from spectok.errors import ConfigError
 from spectok.messages import silenced
 from spectok.planning.storage import StorageWatch, storage_bytes
+from spectok.planning.values import StandIns
 from spectok.quantizers import Quantizer
 from spectok.training.batches import seeded
 from spectok.training.contracts import Callbacks, Phase, StepOutput
 from spectok.training.ema import WeightEMA
 from spectok.training.launch import accelerated
 from spectok.training.loop import MAIN, LoopState, prepare, train_on_batch
+from spectok.training.recomputing import blocks_of
 from spectok.training.train_config import TrainConfig
 from spectok.training.window import Window
 
@@ -45,7 +46,6 @@ class Subject:
         phases: As in training.
         frozen: Modules that training uses and does not change, such as the tokenizer of a prior.
         first_step: A step that trains all phases.
-        units: Classes of the modules that FSDP gathers one at a time.
     """
 
     model: nn.Module
@@ -55,7 +55,6 @@ class Subject:
     phases: Sequence[Phase] = ()
     frozen: Sequence[nn.Module] = ()
     first_step: int = 0
-    units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ class StepCost:
 def measure_step(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
     """Return what a step of a training costs on one process.
 
-    The second of two steps is measured: the moments of the optimiser are there by then.
+    Not the first step is measured: the moments of the optimiser are there by then. Where phases take
+    turns, ``flops`` is the mean of both kinds of step, and ``peak`` the larger one's.
 
     Args:
         make: Returns the training; called where new tensors have no values.
@@ -147,28 +147,29 @@ def _measure(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
     watch, counter = StorageWatch(), FlopCounterMode(display=False, custom_mapping=_attention())
     with tempfile.TemporaryDirectory() as folder, accelerated(config, Path(folder)) as accelerator:
         main = Phase(MAIN, subject.model, lambda m, b, _: subject.compute_losses(m, b))
-        with watch:
+        with mode, watch, StandIns():
             prepared = [prepare(accelerator, config, p) for p in (main, *subject.phases)]
             ema = None if config.ema_decay is None else WeightEMA(subject.model, config.ema_decay)
             watch.add(_tensors(everything))
             state = LoopState(accelerator, config, subject.callbacks, prepared, ema, Window())
-            for number in range(2):
-                watch.restart()
-                last = counter if number else _nothing()
-                with last:
-                    gradients = _step(state, batch, subject.first_step + 2 * number)
-        return _cost(subject, state, gradients, watch.peak, counter.get_total_flops(), batch)
+            turns = 2 if any(phase.alternate for phase in subject.phases) else 1
+            gradients = [_step(state, batch, subject.first_step + i) for i in range(turns)]
+            watch.restart()
+            with counter:
+                for i in range(turns, 2 * turns):
+                    gradients.append(_step(state, batch, subject.first_step + i))
+        flops = counter.get_total_flops() // turns
+        return _cost(subject, state, max(gradients), watch.peak, flops, batch)
 
 
 def _step(state: LoopState, batch: Any, step: int) -> int:
-    """Take an optimiser step; return the bytes of the gradients."""
-    held: list[int] = []
+    """Take an optimiser step; return the bytes of the gradients that the model's own had."""
+    held = [0]
     before = state.callbacks.before_step
 
     def note_gradients(model: nn.Module) -> Any:
         metrics = None if before is None else before(model)
-        phases = state.phases
-        held.append(storage_bytes(p.grad for phase in phases for p in phase.parameters))
+        held.append(storage_bytes(p.grad for q in state.phases for p in q.parameters))
         return metrics
 
     state.callbacks.before_step = note_gradients
@@ -190,7 +191,7 @@ def _cost(
     quantizers = [m for module in modules for m in module.modules() if isinstance(m, Quantizer)]
     counted = {id(b): b for quantizer in quantizers for b in quantizer.buffers()}
     moments = tree_leaves([p.optimizer.optimizer.state_dict()["state"] for p in state.phases])
-    units = [m for m in subject.model.modules() if type(m).__name__ in subject.units]
+    units = blocks_of(subject.model)
     inside = {id(p) for unit in units for p in unit.parameters()}
     statistics = storage_bytes(counted.values())
     return StepCost(
@@ -257,8 +258,3 @@ def _attention() -> dict[Any, Any]:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -32,6 +32,7 @@ from spectok.training.lock import run_locked
 from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
 from spectok.training.progress import Clock, Reporter
+from spectok.training.recomputing import recompute_blocks, stop_recomputing
 from spectok.training.resume import begin, checkpoint_folder, make_manifest
 from spectok.training.sharding import Shards, as_plain, is_sharding, refuse_for
 from spectok.training.stopping import StopRequest
@@ -220,6 +221,8 @@ def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Prep
     phase.module.to(accelerator.device).train()
     if phase.learning_rate is not None:
         config = config.model_copy(update={"learning_rate": phase.learning_rate})
+    if config.gradient_checkpointing:
+        recompute_blocks(phase.module)
     optimizer = make_optimizer(phase.module, config)
     wrapped, prepared = accelerator.prepare(phase.module, optimizer)
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
@@ -360,6 +363,7 @@ def finish(state: LoopState, run: Run) -> nn.Module:
     if state.ema is not None:
         state.ema.copy_to_model()
     train_only(None, state.phases)
+    stop_recomputing(state.model)
     model = state.model
     if state.shards is not None:
         model = state.shards.gather().eval()

@@ -57,23 +57,21 @@ def make_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
         plugin = FullyShardedDataParallelPlugin()
     except (ValueError, ImportError, KeyError) as error:
         raise TrainingError(f"FSDP: {str(error).splitlines()[0]}") from error
+    offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in ("1", "true", "yes")
     refused = {
-        "version 1 of FSDP is not supported; launch with --fsdp_version 2": plugin.fsdp_version != 2,
+        "version 1 of FSDP is not supported; launch with --fsdp_version 2": plugin.fsdp_version
+        != 2,
         "it is not supported with fp16, whose scaled gradients are checked whole; set "
         "train.mixed_precision=bf16": config.mixed_precision == "fp16",
-        "parameters are not offloaded; launch without --fsdp_offload_params": _offloads(plugin),
+        "parameters are not offloaded; launch without --fsdp_offload_params": offloads,
         "Accelerate recomputes activations with other random numbers, which is wrong with dropout; "
-        "launch without --fsdp_activation_checkpointing": plugin.activation_checkpointing,
+        "launch without --fsdp_activation_checkpointing, and set train.gradient_checkpointing": plugin.activation_checkpointing,
     }
     for reason, applies in refused.items():
         if applies:
             raise TrainingError(f"FSDP: {reason}")
     plugin.cpu_ram_efficient_loading = False  # every process builds the model from the same seed
     return plugin
-
-
-def _offloads(plugin: FullyShardedDataParallelPlugin) -> bool:
-    return os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() in ("1", "true", "yes")
 
 
 def switch_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
@@ -145,7 +143,9 @@ class Shards:
     def gather_parts(self, others: Mapping[str, Stateful]) -> Parts:
         """Return what a checkpoint holds, whole: on the main process; elsewhere nothing."""
         model = self.gather()
-        states = {name: gather_tree(part.state_dict(), self._is_main) for name, part in others.items()}
+        states = {
+            name: gather_tree(part.state_dict(), self._is_main) for name, part in others.items()
+        }
         if not self._is_main:
             return Parts({})
         return Parts({"model": model}, {name: Fixed(state) for name, state in states.items()})
@@ -153,7 +153,9 @@ class Shards:
     def parts_to_load(self, others: Mapping[str, Stateful]) -> Parts:
         """Return what a checkpoint is loaded into; follow it by :meth:`scatter` of the model."""
         shapes = dict(self._skeleton.named_parameters())
-        blank = self._build({name: torch.empty(p.shape, dtype=p.dtype) for name, p in shapes.items()})
+        blank = self._build(
+            {name: torch.empty(p.shape, dtype=p.dtype) for name, p in shapes.items()}
+        )
         return Parts({"model": blank}, {name: Sharded(part) for name, part in others.items()})
 
     def _build(self, values: Mapping[str, Tensor]) -> nn.Module:
