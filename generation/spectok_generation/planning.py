@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from open_clip.transformer import TextTransformer
 from torch import nn
 
 from spectok import ImageTokenizer, TokenSpec
@@ -23,7 +24,7 @@ from spectok_generation.diffusion.latents import encode_latents
 from spectok_generation.diffusion.model import LDM
 from spectok_generation.prior_recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.priors.factory import check_text_is_given
-from spectok_generation.rehearsal import build_on_meta
+from spectok_generation.rehearsal import build_prior_on
 from spectok_generation.text.clip import model_config
 from spectok_generation.text.clip_recipe import clip_recipe_file, load_clip_recipe
 from spectok_generation.text.encoder_loading import load_text_encoder, model_folder
@@ -52,22 +53,27 @@ class Reader:
         return {"width": self.width, "pools_last_token": True}
 
 
-def prior_subject(recipe: PriorRecipe) -> tuple[Subject, Stored]:
+def prior_subject(recipe: PriorRecipe, device: str = "meta") -> tuple[Subject, Stored]:
     """Return the training of a prior without its data, and what lies on disk for each image.
 
     Texts are taken to fill all tokens of their encoder.
+
+    Args:
+        recipe: A validated recipe.
+        device: Where untrained models are built.
 
     Raises:
         ConfigError: If parts of the recipe do not fit one another.
     """
     name = recipe.prior["name"]
     check_text_is_given(name, recipe.text is not None)
-    tokenizer = _tokenizer(recipe)
+    tokenizer = _tokenizer(recipe, device)
     spec, record, classes = _layout(recipe, tokenizer)
-    reader = _reader(recipe)
+    reader = _reader(recipe, device)
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
     text = None if reader is None else reader.record
-    prior = build_on_meta(
+    prior = build_prior_on(
+        device,
         name,
         token_spec=spec,
         num_classes=classes if recipe.class_conditional and reader is None else 0,
@@ -103,17 +109,17 @@ def prior_subject(recipe: PriorRecipe) -> tuple[Subject, Stored]:
         0 if learns_latents else recipe.copies * math.ceil(spec.num_tokens * index_width(spec) / 8)
     )
     pixels = 0 if tokenizer is None else math.prod(tokenizer.image_shape)
-    stored = Stored(pixels, row, 0 if learns_latents else spec.num_tokens)
+    stored = Stored(pixels) if learns_latents else Stored(pixels, row, spec.num_tokens)
     return Subject(prior, losses, batch, Callbacks(), frozen=frozen), stored
 
 
-def _tokenizer(recipe: PriorRecipe) -> ImageTokenizer | None:
+def _tokenizer(recipe: PriorRecipe, device: str) -> ImageTokenizer | None:
     if recipe.tokenizer is None:
         return None
     own = tokenizer_recipe(recipe.tokenizer)
     if own is None:
         return load_trained(recipe.tokenizer)
-    with torch.device("meta"):
+    with torch.device(device):
         return build(own.tokenizer, own.seed)
 
 
@@ -132,7 +138,7 @@ def _layout(
     return tokenizer.token_spec, layout_record(tokenizer), classes
 
 
-def _reader(recipe: PriorRecipe) -> Reader | None:
+def _reader(recipe: PriorRecipe, device: str) -> Reader | None:
     """Return the text encoder of a recipe; its weights need not be on this machine."""
     if recipe.text is None:
         return None
@@ -150,8 +156,8 @@ def _reader(recipe: PriorRecipe) -> Reader | None:
     text = open_clip.CLIPTextCfg(
         **{k: v for k, v in config["text_cfg"].items() if k in vars(open_clip.CLIPTextCfg())}
     )
-    with torch.device("meta"):
-        model = open_clip.TextTransformer(
+    with torch.device(device):
+        model = TextTransformer(
             context_length=text.context_length,
             vocab_size=text.vocab_size,
             width=text.width,

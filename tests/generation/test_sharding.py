@@ -56,7 +56,7 @@ def fsdp(monkeypatch):
         }.items():
             monkeypatch.setenv(name, value)
 
-    yield switch_on
+    return switch_on
 
 
 def recipe_for(tokenizer, prior, **train):
@@ -177,9 +177,9 @@ def _digits(limit):
 )
 def test_what_does_not_work_is_refused_in_one_line(tmp_path, fsdp, variables, train, expected):
     fsdp(**variables)
-    with pytest.raises(TrainingError, match=expected) as caught:
-        with accelerated(TrainConfig(**train), tmp_path):
-            pass
+    context = accelerated(TrainConfig(**train), tmp_path)
+    with pytest.raises(TrainingError, match=expected) as caught, context:
+        pass
     assert "\n" not in str(caught.value)
 
 

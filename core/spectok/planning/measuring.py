@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from spectok.device import constant
 from spectok.errors import ConfigError
 from spectok.messages import silenced
 from spectok.planning.storage import StorageWatch, storage_bytes
@@ -93,7 +94,7 @@ class StepCost:
 
     @property
     def activations(self) -> int:
-        """Bytes at the peak that are none of the others: activations and what steps need briefly."""
+        """Bytes at the peak that are none of the others: activations, and what lives briefly."""
         return max(0, self.peak - self.state)
 
     @property
@@ -110,8 +111,8 @@ class StepCost:
 def measure_step(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
     """Return what a step of a training costs on one process.
 
-    Not the first step is measured: the moments of the optimiser are there by then. Where phases take
-    turns, ``flops`` is the mean of both kinds of step, and ``peak`` the larger one's.
+    Not the first step is measured: the moments of the optimiser are there by then. Where phases
+    take turns, ``flops`` is the mean of both kinds of step, and ``peak`` the larger one's.
 
     Args:
         make: Returns the training; called where new tensors have no values.
@@ -131,6 +132,8 @@ def measure_step(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
         raise ConfigError(
             f"a step of this training cannot be followed without computing it ({reason[:160]})"
         ) from error
+    finally:
+        constant.cache_clear()  # it kept tensors without values
 
 
 def _measure(make: Callable[[], Subject], config: TrainConfig) -> StepCost:

@@ -148,9 +148,7 @@ def _parts(cost: StepCost, hardware: Hardware) -> list[Row]:
 
 
 def _memory(cost: StepCost, config: TrainConfig, hardware: Hardware) -> list[Row]:
-    parts = [
-        row for row in _parts(cost, hardware) if row.value or row.name in ("weights", "gradients")
-    ]
+    parts = [row for row in _parts(cost, hardware) if row.value]
     text = f"sum of the above, at train.batch_size={config.batch_size}"
     text += f" in {config.mixed_precision}" if config.mixed_precision != "no" else " in float32"
     if config.gradient_checkpointing:

@@ -19,14 +19,18 @@ from spectok.training.tokenizer import build, make_adversary
 BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 
 
-def tokenizer_subject(recipe: TokenizerRecipe) -> Subject:
+def tokenizer_subject(recipe: TokenizerRecipe, device: str = "meta") -> Subject:
     """Return the training of a tokenizer once all its terms are there, without its data.
+
+    Args:
+        recipe: A validated recipe.
+        device: Where its models are built.
 
     Raises:
         ConfigError: If options are wrong.
         InputError: If the images do not suit a loss.
     """
-    with torch.device("meta"):
+    with torch.device(device):
         model = build(recipe.tokenizer, recipe.seed)
         adversary = make_adversary(recipe, model)
     objective = make_objective(model, recipe, adversary)

@@ -15,9 +15,9 @@ aten = torch.ops.aten
 class StandIns(TorchDispatchMode):
     """Answers the few operations whose result or its shape depends on values.
 
-    A number that is read is 1, a truth is False; counting gives the shortest result; selecting gives nothing. In an
-    ordinary step the networks contain none of them: they belong to counts of codes, and to steps
-    that replace codes.
+    A number that is read is 1, a truth is False; counting gives the shortest result; selecting
+    gives nothing. In an ordinary step the networks contain none of them: they belong to counts of
+    codes, and to steps that replace codes.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -40,8 +40,8 @@ def refuse_for(what: str) -> None:
     if is_requested():
         raise TrainingError(
             f"FSDP does not shard {what}: between steps, quantizers edit whole codebooks outside "
-            f"autograd and adaptive weights read whole layers; launch without --use_fsdp, and train "
-            f"a tokenizer before its prior, in a launch of its own"
+            f"autograd and adaptive weights read whole layers; launch without --use_fsdp, and "
+            f"train a tokenizer before its prior, in a launch of its own"
         )
 
 
@@ -58,14 +58,14 @@ def make_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
     except (ValueError, ImportError, KeyError) as error:
         raise TrainingError(f"FSDP: {str(error).splitlines()[0]}") from error
     offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in ("1", "true", "yes")
+    recomputes = plugin.activation_checkpointing
     refused = {
-        "version 1 of FSDP is not supported; launch with --fsdp_version 2": plugin.fsdp_version
-        != 2,
+        "version 1 is not supported; launch with --fsdp_version 2": plugin.fsdp_version != 2,
         "it is not supported with fp16, whose scaled gradients are checked whole; set "
         "train.mixed_precision=bf16": config.mixed_precision == "fp16",
         "parameters are not offloaded; launch without --fsdp_offload_params": offloads,
-        "Accelerate recomputes activations with other random numbers, which is wrong with dropout; "
-        "launch without --fsdp_activation_checkpointing, and set train.gradient_checkpointing": plugin.activation_checkpointing,
+        "Accelerate recomputes activations with other random numbers, which is wrong with dropout: "
+        "set train.gradient_checkpointing instead of --fsdp_activation_checkpointing": recomputes,
     }
     for reason, applies in refused.items():
         if applies:

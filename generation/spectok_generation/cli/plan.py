@@ -59,8 +59,16 @@ def plan(
         show(rows, explain)
 
 
-def find(name: str, overrides: list[str], fsdp: bool) -> tuple[Subject, Stored, TrainConfig]:
+def find(
+    name: str, overrides: list[str], fsdp: bool, device: str = "meta"
+) -> tuple[Subject, Stored, TrainConfig]:
     """Return the training that a recipe describes, of a tokenizer or of a prior.
+
+    Args:
+        name: What was given on the command line.
+        overrides: Settings.
+        fsdp: Whether it is to be sharded.
+        device: Where untrained models are built.
 
     Raises:
         ConfigError: If it is neither, or FSDP is wanted for a tokenizer.
@@ -73,14 +81,14 @@ def find(name: str, overrides: list[str], fsdp: bool) -> tuple[Subject, Stored, 
         from spectok_generation.planning import prior_subject
 
         prior = load_prior_recipe(name, overrides)
-        return *prior_subject(prior), prior.train
+        return *prior_subject(prior, device), prior.train
     tokenizer = load_tokenizer_recipe(name, overrides)
     if fsdp:
         raise ConfigError(
             "--fsdp: tokenizers are not sharded, because quantizers edit whole codebooks between "
             "steps; leave it out"
         )
-    subject = tokenizer_subject(tokenizer)
+    subject = tokenizer_subject(tokenizer, device)
     shape: Any = subject.batch["images"].shape
     return subject, Stored(int(shape[1:].numel())), tokenizer.train
 
