@@ -111,8 +111,8 @@ class StepCost:
 def measure_step(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
     """Return what a step of a training costs on one process.
 
-    Not the first step is measured: the moments of the optimiser are there by then. Where phases
-    take turns, ``flops`` is the mean of both kinds of step, and ``peak`` the larger one's.
+    Of memory, not the first step is measured: the moments of the optimiser are there by then. Where
+    phases take turns, ``flops`` is the mean of both kinds of step, and ``peak`` the larger one's.
 
     Args:
         make: Returns the training; called where new tensors have no values.
@@ -156,11 +156,11 @@ def _measure(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
             watch.add(_tensors(everything))
             state = LoopState(accelerator, config, subject.callbacks, prepared, ema, Window())
             turns = 2 if any(phase.alternate for phase in subject.phases) else 1
-            gradients = [_step(state, batch, subject.first_step + i) for i in range(turns)]
+            steps = range(subject.first_step, subject.first_step + 2 * turns)
+            with counter:  # not in the steps whose memory counts: it keeps what it has seen
+                gradients = [_step(state, batch, step) for step in steps[:turns]]
             watch.restart()
-            with counter:
-                for i in range(turns, 2 * turns):
-                    gradients.append(_step(state, batch, subject.first_step + i))
+            gradients += [_step(state, batch, step) for step in steps[turns:]]
         flops = counter.get_total_flops() // turns
         return _cost(subject, state, max(gradients), watch.peak, flops, batch)
 

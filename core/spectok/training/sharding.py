@@ -113,6 +113,7 @@ class Shards:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data.copy_(broadcast_from_main(tensor.data))
         plugin = accelerator.state.fsdp_plugin
+        assert plugin is not None
         units = {type(m).__name__ for m in model.modules()} & {*getattr(model, "shard_units", ())}
         if plugin.auto_wrap_policy is None and units:
             plugin.auto_wrap_policy = transformer_auto_wrap_policy
