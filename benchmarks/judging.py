@@ -10,50 +10,49 @@ from torch import Tensor
 
 from spectok import ImageTokenizer, load_tokenizer
 from spectok.data import DataConfig, build_dataset
-from spectok.evaluation import (
-    ClassifierRecipe,
-    ImageClassifier,
-    Moments,
-    frechet_distance,
-    load_classifier,
-    train_classifier,
-)
+from spectok.evaluation import ClassifierRecipe, Networks, frechet_distance, train_classifier
+from spectok.evaluation.features import find_extractors
+from spectok.evaluation.generated import ImageSet
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import evaluate_reconstruction
-from spectok.images import to_float, to_uint8
+from spectok.images import to_float
 from spectok.training import train_tokenizer
 from spectok.training.recipe import load_tokenizer_recipe
+
+KIND = "classifier"
 
 
 class Judge:
     """A classifier and its features of the test images.
 
     Args:
-        classifier: Trained on the training images.
+        classifier: Folder of one that was trained on the training images.
         data: The test images.
     """
 
-    def __init__(self, classifier: ImageClassifier, data: DataConfig):
-        self.classifier, self.data = classifier, data
-        self.dataset = build_dataset(data, train=False)
+    def __init__(self, classifier: Path, data: DataConfig):
+        self.data, self.dataset = data, build_dataset(data, train=False)
+        networks, shape = Networks(classifier=classifier), self.dataset.image_shape
+        self.extractor = find_extractors(networks, shape, "cpu").found[KIND]
+        self.classifier: Any = self.extractor.classifier
         self.images = to_float(torch.tensor(self.dataset.uint8_images()))
-        self.real = self.moments(self.images)
+        self.real = self.look_at(self.images)
 
-    @torch.no_grad()
-    def moments(self, images: Tensor) -> Moments:
-        """Return the moments of the features of images, rounded to 8 bits."""
-        moments = Moments()
-        for batch in to_float(to_uint8(images)).split(256):
-            moments.add(self.classifier.features(batch))
-        return moments
+    def look_at(self, images: Tensor) -> ImageSet:
+        """Return the features of images, rounded to 8 bits, and their classes."""
+        found = ImageSet({KIND: self.extractor}, "cpu")
+        for batch in images.split(256):
+            found.add(batch)
+        return found
 
     def distance(self, images: Tensor) -> float:
         """Return the Fréchet distance of images to the test images."""
-        return frechet_distance(self.moments(images), self.real)
+        sets = (found.features[KIND].moments for found in (self.look_at(images), self.real))
+        return frechet_distance(*sets)
 
     def recognised(self, images: Tensor, labels: Tensor) -> float:
         """Return the share of images recognised as the class they were drawn for."""
-        return (self.classifier.classify(images) == labels).float().mean().item()
+        return self.look_at(images).accuracy(labels.tolist())
 
     def describe(self) -> dict[str, Any]:
         """Return how reliable the judge is."""
@@ -69,7 +68,7 @@ def make_judge(data: str, folder: Path) -> Judge:
     recipe = ClassifierRecipe.model_validate({"data": {"name": "mnist", "path": data}})
     if not (folder / "model").is_dir():
         train_classifier(recipe, folder, resume="auto")
-    return Judge(load_classifier(folder), recipe.data.model_copy(update={"split": "test"}))
+    return Judge(folder, recipe.data.model_copy(update={"split": "test"}))
 
 
 def make_tokenizer(recipe_name: str, data: str, folder: Path) -> Path:
@@ -100,6 +99,6 @@ def measure_tokenizer(folder: Path, judge: Judge) -> dict[str, Any]:
             judge.dataset,
             "float32",
             0,
-            {"classifier_frechet": f"classifier {judge.classifier.fingerprint}"},
+            {"classifier_frechet": judge.extractor.identity},
         ),
     }

@@ -18,6 +18,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"machine": describe_machine(), "steps": arguments.steps, "runs": []}
+    command = " ".join(["python benchmarks/precision.py", *sys.argv[1:]])
+    result: dict[str, Any] = {"command": command, "machine": describe_machine()}
+    result |= {"steps": arguments.steps, "runs": []}
     for recipe in arguments.recipes:
         for variant in arguments.variants:
             job = (recipe, variant, arguments.batch_size, arguments.steps)

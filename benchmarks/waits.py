@@ -36,16 +36,19 @@ SETTINGS = (
 )
 DRIVER = """
 import importlib.util, json, sys
-source, precision, output, *names = sys.argv[1:]
-found = importlib.util.spec_from_file_location("pretend", source)
-sys.modules["pretend"] = pretend = importlib.util.module_from_spec(found)
-found.loader.exec_module(pretend)
+sources, precision, output, *names = sys.argv[1:]
+for module in ("waiting", "pretend"):  # of today, also for an earlier revision
+    name = f"spectok.testing.{module}"
+    found = importlib.util.spec_from_file_location(name, f"{sources}/{module}.py")
+    sys.modules[name] = loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
+pretend, waiting = sys.modules["spectok.testing.pretend"], sys.modules["spectok.testing.waiting"]
 from spectok.cli import main
 counted = {}
 for name in names:
     kind = ["prior"] if name.startswith("prior") else []
     words = ["train", *kind, f"smoke/{name}", "--output", f"{output}/{name}", *SETTINGS]
-    with pretend.PretendDevice("cuda") as gpu, pretend.training_on(gpu):
+    with pretend.PretendDevice("cuda") as gpu, waiting.training_on(gpu):
         try:
             main([*words, f"train.mixed_precision={precision}"])
         except SystemExit as done:
@@ -68,6 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.names or sorted(smoke_recipes(ROOT))
     result: dict[str, Any] = {
+        "command": " ".join(["python benchmarks/waits.py", *sys.argv[1:]]),
         "what": "waits of the host for a pretended GPU, per training step",
         "steps": f"{SKIPPED + 1} to {STEPS}",
         "mixed_precision": arguments.precision,
@@ -92,8 +96,8 @@ def count(tree: Path, names: list[str], precision: str, output: Path) -> dict[st
     path = [str(metadata), *(str(tree / source) for source in SOURCES)]
     environment = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     settings = f"SETTINGS, SKIPPED = {list(SETTINGS)!r}, {SKIPPED}\n"
-    pretend = str(ROOT / "core" / "spectok" / "testing" / "pretend.py")
-    command = [sys.executable, "-W", "ignore", "-c", settings + DRIVER, pretend, precision]
+    testing = str(ROOT / "core" / "spectok" / "testing")
+    command = [sys.executable, "-W", "ignore", "-c", settings + DRIVER, testing, precision]
     with (output / "output.txt").open("w") as log:
         subprocess.run(
             [*command, str(output), *names],

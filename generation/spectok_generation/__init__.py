@@ -12,9 +12,11 @@ from spectok.lazy import lazy_exports
 if TYPE_CHECKING:
     from spectok_generation.diffusion import LDM, DiffusionOptions
     from spectok_generation.drawing import draw_images
+    from spectok_generation.evaluation import evaluate_prior
     from spectok_generation.extraction import extract_tokens
     from spectok_generation.pipeline import TokenPipeline
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
+    from spectok_generation.sample_folder import Wanted, draw_to_folder
     from spectok_generation.sampling import SamplingOptions, sample_tokens
     from spectok_generation.text.encoder_loading import load_text_encoder
     from spectok_generation.tokens import TokenCache
@@ -27,8 +29,11 @@ _HOME = {
     "SamplingOptions": "spectok_generation.sampling",
     "TokenCache": "spectok_generation.tokens",
     "TokenPipeline": "spectok_generation.pipeline",
+    "Wanted": "spectok_generation.sample_folder",
     "create_prior": "spectok_generation.priors",
     "draw_images": "spectok_generation.drawing",
+    "draw_to_folder": "spectok_generation.sample_folder",
+    "evaluate_prior": "spectok_generation.evaluation",
     "extract_tokens": "spectok_generation.extraction",
     "load_prior": "spectok_generation.priors",
     "load_text_encoder": "spectok_generation.text.encoder_loading",
@@ -43,8 +48,11 @@ __all__ = [
     "SamplingOptions",
     "TokenCache",
     "TokenPipeline",
+    "Wanted",
     "create_prior",
     "draw_images",
+    "draw_to_folder",
+    "evaluate_prior",
     "extract_tokens",
     "load_prior",
     "load_text_encoder",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from spectok.cards import Subject
-from spectok.training.card import name_of_run, weights_of
+from spectok.training.card import name_of_run
 from spectok_generation.priors import Prior
-from spectok_generation.records import describe_record
+from spectok_generation.records import describe_record, prior_fingerprint
 
 
 def describe_prior(prior: Prior, folder: Path) -> Subject:
@@ -37,4 +37,4 @@ def describe_prior(prior: Prior, folder: Path) -> Subject:
         'pipeline = TokenPipeline.from_run("FOLDER")'
     )
     tags = ("image-generation", "prior", kind.lower())
-    return Subject(name_of_run(folder), summary, usage, tags, weights_of(prior))
+    return Subject(name_of_run(folder), summary, usage, tags, prior_fingerprint(prior))

@@ -25,6 +25,7 @@ from spectok_generation.guidance import TEXT_GUIDANCE
 from spectok_generation.pairs import check_encoder, check_pair, load_encoder, load_pair
 from spectok_generation.pipeline_folder import INDEX, load_component
 from spectok_generation.priors import Prior
+from spectok_generation.records import PLACES, RECORDS
 from spectok_generation.text.encoder import TextEncoder
 
 COMPONENTS = ("tokenizer", "prior", "text_encoder")
@@ -269,8 +270,8 @@ def _find_folder(place: Any, options: dict[str, Any]) -> Path:
 def forget_folders(config: Path) -> None:
     """Remove the paths of this machine from the config of a saved prior."""
     content = json.loads(config.read_text(encoding="utf-8"))
-    for record in filter(None, (content.get("tokenizer"), content.get("text"))):
-        for key in ("path", "pretrained"):
+    for record in filter(None, (content.get(name) for name in RECORDS)):
+        for key in PLACES:
             if Path(record.get(key) or "").is_absolute():
                 record[key] = None
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -135,6 +135,39 @@ def load_data(tokenizer: str, data: str | None, overrides: Iterable[str]) -> Dat
     return validate_section(DataConfig, raw["data"], "data")
 
 
+def held_out(
+    prior: str, data: str | None, settings: dict[str, Any], overrides: Iterable[str]
+) -> DataConfig:
+    """Return the ``data:`` section to compare a prior's images with.
+
+    Args:
+        prior: A trained prior's folder, or that of its run.
+        data: Directory, file, hub id or name of a data set. None: what the prior was trained on.
+        settings: Its size, channels, split and the like.
+        overrides: Settings of the data, such as ``"path=DIR"``.
+
+    Raises:
+        ConfigError: If no recipe beside the prior says what it was trained on.
+    """
+    own: Any = data_override(data)[1] if data is not None else _data_of_run(Path(prior))
+    changes = [f"data.{override}" for override in overrides]
+    raw = apply_overrides({"data": {**own, **settings}}, changes)
+    return validate_section(DataConfig, raw["data"], "data")
+
+
+def _data_of_run(prior: Path) -> dict[str, Any]:
+    """Return the ``data:`` section of a prior's run, or that of its tokenizer."""
+    for folder in (prior, prior.absolute().parent):
+        if os.path.isfile(folder / RUN_RECIPE):
+            recipe = load_prior_recipe(str(folder / RUN_RECIPE))
+            if recipe.tokens is None:
+                found = recipe.data.model_dump(mode="json", exclude_defaults=True)
+                return {"name": recipe.data.name} | found
+            if recipe.tokenizer is not None:
+                return tokenizer_data(recipe.tokenizer)
+    raise ConfigError(f"no recipe beside {prior} says what images it was trained on; give --data")
+
+
 def default_output(name: str, recipe: PriorRecipe) -> Path:
     """Return ``runs/<recipe or prior>-<run of the tokenizer>``.
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, shown
+from spectok.modeling import SpectokModel
 from spectok.reading import sha256_of_file
+from spectok.weights import fingerprint
 
 TEXTS = ("fingerprint", "class", "path", "pretrained")
 """What a record has as text, where it has it."""
+RECORDS, PLACES = ("tokenizer", "text"), ("path", "pretrained")
+"""Records in the config of a prior, and what in them names places of one machine."""
 
 
 def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict[str, Any]:
@@ -35,12 +35,21 @@ def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict
 
 def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
     """Return a hash of a tokenizer's class, configuration and every weight."""
-    digest = hashlib.sha256(type(tokenizer).__name__.encode())
-    digest.update(json.dumps(tokenizer.first_config(), sort_keys=True).encode())
-    for name, value in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    config = tokenizer.first_config()
+    return fingerprint(type(tokenizer).__name__, config, tokenizer.state_dict())
+
+
+def prior_fingerprint(prior: SpectokModel) -> str:
+    """Return a hash of a prior's class, configuration and every weight.
+
+    It does not depend on where the prior, its tokenizer and its text encoder are.
+    """
+    config = prior.first_config()
+    for name in RECORDS:
+        if isinstance(config.get(name), dict):
+            kept = {key: value for key, value in config[name].items() if key not in PLACES}
+            config[name] = kept
+    return fingerprint(type(prior).__name__, config, prior.state_dict())
 
 
 def check_record(record: Any, place: str) -> dict[str, Any]:

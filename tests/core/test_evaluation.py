@@ -194,7 +194,8 @@ def result(tokenizer, dataset, networks):
 
 def test_results_do_not_depend_on_the_batch_size(tokenizer, dataset, networks, result):
     pieces = evaluate(tokenizer, dataset, Evaluation(batch_size=3, networks=networks))
-    assert set(result["metrics"]) == {"psnr", "ssim", "mse", "lpips", "classifier_frechet"}
+    classifier = {f"classifier_{n}" for n in ("frechet", "kid", "kid_std", "precision", "recall")}
+    assert set(result["metrics"]) == {"psnr", "ssim", "mse", "lpips"} | classifier
     assert result["metrics"] == pytest.approx(pieces["metrics"], rel=1e-4)
     assert result["levels"] == pieces["levels"]
     assert result["protocol"] == pieces["protocol"]

@@ -9,8 +9,9 @@ from torch import nn
 from spectok.losses import focal_frequency, l1, l2
 from spectok.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
 from spectok.plugins import registry
-from spectok.testing.pretend import PretendDevice, training_on
+from spectok.testing.pretend import PretendDevice
 from spectok.testing.small import small_tokenizer
+from spectok.testing.waiting import training_on
 from spectok.training.recipe import load_tokenizer_recipe
 from spectok.training.tokenizer import train_tokenizer
 

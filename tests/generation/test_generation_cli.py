@@ -159,6 +159,7 @@ SCRIPTS = {
     "train_ldm": ("train", "prior"),
     "extract_tokens": ("extract",),
     "sample": ("sample",),
+    "evaluate_prior": ("eval", "prior"),
     "text_to_image": ("text-to-image",),
 }
 

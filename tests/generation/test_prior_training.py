@@ -12,12 +12,12 @@ from huggingface_hub import ModelCard
 from spectok import load_tokenizer
 from spectok.cards import CARD
 from spectok.errors import CheckpointError, ConfigError
-from spectok.training.card import weights_of
 from spectok.training.log import read_log
 from spectok_generation import TokenCache, load_prior, sample_tokens
 from spectok_generation.drawing import choose_labels, decode_tokens
 from spectok_generation.pairs import check_pair, load_pair
 from spectok_generation.prior_recipe import PriorRecipe, load_data, load_prior_recipe
+from spectok_generation.records import prior_fingerprint
 from spectok_generation.training import train_prior
 
 TRAIN = {
@@ -72,7 +72,7 @@ def test_the_card_of_a_prior_names_its_tokenizer_and_no_place(any_tokenizer, tmp
     text, prior = card.read_text(), load_prior(card.parent)
     data = ModelCard.load(card).data
     assert {"image-generation", "prior", "gpt"} <= set(data.tags)
-    assert data["spectok"]["weights"] == weights_of(prior)
+    assert data["spectok"]["weights"] == prior_fingerprint(prior)
     assert f"(weights {prior.tokenizer_record['fingerprint'][:12]})" in text
     assert "given a class" in text
     assert str(any_tokenizer.parent) not in text

@@ -20,6 +20,7 @@ TITLES = {
     "mse": "mean squared error",
     "lpips": "LPIPS",
     "rfid": "rFID",
+    "rkid": "rKID",
     "bits_per_image": "bits per image",
     "num_images": "images",
 }

@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from spectok import __version__, plugins
-from spectok.cli import doctor, evaluate, listing, models, tokens, train
+from spectok.cli import doctor, evaluate, evaluations, listing, models, tokens, train
 from spectok.errors import PluginError, SpectokError, one_line
 from spectok.interruption import Interrupted
 from spectok.messages import is_main_process
@@ -68,7 +68,7 @@ def build_app() -> typer.Typer:
 
 def _add_plugin_commands(app: typer.Typer, train_app: typer.Typer) -> None:
     """Add the commands of each plugin, except of those that take a name twice or cannot be read."""
-    installed, groups = plugins.installed(), (app, train_app)
+    installed, groups = plugins.installed(), (app, train_app, evaluations.evaluations(app))
     for plugin in list(installed.loaded):
         before = [(list(g.registered_commands), list(g.registered_groups)) for g in groups]
         if installed.call_one(plugin, "spectok_commands", app=app, train=train_app):

@@ -1,4 +1,8 @@
-"""``spectok eval``, ``spectok compare`` and ``spectok train classifier``."""
+"""``spectok eval``, ``spectok compare`` and ``spectok train classifier``.
+
+``eval`` is a group of commands, one for each kind of model, to which plugins add their own. Words
+that begin with none of them are those of the command that takes the model they name.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectok.cli.console import load_on_device, print_table, say_next
+from spectok.cli.evaluations import DEFAULT, GROUP, EvalCommand, EvalGroup
 from spectok.cli.models import Model, check_picture, pair_rows
 from spectok.cli.train import (
     DEFAULT_DATA,
@@ -45,13 +50,21 @@ InceptionWeights = Annotated[
 ]
 ClassifierFolder = Annotated[
     Path | None,
-    typer.Option(help="Trained classifier of such images, for a Fréchet distance in its features."),
+    typer.Option(help="Trained classifier of such images, to compare sets in its features."),
 ]
 
 
 def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("eval")(evaluate)
+    group = typer.Typer(
+        cls=EvalGroup,
+        help="Measure a trained model on held-out images. 'spectok eval tokenizer --help' and so "
+        "on show what can be set; the word can be left out.",
+        subcommand_metavar="MODEL|COMMAND [ARGS]...",
+        no_args_is_help=True,
+    )
+    app.add_typer(group, name=GROUP)
+    group.command(DEFAULT, cls=EvalCommand)(evaluate)
     app.command("compare")(compare)
     train.command("classifier", cls=ResumableCommand)(train_classifier)
 
@@ -328,12 +341,17 @@ def show(result: dict[str, Any]) -> None:
         facts[key] = f"{result[key]:,.6g}" if key != "parameters" else f"{result[key]:,}"
     peak = result["peak_memory_bytes"]
     facts["peak_memory"] = "–" if peak is None else f"{peak / 2**20:,.0f} MiB"
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        say(f"{name:{width}}  {value}")
+    print_facts(facts)
     say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
     for name, why in result["not_measured"].items():
         note(f"{name} not measured: {why}")
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print names and values in two columns."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        say(f"{name:{width}}  {value}")
 
 
 def save_pairs(tokenizer: Any, dataset: Any, picture: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from spectok.data import ImageDataset
 from spectok.errors import InputError
 from spectok.evaluation.codebooks import UsageByPosition
-from spectok.evaluation.features import Networks, feature_metrics
+from spectok.evaluation.features import RECONSTRUCTED, Networks, feature_metrics, too_few
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
@@ -82,16 +82,28 @@ def evaluate(
         found = evaluate_reconstruction(tokenizer, dataset, how.batch_size, names, more, on_images)
     for level, by_position in zip(found["levels"], found.pop(POSITIONS)):
         level[POSITIONS] = by_position
+    measured = {name: found.pop(name) for name in names}
+    not_measured = {**too_small, **features.not_measured}
+    for name in features.metrics:
+        numbers = found.pop(name)
+        measured |= numbers if name in RECONSTRUCTED else {name: numbers}
+        not_measured |= too_few(len(dataset), RECONSTRUCTED.get(name, {}))
     images = torch.stack([dataset[i]["images"] for i in range(min(how.batch_size, len(dataset)))])
-    precision = str(tokenizer.dtype).removeprefix("torch.")
     return {
-        "metrics": {name: found.pop(name) for name in (*names, *features.metrics)},
+        "metrics": measured,
         **found,
         **measure_cost(tokenizer, images),
-        "not_measured": {**too_small, **features.not_measured},
-        "protocol": make_protocol(dataset, precision, how.seed, features.extractors),
+        "not_measured": not_measured,
+        "protocol": make_protocol(
+            dataset, type_name(tokenizer.dtype), how.seed, features.extractors, features.settings
+        ),
         "machine": describe_machine(),
     }
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Return the name of a type without its package, such as ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def check_shape(tokenizer: ImageTokenizer, dataset: ImageDataset) -> None:

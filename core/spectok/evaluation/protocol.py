@@ -17,14 +17,23 @@ VERSION = 1
 """Changes whenever the same settings begin to give different numbers."""
 
 
-def make_protocol(dataset: Any, precision: str, seed: int, extractors: Mapping[str, str]) -> Any:
-    """Return everything that decides a result besides the tokenizer, with its id.
+def make_protocol(
+    dataset: Any,
+    precision: str,
+    seed: int,
+    extractors: Mapping[str, str],
+    features: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Any:
+    """Return everything that decides a result besides the model that is measured, with its id.
 
     Args:
         dataset: The images: a :class:`spectok.data.ImageDataset`.
-        precision: Type of the tokenizer's numbers, such as ``"float32"``.
-        seed: Seed of the random numbers that a tokenizer draws, if any.
+        precision: Type of the model's numbers, such as ``"float32"``.
+        seed: Seed of the random numbers that the model draws, if any.
         extractors: Measured metric -> network and hash of its weights.
+        features: How sets of images are compared in their features. None: they are not.
+        **more: Whatever else decides the result.
     """
     protocol = {
         "version": VERSION,
@@ -35,6 +44,8 @@ def make_protocol(dataset: Any, precision: str, seed: int, extractors: Mapping[s
         "extractors": dict(sorted(extractors.items())),
         "precision": precision,
         "seed": seed,
+        **({} if features is None else {"features": dict(features)}),
+        **more,
     }
     return {"id": protocol_id(protocol), **protocol}
 

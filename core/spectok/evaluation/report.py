@@ -16,7 +16,7 @@ from spectok.writing import write_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = {"psnr": ".2f", "ssim": ".4f", "mse": ".5f", "lpips": ".4f", "rfid": ".2f"}
+FORMATS = {"psnr": ".2f", "ssim": ".4f", "mse": ".5f", "lpips": ".4f", "rfid": ".2f", "fid": ".2f"}
 GAP = 4  # pixels
 FONT_SIZE = 16  # pixels
 

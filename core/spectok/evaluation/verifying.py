@@ -31,6 +31,7 @@ ABSOLUTE = {
     "distinct_usage": 0.005,
 }
 RELATIVE, RELATIVE_OF_DISTANCES = 0.005, 0.02
+SHARES, KERNEL_DISTANCES = 0.01, 1e-3  # absolute; a kernel distance may be about 0
 EXACT = ("bits_per_image", "parameters", "num_images")
 """What may differ where the same weights meet the same images. Only the last digits of a network's
 sums depend on the machine; where they decide between two codes, a few tokens differ."""
@@ -164,6 +165,10 @@ def tolerance_of(name: str, claimed: float) -> float | None:
         return None
     if name in ABSOLUTE:
         return ABSOLUTE[name]
+    if name.endswith(("_precision", "_recall")):
+        return SHARES
+    if name.endswith(("kid", "kid_std")):
+        return max(KERNEL_DISTANCES, RELATIVE_OF_DISTANCES * abs(claimed))
     is_distance = name == "rfid" or name.endswith("frechet")
     return (RELATIVE_OF_DISTANCES if is_distance else RELATIVE) * abs(claimed)
 
@@ -240,8 +245,7 @@ def _protocol_checks(claimed: Mapping[str, Any], found: Mapping[str, Any]) -> li
         raise ConfigError(f"the protocol {claimed['id']} has extractors that are no mapping")
     kept = {name: value for name, value in found["extractors"].items() if name in extractors}
     rest = {key: value for key, value in found.items() if key != "id"} | {"extractors": kept}
-    if not extractors:
-        rest = {key: value for key, value in rest.items() if key in claimed or key != "features"}
+    rest = {key: value for key, value in rest.items() if key in claimed or key != "features"}
     differing = [
         key for key in {**claimed, **rest} if key != "id" and claimed.get(key) != rest.get(key)
     ]

@@ -20,12 +20,8 @@ tensors have values, so that a whole training runs, and every wait is found.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -35,27 +31,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-READS = frozenset(
-    (
-        "_linalg_check_errors",
-        "_local_scalar_dense",
-        "_unique",
-        "_unique2",
-        "bincount",
-        "equal",
-        "histc",
-        "is_nonzero",
-        "masked_select",
-        "multinomial",
-        "nonzero",
-        "nonzero_numpy",
-        "segment_reduce",
-        "unique_consecutive",
-        "unique_dim",
-        "unique_dim_consecutive",
-    )
-)
-"""Operations whose CUDA kernels return a value, a shape or an error that depends on the data."""
+from spectok.testing.waiting import READS, Event, place, replace
+
 COPIES_DATA = ("tensor", "as_tensor", "asarray")
 _LIKE = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
 MAKES = (
@@ -68,31 +45,6 @@ MAKES_AS = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros
 _HELD: dict[str, dict[int, StorageWeakRef]] = {}  # also of earlier contexts: tensors are kept
 _GENERATORS: dict[str, dict[int, torch.Generator]] = {}
 _ONE_DEVICE = ("cat", "stack")  # which take not even a scalar from another device
-_TORCH = str(Path(torch.__file__).parent)
-_INSTALLED = (f"{Path(torch.__file__).parent.parent}", "<", __file__)  # nobody's own code
-
-
-@dataclass(frozen=True)
-class Event:
-    """One wait of the host for the device.
-
-    Args:
-        kind: ``"read"``: the host reads from the device. ``"copy"``: the host copies to it, from
-            memory that is not pinned.
-        operation: The operation of torch that does it.
-        place: File, line and function.
-        step: Value of :attr:`PretendDevice.step` then.
-        model: Value of :attr:`PretendDevice.model` then.
-    """
-
-    kind: Literal["read", "copy"]
-    operation: str
-    place: str
-    step: int
-    model: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} by {self.operation} at {self.place}"
 
 
 class PretendDevice(TorchDispatchMode):
@@ -197,26 +149,26 @@ class PretendDevice(TorchDispatchMode):
         if large:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in large)
             raise AssertionError(
-                f"{name} at {_place()} takes tensors on {self.device} and on the CPU, the "
+                f"{name} at {place()} takes tensors on {self.device} and on the CPU, the "
                 f"latter of shape {shapes}; create or move them where the others are"
             )
         if generator is not None and generator._cdata not in self._generators:
             raise AssertionError(
-                f"{name} at {_place()} draws for {self.device} with a generator of the CPU; "
+                f"{name} at {place()} draws for {self.device} with a generator of the CPU; "
                 f"draw on the CPU and move the result"
             )
 
     def _hold(self, tensor: Tensor) -> None:
         """Note that a tensor is on the device."""
         if self.device.type == "mps" and tensor.dtype in (torch.float64, torch.complex128):
-            raise AssertionError(f"{_place()} makes {tensor.dtype}, which MPS does not have")
+            raise AssertionError(f"{place()} makes {tensor.dtype}, which MPS does not have")
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._held:
                 self._held[storage._cdata] = StorageWeakRef(storage)
 
     def _note(self, kind: Literal["read", "copy"], operation: str) -> None:
-        self.events.append(Event(kind, operation, _place(), self.step, self.model))
+        self.events.append(Event(kind, operation, place(), self.step, self.model))
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
@@ -249,14 +201,14 @@ class PretendDevice(TorchDispatchMode):
             original = getattr(torch.Tensor, name)
             seen[name] = functools.partialmethod(_call_with_self, self, original)
         for name, value in seen.items():
-            _replace(stack, torch.Tensor, name, value)
+            replace(stack, torch.Tensor, name, value)
         for name in (*COPIES_DATA, *MAKES):
             original = getattr(torch, name)
             stack.callback(setattr, torch, name, original)
             setattr(torch, name, functools.partial(self._make_by, name, original))
-        _replace(stack, torch, "Generator", self._generator_class())
+        replace(stack, torch, "Generator", self._generator_class())
         attention = functools.partial(self._attend, F.scaled_dot_product_attention)
-        _replace(stack, F, "scaled_dot_product_attention", attention)
+        replace(stack, F, "scaled_dot_product_attention", attention)
         self._patch_autocast(stack)
         self._patch_grouping(stack)
 
@@ -331,9 +283,7 @@ class PretendDevice(TorchDispatchMode):
 
     def _numpy(self, tensor: Tensor, **options: Any) -> Any:
         if self.holds(tensor):
-            raise AssertionError(
-                f"numpy() at {_place()} reads a tensor on {self.device}; use cpu()"
-            )
+            raise AssertionError(f"numpy() at {place()} reads a tensor on {self.device}; use cpu()")
         return torch._C.TensorBase.numpy(tensor, **options)
 
     def _tolist(self, tensor: Tensor) -> Any:
@@ -348,7 +298,7 @@ class PretendDevice(TorchDispatchMode):
         device, ours = self.device, self._generators
 
         class Meta(type(original)):
-            def __instancecheck__(cls, found: Any) -> bool:
+            def __instancecheck__(self, found: Any) -> bool:
                 return isinstance(found, original)
 
         class Generator(original, metaclass=Meta):
@@ -399,42 +349,6 @@ class PretendDevice(TorchDispatchMode):
         torch._C._group_tensors_by_device_and_dtype = grouped
 
 
-@contextmanager
-def training_on(gpu: PretendDevice) -> Iterator[None]:
-    """Let :func:`spectok.training.fit` train on the pretended device, and count its steps.
-
-    While a step is taken, :attr:`PretendDevice.step` is its number, counted from 1, and
-    :attr:`PretendDevice.model` the name of the class that is trained; otherwise the step is 0.
-
-    Args:
-        gpu: The device, inside its context.
-    """
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    from spectok.training import loop
-
-    train_on_batch = loop.train_on_batch
-
-    def counted(state: Any, batch: Any, step: int) -> None:
-        gpu.step, gpu.model = step + 1, type(state.model).__name__
-        try:
-            train_on_batch(state, batch, step)
-        finally:
-            gpu.step = 0
-
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    with ExitStack() as stack:
-        forget()
-        stack.callback(forget)
-        _replace(stack, loop, "train_on_batch", counted)
-        _replace(stack, PartialState, "set_device", lambda s: setattr(s, "device", gpu.device))
-        _replace(stack, AcceleratorState, "_check_initialized", lambda *_, **__: None)
-        yield
-
-
 def _call_with_self(
     tensor: Tensor, pretend: PretendDevice, original: Callable[..., Tensor], *a: Any, **options: Any
 ) -> Tensor:
@@ -455,30 +369,3 @@ def _dtype_first(tensor: Tensor, args: tuple[Any, ...], options: dict[str, Any])
         for name, value in {**dict(zip(names, args)), **options}.items()
         if value is not None
     }
-
-
-def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute until a stack is closed; what was inherited is inherited again."""
-    if name in vars(owner):
-        stack.callback(setattr, owner, name, vars(owner)[name])
-    else:
-        stack.callback(delattr, owner, name)
-    setattr(owner, name, value)
-
-
-def _place() -> str:
-    """Name the innermost line that is not a library's; a library's if there is no other."""
-    frame: FrameType | None = sys._getframe(1)
-    outer, library = None, None
-    while frame is not None and outer is None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_INSTALLED):
-            outer = frame
-        elif library is None and not name.startswith((_TORCH, "<", __file__)):
-            library = frame
-        frame = frame.f_back
-    found = outer or library
-    if found is None:
-        return "an unknown place"
-    file = "/".join(Path(found.f_code.co_filename).parts[-2:])
-    return f"{file}:{found.f_lineno} in {found.f_code.co_name}"

@@ -1,26 +1,23 @@
-"""``spectok sample`` and ``spectok text-to-image``: a trained prior to a picture."""
+"""``spectok sample`` and ``spectok text-to-image``: a trained prior to a picture, or to files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from spectok.cli.console import say_next
 from spectok.errors import ConfigError
-from spectok.messages import progress, say
 from spectok_generation.cli.device import process_device
+from spectok_generation.cli.output import choose_output
 
-if TYPE_CHECKING:
-    from spectok import ImageTokenizer
-    from spectok_generation.conditions import Condition
-    from spectok_generation.drawing import Options
-    from spectok_generation.priors import Prior
-    from spectok_generation.sampling import Known
-
-Out = Annotated[Path, typer.Option(help="Picture to write: a grid of all images.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="Picture to write, a grid of all images; or folder, with a PNG file for each image."
+    ),
+]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Its tokenizer (default: the one it was trained with).")
 ]
@@ -109,15 +106,14 @@ def sample(
     trust: Trust = False,
 ) -> None:
     """Draw new images from a trained prior."""
-    from spectok.cli.models import check_picture
     from spectok_generation.cli.completion import read_known
     from spectok_generation.drawing import choose_labels, make_options
     from spectok_generation.pairs import load_pair
+    from spectok_generation.sample_folder import Wanted
 
-    check_picture(out)
+    output = choose_output(out, batch_size, columns, compiled)
     if keep is not None and complete is None:
         raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
-    picture = Picture(out, num_images, seed, batch_size, columns, compiled)
     values = {
         "temperature": temperature,
         "top_k": top_k,
@@ -132,8 +128,9 @@ def sample(
         options = make_options(model, values)
         known = complete and read_known(complete, keep, model.token_spec, num_images)
         labels = choose_labels(model, num_images, label)
-        picture.draw(model.to(device), decoder.to(device), labels, options, known)
-    say_next(["spectok", "sample", "--prior", prior, *picture.another(), *["--trust"] * trust])
+        wanted = Wanted(num_images, labels, seed=seed, options=options, known=known or None)
+        output.draw(model.to(device), decoder.to(device), wanted)
+    say_next(["spectok", *output.next_command(["sample", "--prior", prior], prior, wanted, trust)])
 
 
 def text_to_image(
@@ -165,15 +162,14 @@ def text_to_image(
     trust: Trust = False,
 ) -> None:
     """Draw images of a text."""
-    from spectok.cli.models import check_picture
     from spectok_generation.drawing import make_options
     from spectok_generation.guidance import TEXT_GUIDANCE
     from spectok_generation.pairs import load_encoder, load_pair
+    from spectok_generation.sample_folder import Wanted
 
-    check_picture(out)
+    output = choose_output(out, batch_size, columns, compiled)
     if pretrained is not None and text is None:
         raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
-    picture = Picture(out, num_images, seed, batch_size, columns, compiled)
     values = {
         "temperature": temperature,
         "top_k": top_k,
@@ -187,62 +183,7 @@ def text_to_image(
         prior, decoder = load_pair(model, tokenizer, trust=trust)
         options = make_options(prior, values)
         encoder = load_encoder(prior, model, text, pretrained, trust=trust)
-        features = encoder.to(device)([prompt])
-        texts = features[[0] * num_images]
-        picture.draw(prior.to(device), decoder.to(device), texts, options)
-    again = [*picture.another(), *["--trust"] * trust]
-    say_next(["spectok", "text-to-image", prompt, "--model", model, *again])
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to draw and write, as both commands take it.
-
-    Args:
-        out: File to write.
-        num_images: Images on it.
-        seed: Seed of all of them.
-        batch_size: Images drawn at once.
-        columns: Images per row. None: a square grid.
-        compiled: Run the steps of the prior through ``torch.compile``.
-    """
-
-    out: Path
-    num_images: int
-    seed: int
-    batch_size: int
-    columns: int | None
-    compiled: bool
-
-    def draw(
-        self,
-        prior: Prior,
-        tokenizer: ImageTokenizer,
-        condition: Condition | None,
-        options: Options,
-        known: Known | None = None,
-    ) -> None:
-        """Draw the images, write the picture and say so; see ``draw_images`` for the arguments."""
-        from spectok.images import enlarge, save_grid
-        from spectok_generation.drawing import draw_images
-
-        if self.compiled:
-            prior.compile_step()
-        with progress("sampling", self.num_images) as advance:
-            images = draw_images(
-                prior,
-                tokenizer,
-                self.num_images,
-                condition,
-                seed=self.seed,
-                options=options,
-                batch_size=self.batch_size,
-                known=known,
-                on_images=advance,
-            )
-        save_grid(enlarge(images), self.out, self.columns)
-        say(f"{self.num_images} images: {self.out}")
-
-    def another(self) -> list[str]:
-        """Return the options that draw the same with the next seed."""
-        return ["--out", str(self.out), "--seed", str(self.seed + 1)]
+        wanted = Wanted(num_images, prompts=[prompt], seed=seed, options=options)
+        output.draw(prior.to(device), decoder.to(device), wanted, encoder.to(device))
+    again = ["text-to-image", prompt, "--model", model]
+    say_next(["spectok", *output.next_command(again, model, wanted, trust)])

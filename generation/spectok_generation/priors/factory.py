@@ -9,6 +9,7 @@ from typing import Any
 
 from spectok import TokenSpec
 from spectok.errors import CheckpointError, ConfigError
+from spectok.loading import model_folder
 from spectok.modeling import read_config, saved_class
 from spectok.plugins import registry
 from spectok.recipes.options import SUPPLIED, validate_options
@@ -80,6 +81,16 @@ def check_reads_text(name: str, cls: type[Prior]) -> None:
         raise ConfigError(f"prior.name: {name} reads no text; these do: {', '.join(reading)}")
 
 
+def holds_prior(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder, or that of a run, holds a prior of a registered class."""
+    names = {cls.__name__ for cls in registry.list_registered("prior").values()}
+    try:
+        folder = Path(model_folder(os.fspath(path)))
+        return saved_class(read_config(folder), str(folder)) in names
+    except CheckpointError:
+        return False
+
+
 def load_prior(path: str | os.PathLike[str], *, trust: bool = False) -> Prior:
     """Load a trained prior of any registered class, in eval mode.
 
@@ -90,9 +101,7 @@ def load_prior(path: str | os.PathLike[str], *, trust: bool = False) -> Prior:
     Raises:
         CheckpointError: If it is missing, no plugin provides its class, or weights do not fit.
     """
-    folder = Path(path)
-    if os.path.isfile(folder / "model" / "config.json"):
-        folder = folder / "model"
+    folder = Path(model_folder(os.fspath(path)))
     if not os.path.isdir(folder):
         raise CheckpointError(f"no directory {folder}; give a trained prior, or train one first")
     wanted = saved_class(read_config(folder), str(folder))

@@ -1,0 +1,150 @@
+"""``spectok eval`` for priors: how close what they draw is to real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectok.cli.console import say_next
+from spectok.cli.evaluate import ClassifierFolder, InceptionWeights, Limit, print_facts
+from spectok.cli.evaluations import EvalCommand, evaluations
+from spectok.cli.train import Data
+from spectok.errors import ConfigError
+from spectok.messages import count_images, note, progress, say
+from spectok_generation.cli import sampling
+from spectok_generation.cli.device import process_device
+
+
+class PriorCommand(EvalCommand):
+    """The command that ``spectok eval FOLDER`` means where the folder holds a prior."""
+
+    def takes(self, word: str) -> bool:
+        """Return whether a word is the folder of a prior, of its run, or of a pipeline."""
+        if not os.path.isdir(word):
+            return False
+        from spectok_generation.pipeline_folder import is_pipeline
+        from spectok_generation.priors.factory import holds_prior
+
+        return is_pipeline(word) or holds_prior(word)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command of this module to the group ``spectok eval``."""
+    evaluations(app).command("prior", cls=PriorCommand)(evaluate)
+
+
+def evaluate(
+    prior: Annotated[
+        str, typer.Argument(help="Trained prior: its folder, that of its run, or of a pipeline.")
+    ],
+    num_images: Annotated[int, typer.Option(help="Images to draw.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
+    ] = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="Split of the data to compare with.")] = "test",
+    limit: Limit = None,
+    tokenizer: sampling.Tokenizer = None,
+    text: Annotated[
+        str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
+    ] = None,
+    seed: sampling.Seed = 0,
+    temperature: sampling.Temperature = None,
+    top_k: sampling.TopK = None,
+    top_p: sampling.TopP = None,
+    scheduler: sampling.Scheduler = None,
+    num_steps: sampling.NumSteps = None,
+    guidance: sampling.Guidance = None,
+    guidance_interval: sampling.GuidanceInterval = None,
+    compiled: sampling.Compiled = False,
+    batch_size: sampling.BatchSize = 64,
+    classifier: ClassifierFolder = None,
+    inception_weights: InceptionWeights = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep the drawn images in; what is there is not drawn again."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    trust: sampling.Trust = False,
+) -> None:
+    """Measure how close images that a trained prior draws are to held-out ones."""
+    from spectok.data import build_dataset
+    from spectok.evaluation import Networks
+    from spectok.evaluation.comparison import write_json
+    from spectok.processes import on_main
+    from spectok_generation.drawing import make_options
+    from spectok_generation.evaluation import choose_wanted, evaluate_prior
+    from spectok_generation.guidance import TEXT_GUIDANCE
+    from spectok_generation.pairs import load_encoder, load_pair
+    from spectok_generation.prior_recipe import held_out
+    from spectok_generation.sample_folder import check_is_ours
+
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
+    if images is not None:
+        check_is_ours(images)
+    with process_device() as device:
+        model, decoder = load_pair(prior, tokenizer, trust=trust)
+        encoder = load_encoder(model, prior, text, trust=trust) if model.text_width else None
+        if guidance is None and encoder is not None:
+            guidance = TEXT_GUIDANCE
+        values = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "scheduler": scheduler,
+            "num_steps": num_steps,
+            "guidance": guidance,
+            "guidance_interval": guidance_interval,
+        }
+        options = make_options(model, values)
+        channels, size = decoder.image_shape[:2]
+        settings = {"channels": channels, "image_size": size, "split": split, "limit": limit}
+        dataset = build_dataset(held_out(prior, data, settings, overrides or []), train=False)
+        wanted = choose_wanted(model, dataset, num_images, seed=seed, options=options)
+        if compiled:
+            model.compile_step()
+        networks = Networks(inception=inception_weights, classifier=classifier)
+        with (
+            progress("drawing", num_images) as drawn,
+            progress("comparing", num_images + len(dataset)) as compared,
+        ):
+            result = evaluate_prior(
+                model.to(device),
+                decoder.to(device),
+                dataset,
+                wanted,
+                networks,
+                encoder=None if encoder is None else encoder.to(device),
+                folder=images,
+                batch_size=batch_size,
+                on_draw=drawn,
+                on_compare=compared,
+            )
+        if out is not None:
+            on_main(lambda: write_json({"model": prior, **result}, out))
+    show(result)
+    if out is not None:
+        say(f"everything measured: {out}")
+    again = ["sample", "--prior", prior]
+    if encoder is not None:
+        again = ["text-to-image", "PROMPT", "--model", prior]
+    say_next(["spectok", *again, "--out", "samples.png", *["--trust"] * trust])
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print what was measured."""
+    from spectok.evaluation.report import format_metric
+
+    print_facts({name: format_metric(name, value) for name, value in result["metrics"].items()})
+    reference = count_images(result["protocol"]["num_images"])
+    say(
+        f"{count_images(result['num_images'])} drawn, compared with {reference}, protocol "
+        f"{result['protocol']['id']}"
+    )
+    for name, why in result["not_measured"].items():
+        note(f"{name} not measured: {why}")

@@ -1,0 +1,299 @@
+"""Drawn images as single files: a folder of PNGs with a line for each in ``metadata.jsonl``.
+
+Images are written batch by batch, each by the process that drew it, and none is ever sent to
+another or kept. A file has its name only once it is whole, so a folder says by itself which images
+are missing: drawing goes on there with any batch size and number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spectok import ImageTokenizer
+from spectok.data.files import load_image
+from spectok.distributed import world
+from spectok.errors import CheckpointError, InputError, shown
+from spectok.images import save_picture, to_pil
+from spectok.processes import barrier, from_main, on_main
+from spectok.reading import read_json
+from spectok.training.lock import run_locked
+from spectok.writing import whole_file, write_text
+from spectok_generation.conditions import Condition, check_labels
+from spectok_generation.drawing import Options, draw_batch, make_options
+from spectok_generation.pairs import check_encoder, check_pair
+from spectok_generation.priors import Prior
+from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
+from spectok_generation.sampling import Known
+from spectok_generation.sharing import check_numbers
+from spectok_generation.text.encoder import TextEncoder
+
+PLAN, MANIFEST = "samples.json", "metadata.jsonl"
+"""What a folder is to hold, written first; and a line for each image, written last."""
+FORMAT = 1
+UNFINISHED = re.compile(r"\.\d+\.partial\.\w+")
+"""Names of files that a process was killed while writing; see ``whole_file``."""
+HASHED = ("labels", "prompts", "known")
+"""Settings that a plan holds as a hash."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw.
+
+    Args:
+        num_images: Images in all; they are numbered from 0.
+        labels: Class of each image, for a prior of classes.
+        prompts: Texts that the images take in turn, for a prior that reads text.
+        seed: The only source of randomness, together with the number of the image.
+        options: As for :func:`~spectok_generation.draw_images`. None: the defaults of the prior.
+        known: Tokens to keep as they are.
+    """
+
+    num_images: int
+    labels: Int[Tensor, "n"] | None = None
+    prompts: Sequence[str] | None = None
+    seed: int = 0
+    options: Options | None = None
+    known: Known | None = None
+
+    def condition(self, numbers: Sequence[int], encoder: TextEncoder | None) -> Condition | None:
+        """Return the class or text of some images."""
+        if self.labels is not None:
+            return self.labels[list(numbers)]
+        if not self.prompts or encoder is None:
+            return None
+        texts = [self.prompts[number % len(self.prompts)] for number in numbers]
+        distinct = list(dict.fromkeys(texts))
+        return encoder(distinct)[[distinct.index(text) for text in texts]]
+
+    def describe(self, number: int) -> dict[str, Any]:
+        """Return what an image shows, for its line of the manifest."""
+        if self.labels is not None:
+            return {"class": int(self.labels[number])}
+        return {"prompt": self.prompts[number % len(self.prompts)]} if self.prompts else {}
+
+    def check(self, prior: Prior, encoder: TextEncoder | None) -> None:
+        """Check that a prior can draw this.
+
+        Raises:
+            InputError: If the number, a class, the texts or the encoder do not fit.
+            TokenError: If known tokens do not fit.
+        """
+        check_numbers(self.num_images)
+        if self.labels is not None:
+            check_labels(self.labels, prior.num_classes, self.num_images)
+        elif not self.prompts:
+            prior.check_can_omit(None)
+        if self.prompts and not prior.text_width:
+            raise InputError(f"this {type(prior).__name__} reads no text; leave prompts out")
+        if self.prompts:
+            check_encoder(prior, encoder)
+        if self.known is not None:
+            self.known.check(self.num_images, prior.token_spec)
+
+
+def draw_to_folder(
+    prior: Prior,
+    tokenizer: ImageTokenizer,
+    folder: str | os.PathLike[str],
+    wanted: Wanted,
+    *,
+    encoder: TextEncoder | None = None,
+    batch_size: int = 64,
+    on_images: Callable[[int], None] | None = None,
+) -> Path:
+    """Draw images into a folder as PNG files, divided among the processes.
+
+    Image ``i`` is that of :func:`~spectok_generation.draw_images`. Where the folder already holds
+    some of these images, the others are drawn. Every process must see the folder.
+
+    Args:
+        prior: A trained prior, on the device to sample on.
+        tokenizer: The tokenizer it belongs to, on the same device.
+        folder: New or empty, or of an earlier call.
+        wanted: What to draw.
+        encoder: The text encoder of a prior that reads text, on the same device.
+        batch_size: Images drawn at once on each process.
+        on_images: Called with the number of images all processes drew since the last call; first
+            with that of images already there.
+
+    Returns:
+        The manifest, :data:`MANIFEST`: JSON lines with ``file_name``, ``number``, ``seed``, the
+        ``class`` or ``prompt``, the sampling options, and the fingerprints of ``prior`` and
+        ``tokenizer``.
+
+    Raises:
+        InputError: If what is wanted does not fit the prior, or a file cannot be written.
+        CheckpointError: If the folder holds anything else, or images of other settings.
+    """
+    target = Path(folder)
+    check_numbers(wanted.num_images, batch_size)
+    check_pair(prior, tokenizer)
+    wanted.check(prior, encoder)
+    options = wanted.options or make_options(prior, {})
+    wanted = dataclasses.replace(wanted, options=options)
+    plan = _plan(prior, tokenizer, encoder, wanted)
+    done = on_images or (lambda count: None)
+    rank, size = world()
+    with run_locked(target, beside=True):
+        missing = from_main(lambda: _begin(target, plan))
+        done(wanted.num_images - len(missing))
+        mine = missing[rank::size]
+        for start in range(0, len(mine), batch_size):
+            numbers = mine[start : start + batch_size]
+            _draw(prior, tokenizer, target, wanted, numbers, encoder)
+            done(min(len(numbers) * size, len(missing) - start * size))
+        barrier()
+        on_main(lambda: _finish(target, plan, wanted))
+    return target / MANIFEST
+
+
+def read_samples(
+    folder: str | os.PathLike[str],
+    num_images: int,
+    image_shape: tuple[int, int, int],
+    batch_size: int = 64,
+) -> Iterator[Float[Tensor, "b c h w"]]:
+    """Read drawn images in the order of their numbers, in [-1, 1], batch by batch.
+
+    Args:
+        folder: Folder of :func:`draw_to_folder`.
+        num_images: How many.
+        image_shape: (C, H, W).
+        batch_size: Images at once.
+
+    Raises:
+        DataError: If one is missing or damaged.
+    """
+    for start in range(0, num_images, batch_size):
+        numbers = range(start, min(start + batch_size, num_images))
+        paths = [Path(folder, file_name(number)) for number in numbers]
+        yield torch.stack([load_image(path, image_shape) for path in paths])
+
+
+def file_name(number: int) -> str:
+    """Return the name of an image's file."""
+    return f"{number:06d}.png"
+
+
+def check_is_ours(folder: Path) -> None:
+    """Refuse a folder that holds anything but drawn images.
+
+    Raises:
+        CheckpointError: If it does, or is a file.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file; give a folder for the images")
+        held = sorted(name for name in os.listdir(folder) if not UNFINISHED.fullmatch(name))
+        if held and PLAN not in held:
+            raise CheckpointError(
+                f"{folder} holds {shown(held[0])} and no {PLAN}: it is not a folder of drawn "
+                "images; give a new one"
+            )
+
+
+def _plan(
+    prior: Prior, tokenizer: ImageTokenizer, encoder: TextEncoder | None, wanted: Wanted
+) -> dict[str, Any]:
+    """Return everything that decides the images, in plain JSON types."""
+    known, labels = wanted.known, wanted.labels
+    plan = {
+        "format": FORMAT,
+        "num_images": wanted.num_images,
+        "seed": wanted.seed,
+        **dataclasses.asdict(wanted.options or make_options(prior, {})),
+        "labels": None if labels is None else _hash(labels.tolist()),
+        "prompts": None if not wanted.prompts else _hash(list(wanted.prompts)),
+        "known": known and _hash([(known.indices * known.keep).tolist(), known.keep.tolist()]),
+        "prior": prior_fingerprint(prior),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "text_encoder": None if encoder is None else encoder.fingerprint,
+    }
+    return json.loads(json.dumps(plan))
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> list[int]:
+    """Make the folder, or check that it is one of the same images; return which are missing."""
+    check_is_ours(folder)
+    if (folder / PLAN).is_file():
+        _check_same(folder, plan)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n", CheckpointError)
+    held = set(os.listdir(folder))
+    for name in filter(UNFINISHED.fullmatch, held):
+        (folder / name).unlink(missing_ok=True)
+    return [n for n in range(plan["num_images"]) if file_name(n) not in held]
+
+
+def _check_same(folder: Path, plan: dict[str, Any]) -> None:
+    """Refuse a folder whose images were drawn with other settings.
+
+    Raises:
+        CheckpointError: Names the first that differs.
+    """
+    found = read_json(folder / PLAN, CheckpointError)
+    if found == plan:
+        return
+    before = found if isinstance(found, dict) else {}
+    key = next((key for key in plan if before.get(key) != plan[key]), "format")
+    differs = f"{key} {shown(before.get(key))}, not {shown(plan.get(key))}"
+    raise CheckpointError(
+        f"{folder} holds images drawn with {f'other {key}' if key in HASHED else differs}; give "
+        "another folder, or delete it"
+    )
+
+
+def _draw(
+    prior: Prior,
+    tokenizer: ImageTokenizer,
+    folder: Path,
+    wanted: Wanted,
+    numbers: list[int],
+    encoder: TextEncoder | None,
+) -> None:
+    """Draw one batch and write its files."""
+    images = draw_batch(
+        prior,
+        tokenizer,
+        numbers,
+        wanted.condition(numbers, encoder),
+        seed=wanted.seed,
+        options=wanted.options,
+        known=None if wanted.known is None else wanted.known[numbers],
+    )
+    for number, image in zip(numbers, images):
+        save_picture(to_pil(image), folder / file_name(number))
+
+
+def _finish(folder: Path, plan: dict[str, Any], wanted: Wanted) -> None:
+    """Write the manifest, unless it is there."""
+    if (folder / MANIFEST).is_file():
+        return
+    same = {key: value for key, value in plan.items() if key not in ("format", "num_images")}
+    same = {key: value for key, value in same.items() if key not in HASHED and value is not None}
+    with (
+        whole_file(folder / MANIFEST, CheckpointError) as unfinished,
+        unfinished.open("w", encoding="utf-8") as lines,
+    ):
+        for number in range(wanted.num_images):
+            row = {"file_name": file_name(number), "number": number, **wanted.describe(number)}
+            lines.write(json.dumps(row | same) + "\n")
