@@ -66,7 +66,8 @@ def rehearse(recipe: PriorRecipe) -> TextEncoder | None:
         raise DataError(NO_CAPTIONS)
     by_class = recipe.class_conditional and text is None
     options = {key: value for key, value in recipe.prior.items() if key != "name"}
-    build_on_meta(
+    build_prior_on(
+        "meta",
         recipe.prior["name"],
         token_spec=spec,
         num_classes=(source.num_classes or 0) if by_class else 0,
@@ -77,14 +78,14 @@ def rehearse(recipe: PriorRecipe) -> TextEncoder | None:
     return encoder
 
 
-def build_on_meta(name: str, **options: Any) -> Prior:
-    """Build a prior without memory for its weights.
+def build_prior_on(device: str, name: str, **options: Any) -> Prior:
+    """Build a prior on a device; on ``"meta"``, without memory for its weights.
 
     Raises:
         ConfigError: If it cannot be built, whatever the reason.
     """
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return create_prior(name, **options)
     except SpectokError:
         raise

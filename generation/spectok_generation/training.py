@@ -132,7 +132,8 @@ def fit_prior(
             callbacks.sample = sampler(tokenizer, training_set, recipe.seed)
         run = Run(output, recipe.seed, resume, record)
         losses = make_losses(training_set, prior.condition_name)
-        return fit(prior, training_set.dataset, losses, recipe.train, run, callbacks=callbacks)
+        data, config = training_set.dataset, recipe.train
+        return fit(prior, data, losses, config, run, callbacks=callbacks, can_shard=True)
 
 
 def check_unfinished(output: Path, resume: Resume) -> None:

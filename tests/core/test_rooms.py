@@ -37,6 +37,7 @@ LAYERS = (
     {"data"},
     {"metrics", "cards"},
     {"training"},
+    {"planning"},
     {"evaluation"},
     {"testing"},
     {"cli"},

@@ -23,6 +23,7 @@ from accelerate.utils import (
 from spectok.errors import ConfigError, TrainingError
 from spectok.messages import note
 from spectok.processes import watched
+from spectok.training.sharding import make_plugin, switch_on
 from spectok.training.train_config import TrainConfig
 
 DATA_PARALLEL = (
@@ -30,6 +31,7 @@ DATA_PARALLEL = (
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
     DistributedType.MULTI_XPU,
+    DistributedType.FSDP,
 )
 
 
@@ -71,6 +73,7 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
         TrainingError: See :func:`joined`.
     """
     check_machine(config)
+    plugin = make_plugin(config)
     ours = not AcceleratorState._shared_state
     with joined(config), arithmetic(config):
         accelerator = Accelerator(
@@ -78,9 +81,11 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
             mixed_precision=config.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation),
             step_scheduler_with_optimizer=False,
+            fsdp_plugin=plugin,
             log_with=config.tracker,
             project_config=ProjectConfiguration(str(output), logging_dir=str(output)),
         )
+        switch_on(accelerator, plugin)
         try:
             with warnings.catch_warnings():
                 # torch warns of any convolution with one input channel (grey images); harmless.
@@ -182,7 +187,7 @@ def check_group(state: PartialState | Accelerator) -> None:
     """Check that the launched processes found each other.
 
     Raises:
-        TrainingError: If they train apart, or not data-parallel.
+        TrainingError: If they train apart, or neither data-parallel nor sharded.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != launched:
@@ -193,8 +198,8 @@ def check_group(state: PartialState | Accelerator) -> None:
         )
     if state.distributed_type not in DATA_PARALLEL:
         raise TrainingError(
-            f"{state.distributed_type.value} is not supported: training is data-parallel; "
-            f"choose multi-GPU in accelerate config, or launch with torchrun"
+            f"{state.distributed_type.value} is not supported: training is data-parallel "
+            f"or sharded (FSDP); choose multi-GPU in accelerate config, or launch with torchrun"
         )
     if state.num_processes > 1:
         atexit.unregister(close_group)

@@ -32,7 +32,9 @@ from spectok.training.lock import run_locked
 from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
 from spectok.training.progress import Clock, Reporter
+from spectok.training.recomputing import recompute_blocks, stop_recomputing
 from spectok.training.resume import begin, checkpoint_folder, make_manifest
+from spectok.training.sharding import Shards, as_plain, is_sharding, refuse_for
 from spectok.training.stopping import StopRequest
 from spectok.training.train_config import TrainConfig
 from spectok.training.window import Window
@@ -87,6 +89,7 @@ class LoopState:
     phases: list[PreparedPhase]
     ema: WeightEMA | None
     window: Window
+    shards: Shards | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -94,13 +97,20 @@ class LoopState:
         return self.phases[0].module
 
     @property
-    def parts(self) -> Parts:
-        """What a checkpoint holds."""
+    def others(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the modules."""
         others: dict[str, Any] = {f"{p.name}.optimizer": p.optimizer.optimizer for p in self.phases}
         others |= {} if self.ema is None else {"ema": self.ema}
         scaler = self.accelerator.scaler
         others |= {} if scaler is None else {"scaler": scaler}
-        return Parts({phase.name: phase.module for phase in self.phases}, others)
+        return others
+
+    @property
+    def parts(self) -> Parts:
+        """What a checkpoint holds; whole tensors, gathered by all processes together."""
+        if self.shards is not None:
+            return self.shards.gather_parts(self.others)
+        return Parts({phase.name: phase.module for phase in self.phases}, self.others)
 
 
 def fit(
@@ -112,6 +122,7 @@ def fit(
     *,
     callbacks: Callbacks | None = None,
     phases: Sequence[Phase] = (),
+    can_shard: bool = False,
 ) -> FitResult:
     """Train a model, and keep everything that belongs to the run in its folder.
 
@@ -128,6 +139,8 @@ def fit(
         run: Folder, seed and recipe.
         callbacks: What this kind of model adds.
         phases: Further objectives with optimisers of their own, such as a discriminator's.
+        can_shard: Whether FSDP may shard the model: only its optimiser writes its weights, and
+            losses use it by calling it. It is left sharded; the result holds a whole one.
 
     Raises:
         TrainingError: If a loss is not finite, ranks drift apart, or the launch is wrong.
@@ -135,14 +148,20 @@ def fit(
         CheckpointError: If state cannot be written, or the folder holds a run that was not resumed.
         ConfigError: If the run to resume was a different one.
     """
+    if not can_shard:
+        refuse_for("this model")
     first_phase = Phase(MAIN, model, lambda module, batch, _: compute_losses(module, batch))
     with accelerated(config, run.output) as accelerator, run_locked(run.output):
         remark_slow_bf16(config, accelerator.device)
+        shards = Shards(accelerator, model) if is_sharding(accelerator) else None
         prepared = [prepare(accelerator, config, phase) for phase in (first_phase, *phases)]
+        if shards is not None:
+            shards.take()
         ema = None if config.ema_decay is None else WeightEMA(model, config.ema_decay)
-        state = LoopState(accelerator, config, callbacks or Callbacks(), prepared, ema, Window())
+        hooks = callbacks or Callbacks()
+        state = LoopState(accelerator, config, hooks, prepared, ema, Window(), shards)
         manifest = make_manifest(accelerator, config, run, dataset)
-        first, seconds = begin(run, config, manifest, state.parts)
+        first, seconds = start(state, run, manifest)
         log = RunLog(run.output / "log.jsonl", first, accelerator.is_main_process)
         start_tracker(accelerator, run, first)
         batches = read(load(accelerator, config, run, dataset, first))
@@ -182,8 +201,19 @@ def fit(
                 if stopping and done < config.steps:
                     raise Interrupted(stopping, checkpoint)
         step = max(first, config.steps)
-        finish(state, run)
-        return FitResult(step, clock.seconds, log.records, checkpoint, model)
+        trained = finish(state, run)
+        return FitResult(step, clock.seconds, log.records, checkpoint, trained)
+
+
+def start(state: LoopState, run: Run, manifest: dict[str, Any]) -> tuple[int, float]:
+    """Begin or resume: return the step to go on from, and the seconds of training so far."""
+    if state.shards is None:
+        return begin(run, state.config, manifest, state.parts)
+    parts = state.shards.parts_to_load(state.others)
+    first, seconds = begin(run, state.config, manifest, parts)
+    if first:
+        state.shards.scatter(parts.models[MAIN])
+    return first, seconds
 
 
 def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> PreparedPhase:
@@ -191,6 +221,8 @@ def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Prep
     phase.module.to(accelerator.device).train()
     if phase.learning_rate is not None:
         config = config.model_copy(update={"learning_rate": phase.learning_rate})
+    if config.gradient_checkpointing:
+        recompute_blocks(phase.module)
     optimizer = make_optimizer(phase.module, config)
     wrapped, prepared = accelerator.prepare(phase.module, optimizer)
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
@@ -256,7 +288,7 @@ def update(state: LoopState, phase: PreparedPhase, step: int) -> None:
         state.window.add(dict(callbacks.before_step(state.model) or {}), step + 1)
     if state.config.max_grad_norm is not None:
         norm = nn.utils.clip_grad_norm_(phase.parameters, state.config.max_grad_norm)
-        state.window.add({f"{phase.prefix}grad_norm": norm}, step + 1)
+        state.window.add({f"{phase.prefix}grad_norm": as_plain(norm)}, step + 1)
     phase.optimizer.step()
     phase.optimizer.zero_grad()
     if not is_main:
@@ -299,10 +331,18 @@ def sample(state: LoopState, run: Run, step: int) -> None:
     callback = state.callbacks.sample
     if callback is None:
         return
+    whole: nn.Module | None = None
+    if state.shards is not None:
+        with final_weights(state):
+            whole = state.shards.gather()
 
     def action() -> None:
         folder = run.output / "samples"
         folder.mkdir(exist_ok=True)
+        if whole is not None:
+            with torch.no_grad():
+                callback(whole.to(state.accelerator.device).eval(), step, folder)
+            return
         with final_weights(state), torch.no_grad():
             callback(state.model.eval(), step, folder)
 
@@ -313,22 +353,28 @@ def sample(state: LoopState, run: Run, step: int) -> None:
 def save(state: LoopState, run: Run, step: int, manifest: dict[str, Any]) -> Path:
     """Write a checkpoint of everything."""
     target = checkpoint_folder(run.output, step)
-    keep = state.config.keep_last
-    on_main(lambda: save_checkpoint(target, step, state.parts, manifest, keep))
+    keep, parts = state.config.keep_last, state.parts
+    on_main(lambda: save_checkpoint(target, step, parts, manifest, keep))
     return target
 
 
-def finish(state: LoopState, run: Run) -> None:
-    """Leave the model unwrapped, in eval mode and with its final weights, and save it."""
+def finish(state: LoopState, run: Run) -> nn.Module:
+    """Save the model, whole, unwrapped, in eval mode and with its final weights; return it."""
     if state.ema is not None:
         state.ema.copy_to_model()
     train_only(None, state.phases)
-    for phase in state.phases:
-        state.accelerator.unwrap_model(phase.wrapped, keep_fp32_wrapper=False)
-        phase.module.eval()
+    stop_recomputing(state.model)
+    model = state.model
+    if state.shards is not None:
+        model = state.shards.gather().eval()
+    else:
+        for phase in state.phases:
+            state.accelerator.unwrap_model(phase.wrapped, keep_fp32_wrapper=False)
+            phase.module.eval()
     callback = state.callbacks.save_final
     if callback is not None:
-        on_main(lambda: callback(state.model, run.output / "model"))
+        on_main(lambda: callback(model, run.output / "model"))
+    return model
 
 
 def final_weights(state: LoopState) -> Any:

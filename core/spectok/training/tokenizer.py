@@ -26,6 +26,7 @@ from spectok.training.loop import fit
 from spectok.training.objective import Objective
 from spectok.training.recipe import TokenizerRecipe
 from spectok.training.resume import check_resume, recorded_recipe
+from spectok.training.sharding import refuse_for
 
 NUM_SAMPLES = 8
 
@@ -54,6 +55,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
             checkpoint to resume from.
         TrainingError: If training cannot go on.
     """
+    refuse_for("tokenizers")
     output = Path(output)
     check_resume(output, resume)
     recorded = recorded_recipe(output) if resume else {}

@@ -24,7 +24,9 @@ INCIDENTAL = (
 """Settings that do not change what is learned."""
 ROUNDING = ("tf32", "deterministic")
 """Settings that change only how a GPU rounds."""
-FREE_TO_CHANGE = ("steps", "batch_size", "gradient_accumulation", *ROUNDING, *INCIDENTAL)
+SPLITTING = ("batch_size", "gradient_accumulation", "gradient_checkpointing")
+"""Settings that change how a step is cut up to fit into memory."""
+FREE_TO_CHANGE = ("steps", *SPLITTING, *ROUNDING, *INCIDENTAL)
 """Settings that a resumed run may change; any other would make it a different run. The product of
 batch size, accumulation and number of processes must not change."""
 
@@ -38,6 +40,8 @@ class TrainConfig(Section):
             the number of processes times ``gradient_accumulation``.
         gradient_accumulation: Micro-batches per optimiser step. Every step takes that many:
             epochs follow one another without a gap.
+        gradient_checkpointing: Keep only the inputs of each block, and compute the block again in
+            the backward pass: less memory, about a third more work, the same losses. For priors.
         optimizer: ``adam``, or ``adamw`` with decoupled weight decay.
         learning_rate: Peak learning rate.
         betas: Decay of the optimiser's first and second moments.
@@ -67,6 +71,7 @@ class TrainConfig(Section):
     steps: Count = Field(10_000, ge=1)
     batch_size: Count = Field(64, ge=1)
     gradient_accumulation: Count = Field(1, ge=1)
+    gradient_checkpointing: bool = False
     optimizer: Literal["adam", "adamw"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0, le=1_000)
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), strict=False)

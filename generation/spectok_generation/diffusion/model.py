@@ -64,6 +64,7 @@ class LDM(Prior):
         ConfigError: If the options do not fit one another or the latents.
     """
 
+    shard_units = ("ResnetBlock2D", "Transformer2DModel")
     added_options: ClassVar[Mapping[str, Any]] = {"scheduler": None, "num_steps": None}
     latent_mean: Tensor
     latent_std: Tensor

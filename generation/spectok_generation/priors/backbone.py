@@ -69,6 +69,8 @@ class GPT2Prior(AutoregressivePrior):
         **conditions: Further arguments of :class:`Prior`.
     """
 
+    shard_units = ("GPT2Block", "Block")
+
     def __init__(
         self,
         token_spec: dict[str, Any],

@@ -57,9 +57,12 @@ class Prior(SpectokModel, ABC):
 
     Attributes:
         needs_text: Whether such a prior always reads text, and so needs a text encoder.
+        shard_units: Classes of the modules that FSDP gathers one at a time. Training may use such a
+            module, and what is in it, only by calling it.
     """
 
     needs_text: bool = False
+    shard_units: tuple[str, ...] = ()
 
     def __init__(
         self,

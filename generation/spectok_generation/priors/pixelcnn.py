@@ -92,6 +92,8 @@ class PixelCNN(AutoregressivePrior):
 
     renamed_options: ClassVar[Mapping[str, str]] = {"class_dropout": "condition_dropout"}
 
+    shard_units = ("GatedLayer",)
+
     @register_to_config
     def __init__(
         self,
