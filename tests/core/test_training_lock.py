@@ -21,7 +21,7 @@ def hold(output, seconds=60):
 
 def wait_for(path):
     deadline = time.monotonic() + 60
-    while not path.is_file():
+    while not path.is_file() or not path.stat().st_size:  # made, but not written yet
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from spectok import __version__, plugins
 from spectok.cli import doctor, evaluate, evaluations, listing, models, tokens, train
+from spectok.cli.console import WORDS
 from spectok.errors import PluginError, SpectokError, one_line
 from spectok.interruption import Interrupted
 from spectok.messages import is_main_process
@@ -133,6 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(words: list[str], debug: bool) -> int:
     terminate = signal.signal(signal.SIGTERM, _stop)
+    WORDS.set(words)
     try:
         return int(build_app()(words, prog_name="spectok", standalone_mode=False) or 0)
     except (_Stopped, KeyboardInterrupt, typer.Abort) as error:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from spectok.tokenizer import ImageTokenizer
 
 BATCH_SIZE = 32
+
+
+WORDS: ContextVar[list[str]] = ContextVar("words")
+"""The words after ``spectok`` of the command that runs."""
+
+
+def this_command() -> str:
+    """Return the command that runs, as it is typed in a shell."""
+    return shlex.join(["spectok", *WORDS.get(sys.argv[1:])])
 
 
 def say_next(*commands: list[str]) -> None:

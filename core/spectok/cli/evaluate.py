@@ -7,14 +7,12 @@ that begin with none of them are those of the command that takes the model they 
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.console import load_on_device, print_table, say_next
+from spectok.cli.console import load_on_device, print_table, say_next, this_command
 from spectok.cli.evaluations import DEFAULT, GROUP, EvalCommand, EvalGroup
 from spectok.cli.models import Model, check_picture, pair_rows
 from spectok.cli.train import (
@@ -136,8 +134,7 @@ def evaluate(
     if folder is not None:
         say(f"written into the card: {record_numbers(tokenizer, folder, result, config)}")
     if out is not None:
-        command = shlex.join(["spectok", *sys.argv[1:]])
-        facts = {"command": command, "model": model, "weights": weights_of(tokenizer)}
+        facts = {"command": this_command(), "model": model, "weights": weights_of(tokenizer)}
         write_json({**facts, "data": data_section(config), **result}, out)
         say(f"everything measured: {out}")
     if picture is not None:
@@ -194,8 +191,7 @@ def compare(
         competitors, held_out_data, folder, Evaluation(networks=networks), num_shown=SHOWN,
         on_stage=lambda what: say(f"\n{what}"),
     )  # fmt: skip
-    command = shlex.join(["spectok", *sys.argv[1:]])
-    write_json({"command": command, **found.record}, folder / "comparison.json")
+    write_json({"command": this_command(), **found.record}, folder / "comparison.json")
     write_report(found.record, found.rows, folder)
     say("")
     print_table(*table(found.record))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spectok.cli.console import say_next
+from spectok.cli.console import say_next, this_command
 from spectok.cli.evaluate import ClassifierFolder, InceptionWeights, Limit, print_facts
 from spectok.cli.evaluations import EvalCommand, evaluations
 from spectok.cli.train import Data
@@ -126,7 +126,8 @@ def evaluate(
                 on_compare=compared,
             )
         if out is not None:
-            on_main(lambda: write_json({"model": prior, **result}, out))
+            facts = {"command": this_command(), "model": prior}
+            on_main(lambda: write_json({**facts, **result}, out))
     show(result)
     if out is not None:
         say(f"everything measured: {out}")

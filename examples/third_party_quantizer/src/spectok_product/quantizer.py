@@ -85,6 +85,6 @@ class ProductQuantizer(Quantizer):
     def usage(self, indices: Int[Tensor, "b n p"]) -> dict[str, Tensor]:
         """Return ``codebook_usage``: the fraction of all codes that this batch chose."""
         first = self.codebook_size * torch.arange(self.num_parts, device=indices.device)
-        num_codes = self.num_parts * self.codebook_size
-        counts = torch.bincount((indices + first).flatten(), minlength=num_codes)
-        return {"codebook_usage": (counts > 0).float().mean()}
+        chosen = torch.zeros(self.num_parts * self.codebook_size, device=indices.device)
+        chosen.scatter_(0, (indices + first).flatten(), 1)  # bincount would wait for a GPU
+        return {"codebook_usage": chosen.mean()}
