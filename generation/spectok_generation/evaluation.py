@@ -18,7 +18,7 @@ from spectok.evaluation.measuring import check_shape, type_name
 from spectok.evaluation.reconstruction import interior_of
 from spectok.evaluation.sets import FEWEST
 from spectok.processes import from_main
-from spectok_generation.drawing import choose_labels, make_options
+from spectok_generation.drawing import choose_labels, make_options, spelled_out
 from spectok_generation.priors import Prior
 from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
 from spectok_generation.sample_folder import Wanted, draw_to_folder, read_samples
@@ -73,7 +73,7 @@ def evaluate_prior(
         )
     shape: Any = tuple(interior_of(dataset[0]["images"], dataset).shape)
     find_extractors(networks or Networks(), shape, "cpu")  # before hours of drawing
-    options = wanted.options or make_options(prior, {})
+    options = spelled_out(prior, wanted.options or make_options(prior, {}))
     wanted = dataclasses.replace(wanted, options=options)
 
     def compare(place: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from spectok.reading import read_json
 from spectok.training.lock import run_locked
 from spectok.writing import whole_file, write_text
 from spectok_generation.conditions import Condition, check_labels
-from spectok_generation.drawing import Options, draw_batch, make_options
+from spectok_generation.drawing import Options, draw_batch, make_options, spelled_out
 from spectok_generation.pairs import check_encoder, check_pair
 from spectok_generation.priors import Prior
 from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
@@ -145,7 +145,7 @@ def draw_to_folder(
     check_numbers(wanted.num_images, batch_size)
     check_pair(prior, tokenizer)
     wanted.check(prior, encoder)
-    options = wanted.options or make_options(prior, {})
+    options = spelled_out(prior, wanted.options or make_options(prior, {}))
     wanted = dataclasses.replace(wanted, options=options)
     plan = _plan(prior, tokenizer, encoder, wanted)
     done = on_images or (lambda count: None)
