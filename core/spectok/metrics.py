@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from spectok.errors import InputError
@@ -48,6 +48,7 @@ class SetMetric(ABC):
 
 SSIM_WINDOW = 7  # pixels
 TWIN_DISTANCE = 1e-3  # of the codes' spread
+FAR = 100.0  # times as far from the middle as nine tenths of the codes
 TWIN_ROWS = 1024  # codes compared with all others at once
 PSNR_OF_EQUALS = 100.0  # dB; a mean over images must stay finite
 
@@ -177,19 +178,31 @@ def codebook_statistics(
     return result | {"levels": levels}
 
 
+def are_astray(codebook: Float[Tensor, "k d"]) -> Bool[Tensor, "k"]:
+    """Return which codes lie :data:`FAR` times farther from the middle than nine tenths of them.
+
+    The middle is the median of each dimension.
+    """
+    distances = (codebook - codebook.median(0).values).norm(dim=-1)
+    reach = distances.quantile(0.9, interpolation="lower")
+    return (distances > FAR * reach) & (reach > 0)
+
+
 def find_twins(codes: Float[Tensor, "g k d"]) -> Int[Tensor, "g k"]:
     """Return for each code the number of the first code that it is a twin of, or its own.
 
     Two codes of a codebook are twins if they lie closer together than a thousandth of the root mean
     square distance of the codebook's codes from their mean; so are codes that a chain of twins
-    connects.
+    connects. Codes that went astray do not count in that mean, or one of them would make twins of
+    all others.
 
     Args:
         codes: The vectors of G codebooks.
     """
     found = []
     for codebook in codes.double():
-        spread = (codebook - codebook.mean(0)).square().sum(-1).mean().sqrt()
+        common = codebook[~are_astray(codebook)]
+        spread = (common - common.mean(0)).square().sum(-1).mean().sqrt()
         pairs = []
         for first, rows in enumerate(codebook.split(TWIN_ROWS)):
             near = torch.cdist(rows, codebook, compute_mode="donot_use_mm_for_euclid_dist")

@@ -144,6 +144,18 @@ def make_options(prior: Prior, values: Mapping[str, Any]) -> Options:
     return kind(**given)
 
 
+def spelled_out(prior: Prior, options: Options) -> Options:
+    """Return the same options with what the prior itself decides written down, for a record.
+
+    Raises:
+        InputError: If an option does not fit the prior.
+    """
+    if not isinstance(prior, LDM) or not isinstance(options, DiffusionOptions):
+        return options
+    name, steps = prior.noise_schedule.resolve(options.scheduler, options.num_steps)
+    return dataclasses.replace(options, scheduler=name, num_steps=steps)
+
+
 @torch.no_grad()
 def decode_latents(
     tokenizer: ImageTokenizer, latents: Float[Tensor, "n lc lh lw"]

@@ -18,10 +18,11 @@ from spectok.evaluation.measuring import check_shape, type_name
 from spectok.evaluation.reconstruction import interior_of
 from spectok.evaluation.sets import FEWEST
 from spectok.processes import from_main
-from spectok_generation.drawing import choose_labels, make_options
+from spectok_generation.drawing import choose_labels, make_options, spelled_out
 from spectok_generation.priors import Prior
 from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
 from spectok_generation.sample_folder import Wanted, draw_to_folder, read_samples
+from spectok_generation.sharing import check_numbers
 from spectok_generation.text.encoder import TextEncoder
 
 
@@ -68,11 +69,11 @@ def evaluate_prior(
     if min(wanted.num_images, len(dataset)) < FEWEST:
         raise InputError(
             f"{wanted.num_images} drawn and {len(dataset)} real images cannot be compared as "
-            f"sets; give at least {FEWEST} of each (--num-images)"
+            f"sets; give at least {FEWEST} of each (--num-images, --limit)"
         )
     shape: Any = tuple(interior_of(dataset[0]["images"], dataset).shape)
     find_extractors(networks or Networks(), shape, "cpu")  # before hours of drawing
-    options = wanted.options or make_options(prior, {})
+    options = spelled_out(prior, wanted.options or make_options(prior, {}))
     wanted = dataclasses.replace(wanted, options=options)
 
     def compare(place: Path) -> dict[str, Any]:
@@ -119,8 +120,10 @@ def choose_wanted(prior: Prior, dataset: ImageDataset, num_images: int, **settin
         **settings: Seed and options of :class:`Wanted`.
 
     Raises:
+        InputError: If the number is below 1.
         DataError: If the prior reads text, and the data has no captions.
     """
+    check_numbers(num_images)
     if not prior.text_width:
         return Wanted(num_images, choose_labels(prior, num_images), **settings)
     captions = [text for i in range(len(dataset)) for text in dataset.captions_of(i)[:1] if text]

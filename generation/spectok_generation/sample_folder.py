@@ -32,7 +32,7 @@ from spectok.reading import read_json
 from spectok.training.lock import run_locked
 from spectok.writing import whole_file, write_text
 from spectok_generation.conditions import Condition, check_labels
-from spectok_generation.drawing import Options, draw_batch, make_options
+from spectok_generation.drawing import Options, draw_batch, make_options, spelled_out
 from spectok_generation.pairs import check_encoder, check_pair
 from spectok_generation.priors import Prior
 from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
@@ -45,6 +45,7 @@ PLAN, MANIFEST = "samples.json", "metadata.jsonl"
 FORMAT = 1
 UNFINISHED = re.compile(r"\.\d+\.partial\.\w+")
 """Names of files that a process was killed while writing; see ``whole_file``."""
+PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 HASHED = ("labels", "prompts", "known")
 """Settings that a plan holds as a hash."""
 
@@ -118,7 +119,8 @@ def draw_to_folder(
     """Draw images into a folder as PNG files, divided among the processes.
 
     Image ``i`` is that of :func:`~spectok_generation.draw_images`. Where the folder already holds
-    some of these images, the others are drawn. Every process must see the folder.
+    some of these images, the others are drawn, and so are those whose files were cut short. Every
+    process must see the folder.
 
     Args:
         prior: A trained prior, on the device to sample on.
@@ -143,7 +145,7 @@ def draw_to_folder(
     check_numbers(wanted.num_images, batch_size)
     check_pair(prior, tokenizer)
     wanted.check(prior, encoder)
-    options = wanted.options or make_options(prior, {})
+    options = spelled_out(prior, wanted.options or make_options(prior, {}))
     wanted = dataclasses.replace(wanted, options=options)
     plan = _plan(prior, tokenizer, encoder, wanted)
     done = on_images or (lambda count: None)
@@ -241,7 +243,23 @@ def _begin(folder: Path, plan: dict[str, Any]) -> list[int]:
     held = set(os.listdir(folder))
     for name in filter(UNFINISHED.fullmatch, held):
         (folder / name).unlink(missing_ok=True)
-    return [n for n in range(plan["num_images"]) if file_name(n) not in held]
+    wanted = {file_name(number): number for number in range(plan["num_images"])}
+    others = sorted(held - wanted.keys() - {PLAN, MANIFEST})
+    others += [name for name in held & wanted.keys() if not (folder / name).is_file()]
+    if strange := [name for name in others if not name.startswith(".")]:
+        raise CheckpointError(
+            f"{folder} holds {shown(strange[0])}, which is no image drawn for it; move it away, or "
+            "give another folder"
+        )
+    return [n for name, n in wanted.items() if name not in held or not _is_whole(folder / name)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file is a PNG from its first bytes to its last: no disk cut it short."""
+    with path.open("rb") as file:
+        first = file.read(len(PNG_BEGIN))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(PNG_END)))
+        return first == PNG_BEGIN and file.read() == PNG_END
 
 
 def _check_same(folder: Path, plan: dict[str, Any]) -> None:
@@ -250,7 +268,10 @@ def _check_same(folder: Path, plan: dict[str, Any]) -> None:
     Raises:
         CheckpointError: Names the first that differs.
     """
-    found = read_json(folder / PLAN, CheckpointError)
+    try:
+        found = read_json(folder / PLAN, CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; give another folder, or delete this one") from error
     if found == plan:
         return
     before = found if isinstance(found, dict) else {}

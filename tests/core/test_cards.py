@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from spectok.cards.content import NOT_MEASURED, fenced, render
 from spectok.cards.curve import curves_of
 from spectok.cards.file import (
     BEGIN,
+    END,
     find_numbers,
     is_untouched,
     read_header,
@@ -33,6 +36,13 @@ PROTOCOL = {
     "precision": "float32",
 }
 SUBJECT = Subject("mine", "A model.", "load()", ["image-tokenizer"], "0" * 64)
+THEIRS = """\
+  - name: theirs
+    results:
+      - dataset: {name: ImageNet, type: imagenet}
+        metrics:
+          - {type: accuracy, value: 99}
+"""
 RECORDS = [{"step": step, "loss": 1 / step, "loss/a": 0.5 / step} for step in (1, 2, 3)]
 
 
@@ -164,6 +174,39 @@ def test_contradictions_are_named(tmp_path):
     assert read_claims(path)[1] == ["model-index lists psnr 31.5, the claim says 21.5"]
     path.write_text(text.replace("| PSNR, dB | 21.5 |", "| PSNR, dB | 31.5 |"))
     assert read_claims(path)[1] == ["the table of numbers in the text is not that of the claims"]
+    path.write_text(text.replace(BEGIN, "").replace(END, ""))
+    assert "stand outside the two comments" in read_claims(path)[1][0]
+    unnamed = re.sub(r" *args:\n *protocol: .*\n", "", text)
+    assert unnamed != text
+    path.write_text(unnamed.replace("value: 21.5", "value: 31.5"))
+    assert read_claims(path)[1] == ["model-index lists psnr 31.5, the claim says 21.5"]
+    assert THEIRS not in text
+    path.write_text(text.replace("model-index:\n", f"model-index:\n{THEIRS}"))
+    assert read_claims(path)[1] == [
+        "model-index lists accuracy 99, and no claim tells how to measure that again"
+    ]
+
+
+def test_results_of_others_in_the_list_of_the_hub_stay(tmp_path):
+    path = tmp_path / CARD
+    path.write_text(f"---\nmodel-index:\n{THEIRS}---\ntext\n")
+    for value, protocol in [(1.0, "a"), (2.0, "a"), (3.0, "b")]:
+        record_claim(tmp_path, claim(protocol=protocol, psnr=value), SUBJECT)
+    record_claim(tmp_path, claim(weights="1" * 64, protocol="c", psnr=4.0), SUBJECT)
+    ours, theirs = read_header(path.read_text(), CARD)["model-index"]
+    assert [m["value"] for r in ours["results"] for m in r["metrics"]] == [4.0]
+    assert theirs["results"][0]["metrics"] == [{"type": "accuracy", "value": 99}]
+
+
+def test_numbers_stay_when_training_goes_on_and_changes_no_weight(tmp_path):
+    write_card(tmp_path, SUBJECT, RECORDS)
+    record_claim(tmp_path, claim(psnr=21.5), SUBJECT)
+    again = write_card(tmp_path, SUBJECT, RECORDS)
+    assert again is not None
+    assert read_claims(again) == ([claim(psnr=21.5)], [])
+    assert is_untouched(again.read_text())
+    write_card(tmp_path, replace(SUBJECT, weights="1" * 64), RECORDS)
+    assert NOT_MEASURED in again.read_text()
 
 
 @pytest.mark.parametrize(
@@ -183,6 +226,10 @@ def test_contradictions_are_named(tmp_path):
             "spectok: {measured: [{weights: a, data: {}, protocol: {id: b}, "
             "values: {psnr: .inf}}]}",
             "claims 'psnr' inf, no number",
+        ),
+        (
+            "spectok: {measured: [{weights: a, data: {}, protocol: {id: b}, values: {}}]}",
+            "claim 1 claims no number",
         ),
     ],
 )

@@ -12,8 +12,8 @@ from spectok import Level, TokenSpec, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.evaluation.codebooks import UsageByPosition
 from spectok.evaluation.codes import check_children, check_counts, check_norms, check_perplexity
-from spectok.evaluation.diagnosis import Diagnosis, Finding, graded
-from spectok.evaluation.doctor import examine
+from spectok.evaluation.diagnosis import SETTING, Diagnosis, Finding, graded
+from spectok.evaluation.doctor import examine, settings_of
 from spectok.evaluation.stored import check_rounding, check_subnormal, rounded_to
 from spectok.metrics import count_codes, split_by_codebook
 
@@ -106,7 +106,8 @@ def test_dead_codes(spoiled, dataset):
     (finding,) = examine(folder).findings
     assert (finding.check, finding.severity) == ("dead codes", "error")
     assert "37.5 % of 16 codes were never chosen at the end of training" in finding.message
-    assert "revive_below" in finding.remedy
+    assert "a smaller tokenizer.codebook_size" in finding.remedy
+    assert "revive_below" not in finding.remedy  # it is on already
     seen = examine(folder, dataset)
     assert found_by(seen) == {("dead codes", "error")}
     assert any("on this data" in finding.message for finding in seen.findings)
@@ -120,6 +121,50 @@ def test_twins(spoiled):
     assert (finding.check, finding.severity) == ("twins", "error")
     assert finding.message.startswith("4 of 16 codes are copies of another")
     assert "codebook_size" in finding.remedy
+
+
+def test_a_code_that_went_astray_makes_no_twins(spoiled):
+    found = examine(spoiled(lambda state: state[CODES][0, 3].fill_(1e20)))
+    (finding,) = found.findings
+    assert (finding.check, finding.severity) == ("norms", "warning")
+    assert finding.message.startswith(f"1 of {SIZE} codes lie 100 times farther")
+
+
+def test_remedies_name_only_what_can_be_set(spoiled, tmp_path, dataset):
+    def collapse(state):
+        state[CODES][0, :] = state[CODES][0, :1]
+
+    (twins,) = examine(spoiled(collapse)).findings
+    assert "tokenizer.quantizer.revive_every" in twins.remedy  # vqvae's default quantizer has it
+    for number, (quantizer, named) in enumerate(
+        {
+            "vq": {"tokenizer.codebook_size", "tokenizer.quantizer.commitment_weight"},
+            "gumbel": {"tokenizer.codebook_size"},
+        }.items()
+    ):
+        folder = tmp_path / str(number)
+        tokenizer = load_tokenizer("vqvae", image_size=16, quantizer=quantizer, codebook_size=SIZE)
+        with torch.no_grad():
+            tokenizer.quantizer.codebook.copy_(tokenizer.quantizer.codebook[:, :1].clone())
+        tokenizer.save_pretrained(folder)
+        findings = examine(folder, dataset).findings
+        assert {"twins", "dead codes", "perplexity"} <= {finding.check for finding in findings}
+        assert all(finding.remedy for finding in findings)
+        settings = {name for finding in findings for name in SETTING.findall(finding.remedy)}
+        assert settings <= settings_of(tokenizer)
+        assert named <= settings | {"tokenizer.quantizer.codebook_weight"}
+
+
+def test_lengths_say_nothing_where_codes_are_not_compared_with_vectors(tmp_path, dataset):
+    for quantizer, is_checked in (("vq", True), ("gumbel", False)):
+        torch.manual_seed(0)
+        tokenizer = load_tokenizer("vqvae", image_size=16, quantizer=quantizer, codebook_size=SIZE)
+        with torch.no_grad():
+            tokenizer.quantizer.codebook.mul_(1e3)
+        tokenizer.save_pretrained(tmp_path / quantizer)
+        found = examine(tmp_path / quantizer, dataset)
+        assert ("norms" in {finding.check for finding in found.findings}) == is_checked
+        assert ("norms" in found.not_checked) != is_checked
 
 
 def test_rounded_codes(spoiled):

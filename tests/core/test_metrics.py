@@ -177,6 +177,8 @@ def test_twins_are_connected_through_others_and_scale_with_the_codes():
     assert find_twins(codes).tolist() == [[0, 1, 1, 1, 4]]
     assert find_twins(1e-4 * codes).tolist() == [[0, 1, 1, 1, 4]]
     assert find_twins(torch.zeros(2, 3, 4)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    ran_away = torch.cat([codes, torch.full((1, 1, codes.shape[2]), 1e20)], dim=1)
+    assert find_twins(ran_away).tolist() == [[0, 1, 1, 1, 4, 5]]
     evenly_spaced = torch.linspace(-1, 1, 512).view(1, 512, 1)
     assert find_twins(evenly_spaced).tolist() == [list(range(512))]
 

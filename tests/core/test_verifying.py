@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +182,8 @@ def test_images_that_are_not_here_are_one_line(refused, copied, pictures, tmp_pa
     (claim,), _ = read_claims(path)
     for name, there in [("cifar10", None), ("folder", None), ("folder", tmp_path / "gone")]:
         ours = replace(claim, data=claim.data | {"name": name})
-        with pytest.raises(DataError, match=f"images {name}/test are not at hand; give them with"):
+        why = "hand; give them with --data" if there is None else f"{there}: {there} does not exist"
+        with pytest.raises(DataError, match=re.escape(f"images {name}/test are not at {why}")):
             reference_data(ours, path.parent, there and str(there))
     card = path.read_text().replace("name: digits", "name: cifar10")
     path.write_text(card)
@@ -198,7 +200,8 @@ def test_what_claims_nothing_is_one_line(refused, copied, tmp_path):
         "eval", model, "--verify"
     )
     assert "no folder of a model, no card and no JSON" in refused("eval", "nothing", "--verify")
-    assert "leave --limit" in refused("eval", model, "--verify", "--limit", "3")
+    for option, value in (("--limit", "3"), ("--split", "train")):
+        assert "leave out --split" in refused("eval", model, "--verify", option, value)
     assert "--card writes into the folder" in refused("eval", "user/model", "--card")
     for content, message in [
         ([], "holds no JSON object"),

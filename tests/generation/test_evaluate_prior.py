@@ -182,7 +182,9 @@ def test_eval_measures_a_prior_or_a_tokenizer(spectok, pipeline, classifier, tmp
     assert (tmp_path / "kept" / MANIFEST).is_file()
     status, _, err = spectok("eval", "prior", pipeline, *words, "--images", tmp_path / "kept")
     assert status == 0, err
-    assert json.loads((tmp_path / "r.json").read_text()) == found
+    again = json.loads((tmp_path / "r.json").read_text())
+    assert again.pop("command").split()[:3] == ["spectok", "eval", "prior"]
+    assert again == {key: value for key, value in found.items() if key != "command"}
     status, out, err = spectok("eval", pipeline / "tokenizer", *SHAPES, "--classifier", classifier)
     assert status == 0, err
     assert "classifier_kid" in out
@@ -205,7 +207,8 @@ def test_bad_input_is_one_line(spectok, pipeline, tokenizer_folder, tmp_path):
     for words, message in [
         ([tmp_path / "no", "--num-images", 4], f"no directory {tmp_path / 'no'}"),
         ([pipeline, "--num-images", 4], "says what images it was trained on; give --data"),
-        ([pipeline, "--num-images", 1, *SHAPES], "at least 2 of each (--num-images)"),
+        ([pipeline, "--num-images", 1, *SHAPES], "at least 2 of each (--num-images, --limit)"),
+        ([pipeline, "--num-images", -3, *SHAPES], "num_images -3"),
         ([pipeline, *SHAPES], "Missing option '--num-images'"),
         ([pipeline, "--num-images", 4, *SHAPES, "image_size=32"], "do not fit the tokenizer"),
         ([pipeline, "--num-images", 4, *SHAPES, "channels=1"], "do not fit the tokenizer"),
@@ -220,6 +223,16 @@ def test_bad_input_is_one_line(spectok, pipeline, tokenizer_folder, tmp_path):
         status, _, err = spectok("eval", *words)
         assert (status, err.count("\n")) == (2, 1), err
         assert message in err
+
+
+def test_numbers_of_a_prior_are_not_verified(spectok, pipeline, make, tmp_path):
+    make("gpt").save_pretrained(tmp_path / "prior")
+    result = tmp_path / "r.json"
+    assert spectok("eval", pipeline, "--num-images", 4, *SHAPES, "--out", result)[0] == 0
+    for words in ([result, "--verify"], [tmp_path / "prior", "--verify"], ["--verify", pipeline]):
+        status, _, err = spectok("eval", *words)
+        assert (status, err.count("\n")) == (2, 1), err
+        assert "come from the same 'spectok eval PRIOR --num-images N'" in err
 
 
 def test_a_prior_without_its_tokenizer_is_refused(spectok, make, tmp_path):

@@ -108,7 +108,7 @@ def test_files_are_the_images_that_are_drawn(kind, make, tokenizer, encoder, tmp
         assert [row["class"] for row in rows] == LABELS.tolist()
     if kind == "cat":
         assert [row["prompt"] for row in rows] == [PROMPTS[i % 2] for i in range(11)]
-    setting = {"num_steps": 2} if kind == "ldm" else {"temperature": 1.0}
+    setting = {"num_steps": 2, "scheduler": "ddim"} if kind == "ldm" else {"temperature": 1.0}
     assert rows[0].items() >= {**setting, "guidance": 1.0}.items()
 
 
@@ -149,6 +149,11 @@ def test_drawing_goes_on_where_it_stopped(gpt, tokenizer, tmp_path, monkeypatch)
     draw_to_folder(prior, tokenizer, target, wanted, batch_size=5, on_images=counts.append)
     assert counts == [3, 5, 3]
     assert (target / "000000.png").stat().st_mtime_ns == kept
+    assert contents(target) == contents(tmp_path / "whole")
+    for number, size in ((3, 0), (5, 40)):  # cut short by a disk that lost power
+        os.truncate(target / f"{number:06d}.png", size)
+    draw_to_folder(prior, tokenizer, target, wanted, on_images=(counts := []).append)
+    assert counts == [9, 2]
     assert contents(target) == contents(tmp_path / "whole")
     monkeypatch.setattr("spectok_generation.sample_folder.draw_batch", None)  # nothing is drawn
     draw_to_folder(prior, tokenizer, target, wanted)
@@ -196,9 +201,31 @@ def test_other_weights_and_other_folders_are_refused(gpt, tokenizer, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file; give a folder"):
         draw_to_folder(prior, tokenizer, tmp_path / "file", wanted)
+    (tmp_path / "x" / PLAN).write_text("")
+    with pytest.raises(CheckpointError, match=r"not valid JSON.*; give another folder"):
+        draw_to_folder(prior, tokenizer, tmp_path / "x", wanted)
     (tmp_path / "x" / PLAN).write_text("[]")
     with pytest.raises(CheckpointError, match="holds images drawn with format None, not 1"):
         draw_to_folder(prior, tokenizer, tmp_path / "x", wanted)
+
+
+def test_what_somebody_else_put_there_is_refused_and_kept(gpt, tokenizer, tmp_path):
+    prior, wanted = gpt
+    manifest = draw_to_folder(prior, tokenizer, tmp_path / "x", wanted)
+    (tmp_path / "x" / ".DS_Store").touch()
+    draw_to_folder(prior, tokenizer, tmp_path / "x", wanted)
+    for name in ("cat.png", "000011.png"):
+        (tmp_path / "x" / name).write_bytes(b"mine")
+        with pytest.raises(CheckpointError, match=f"holds '{name}', which is no image drawn for"):
+            draw_to_folder(prior, tokenizer, tmp_path / "x", wanted)
+        assert (tmp_path / "x" / name).read_bytes() == b"mine"
+        (tmp_path / "x" / name).unlink()
+    (tmp_path / "x" / "000003.png").unlink()
+    (tmp_path / "x" / "000003.png").mkdir()
+    manifest.unlink()
+    with pytest.raises(CheckpointError, match=r"holds '000003\.png', which is no image drawn for"):
+        draw_to_folder(prior, tokenizer, tmp_path / "x", wanted)
+    assert not manifest.exists()
 
 
 def test_what_a_prior_cannot_draw_is_refused(gpt, make, tokenizer, encoder, tmp_path):

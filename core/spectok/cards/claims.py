@@ -76,6 +76,8 @@ class Claim:
         for name, value in values.items():
             if not _is_number(value):
                 raise CheckpointError(f"{place} claims {shown(name)} {shown(value)}, no number")
+        if not values:
+            raise CheckpointError(f"{place} claims no number")
         data = {key: value for key, value in content["data"].items() if key != "path"}
         return cls(content["weights"], data, dict(protocol), dict(values), images)
 

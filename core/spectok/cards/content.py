@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from spectok.cards.claims import Claim, describe_images
-from spectok.cards.file import BEGIN, END, join, placeholder, replace_key, replace_numbers
+from spectok.cards.file import (
+    BEGIN,
+    END,
+    join,
+    placeholder,
+    read_header,
+    replace_key,
+    replace_numbers,
+)
 from spectok.errors import one_line
 from spectok.recipes.yaml12 import dump_yaml
 
@@ -89,21 +97,33 @@ def render(subject: Subject) -> str:
     return join(header, "\n\n".join(parts) + "\n")
 
 
-def with_claims(card: str, claims: Sequence[Claim], weights: str, name: str) -> str:
+def with_claims(
+    card: str,
+    claims: Sequence[Claim],
+    weights: str,
+    name: str,
+    earlier: Set[str] = frozenset(),
+) -> str:
     """Return a card, not sealed yet, whose header and text hold exactly these claims.
+
+    Results that somebody else added to the hub's list stay there.
 
     Args:
         card: The card as it was, ours or a person's.
         claims: Of one model, each by another protocol.
         weights: Fingerprint of the model.
         name: Name of the model, for the hub's list of results.
+        earlier: Ids of the protocols of claims that the card held before.
     """
     section = {
         "written": placeholder(),
         "weights": weights,
         "measured": [claim.to_dict() for claim in claims],
     }
-    card = replace_key(card, MODEL_INDEX, model_index(claims, name) if claims else None)
+    own = {claim.protocol_id for claim in claims} | earlier
+    others = _results_of_others(read_header(card, name), own)
+    listed = [*(model_index(claims, name) if claims else []), *others]
+    card = replace_key(card, MODEL_INDEX, listed or None)
     card = replace_key(card, SECTION, section)
     return replace_numbers(card, numbers(claims))
 
@@ -133,16 +153,15 @@ def model_index(claims: Sequence[Claim], name: str) -> list[dict[str, Any]]:
     return eval_results_to_model_index(name, results)
 
 
-def indexed_values(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the numbers of a header's list of results: protocol id -> metric -> value."""
-    found: dict[str, dict[str, Any]] = {}
+def indexed_values(header: Mapping[str, Any]) -> Iterator[tuple[str | None, str, Any]]:
+    """Yield the numbers of a header's list of results: protocol id, metric, value.
+
+    The id is None where the list names none.
+    """
     for model in _list(header.get(MODEL_INDEX)):
         for result in _list(model.get("results")):
             for metric in _list(result.get("metrics")):
-                protocol = (metric.get("args") or {}).get("protocol")
-                if isinstance(protocol, str) and isinstance(metric.get("type"), str):
-                    found.setdefault(protocol, {})[metric["type"]] = metric.get("value")
-    return found
+                yield _protocol_of(result, metric), str(metric.get("type")), metric.get("value")
 
 
 def numbers(claims: Sequence[Claim]) -> str:
@@ -207,6 +226,28 @@ def _data(subject: Subject) -> list[str]:
     return (
         [*parts, f"Licence of the data: {subject.data_license}."] if subject.data_license else parts
     )
+
+
+def _results_of_others(header: Mapping[str, Any], own: Set[str]) -> list[dict[str, Any]]:
+    """Return a header's list of results without those of some protocols."""
+    found = []
+    for model in _list(header.get(MODEL_INDEX)):
+        rest = [
+            result
+            for result in _list(model.get("results"))
+            if own.isdisjoint(_protocol_of(result, one) for one in _list(result.get("metrics")))
+        ]
+        found += [{**model, "results": rest}] if rest else []
+    return found
+
+
+def _protocol_of(result: Mapping[str, Any], metric: Mapping[str, Any]) -> str | None:
+    """Return the protocol that a number of the hub's list names, itself or for its data set."""
+    arguments, dataset = metric.get("args"), result.get("dataset")
+    named = arguments.get("protocol") if isinstance(arguments, Mapping) else None
+    if named is None and isinstance(dataset, Mapping):
+        named = dataset.get("revision")
+    return None if named is None else str(named)
 
 
 def _list(value: Any) -> list[Mapping[str, Any]]:

@@ -19,7 +19,13 @@ from spectok.cards.content import (
     with_claims,
 )
 from spectok.cards.curve import draw_curve
-from spectok.cards.file import find_numbers, is_untouched, read_header, seal
+from spectok.cards.file import (
+    find_numbers,
+    is_untouched,
+    read_header,
+    replace_numbers,
+    seal,
+)
 from spectok.errors import CheckpointError, SpectokError, one_line
 from spectok.messages import note
 from spectok.reading import read_text
@@ -32,7 +38,10 @@ CARD, CURVE, BESIDE = "README.md", "training_curve.png", "README.new.md"
 def write_card(
     folder: Path, subject: Subject, records: Sequence[Mapping[str, Any]] = ()
 ) -> Path | None:
-    """Write the card of a model that has just been trained, without numbers.
+    """Write the card of a model that has just been trained.
+
+    It has no numbers yet, unless training went on from a finished run and changed no weight: then
+    it has those of the card before it.
 
     The model is saved before, and stays as it is whatever happens here: a card that cannot be
     written is a remark on stderr. A card that a person has edited stays; the new one is written
@@ -53,11 +62,22 @@ def write_card(
         if os.path.lexists(path) and not is_untouched(read_text(path, CheckpointError)):
             note(f"{path} was not written by spectok, or edited; the new card is {BESIDE}")
             path = folder / BESIDE
-        write_text(path, seal(render(subject)), CheckpointError)
+        card = _with_earlier(path, subject) if path.name == CARD else render(subject)
+        write_text(path, seal(card), CheckpointError)
     except SpectokError as error:
         note(f"the model is saved, its card is not: {error}")
         return None
     return path
+
+
+def _with_earlier(path: Path, subject: Subject) -> str:
+    """Return a new card, not sealed yet, with the numbers of the same weights that stand there."""
+    card = render(subject)
+    if not path.is_file():
+        return card
+    earlier = claims_of(read_header(read_text(path, CheckpointError), str(path)), str(path))
+    kept = [claim for claim in earlier if claim.weights == subject.weights]
+    return with_claims(card, kept, subject.weights, subject.name) if kept else card
 
 
 def record_claim(folder: Path, claim: Claim, subject: Subject) -> Path:
@@ -80,7 +100,8 @@ def record_claim(folder: Path, claim: Claim, subject: Subject) -> Path:
     untouched = fresh or is_untouched(card)
     earlier = [] if fresh else claims_of(read_header(card, str(path)), str(path))
     kept = [c for c in earlier if c.weights == claim.weights and c.protocol_id != claim.protocol_id]
-    card = with_claims(card, [*kept, claim], claim.weights, subject.name)
+    before = {c.protocol_id for c in earlier}
+    card = with_claims(card, [*kept, claim], claim.weights, subject.name, before)
     write_text(path, seal(card) if untouched else card, CheckpointError)
     return path
 
@@ -103,17 +124,22 @@ def read_claims(path: Path) -> tuple[list[Claim], list[str]]:
             f"measures some and writes them into it"
         )
     contradictions = []
-    listed = indexed_values(header)
-    for claim in claims:
-        for name, value in listed.get(claim.protocol_id, {}).items():
-            if claim.values.get(name) != value:
-                contradictions.append(
-                    f"{MODEL_INDEX} lists {one_line(name)} {one_line(str(value))}, the claim says "
-                    f"{claim.values.get(name)}"
-                )
+    by_protocol = {claim.protocol_id: claim.values for claim in claims}
+    for protocol, name, value in indexed_values(header):
+        listed = f"{MODEL_INDEX} lists {one_line(name)} {one_line(str(value))}"
+        claimed = by_protocol.get(protocol or "")
+        if claimed is None:
+            contradictions.append(f"{listed}, and no claim tells how to measure that again")
+        elif claimed.get(name) != value:
+            contradictions.append(f"{listed}, the claim says {claimed.get(name)}")
     found = find_numbers(card)
     if found is not None and found != numbers(claims):
         contradictions.append("the table of numbers in the text is not that of the claims")
+    outside = replace_numbers(card, "") if found is not None else card
+    if any(f"`{protocol}`" in outside for protocol in by_protocol):
+        contradictions.append(
+            "numbers in the text stand outside the two comments between which they are compared"
+        )
     return claims, contradictions
 
 

@@ -10,6 +10,7 @@ import typer
 from spectok.cli.evaluate import Limit, held_out
 from spectok.cli.models import AsJson, Model
 from spectok.cli.train import Data
+from spectok.errors import ConfigError
 from spectok.messages import note, progress, say
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def doctor(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
     ] = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Split of the data to look at.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data to look at (default: test).")
+    ] = None,
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,11 +44,13 @@ def doctor(
 
     def images(tokenizer: ImageTokenizer) -> Any:
         shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
-        settings = shape | {"split": split, "limit": limit}
+        settings = shape | {"split": split or "test", "limit": limit}
         return build_dataset(held_out(model, data, settings, overrides or []), train=False)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = data is not None or bool(overrides)
+    if not wanted and (limit is not None or split is not None):
+        raise ConfigError("--limit and --split are of images, and none are looked at; give --data")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress("looking at images", limit or 0) as advance:
         found = examine(model, images if wanted else None, device=device, on_images=advance)
     if as_json:

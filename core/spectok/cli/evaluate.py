@@ -74,7 +74,9 @@ def evaluate(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
     ] = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Split of the data to evaluate on.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data to evaluate on (default: test).")
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
     classifier: ClassifierFolder = None,
@@ -113,14 +115,17 @@ def evaluate(
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)
     if verify:
-        if limit is not None or card or picture is not None:
-            raise ConfigError("--verify measures what is claimed; leave --limit, --card, --picture")
+        if limit is not None or split is not None or card or picture is not None:
+            raise ConfigError(
+                "--verify measures what is claimed, on the images that were claimed; leave out "
+                "--split, --limit, --card and --picture"
+            )
         verify_claims(model, data, overrides or [], how, out)
         return
     folder = local_folder(model) if card else None
     tokenizer = load_on_device(model)
     shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
-    settings = shape | {"split": split, "limit": limit}
+    settings = shape | {"split": split or "test", "limit": limit}
     config = held_out(model, data, settings, overrides or [])
     dataset = build_dataset(config, train=False)
     with progress("evaluating", len(dataset)) as advance:

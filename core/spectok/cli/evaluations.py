@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-GROUP, DEFAULT = "eval", "tokenizer"
+GROUP, DEFAULT, VERIFY = "eval", "tokenizer", "--verify"
 
 
 class EvalCommand(TyperCommand):
@@ -31,7 +31,7 @@ class EvalGroup(TyperGroup):
         """Return the command that takes one of the models, or else the first with such options."""
         for name, command in self.commands.items():
             if isinstance(command, EvalCommand) and any(map(command.takes, words)):
-                return name
+                return name if VERIFY not in words else DEFAULT
         given = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
         for name, command in self.commands.items():
             if given <= {option for parameter in command.params for option in parameter.opts}:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from spectok.evaluation.diagnosis import Finding, graded
-from spectok.metrics import find_twins
+from spectok.evaluation.diagnosis import OR, Finding, graded
+from spectok.metrics import FAR, are_astray, find_twins
 from spectok.quantizers import perplexity
 from spectok.quantizers.statistics import USED_SHARE
 from spectok.token_spec import TokenSpec
@@ -27,13 +27,50 @@ COUNTED = 10  # tokens per code that it takes to call one dead
 BRANCHLESS = 0.02  # share of nodes, or of tokens, below a node whose children are one
 PARENT_COUNTS = 32  # tokens that it takes to judge a node's children
 
-REVIVE = (
-    "set tokenizer.quantizer.revive_below=0.1, or choose a quantizer that revives unused codes "
-    "(spectok list quantizers), or a smaller tokenizer.codebook_size"
+REVIVE = OR.join(
+    [
+        "set tokenizer.quantizer.revive_below=0.1",
+        "choose a quantizer that revives unused codes (spectok list quantizers)",
+        "choose a smaller tokenizer.codebook_size",
+    ]
 )
-SPREAD = (
-    "lower train.learning_rate or tokenizer.quantizer.commitment_weight, choose a smaller "
-    "tokenizer.codebook_size, or a quantizer that revives unused codes (spectok list quantizers)"
+SPREAD = OR.join(
+    [
+        "lower train.learning_rate",
+        "lower tokenizer.quantizer.commitment_weight",
+        "choose a smaller tokenizer.codebook_size",
+        "choose a quantizer that revives unused codes (spectok list quantizers)",
+    ]
+)
+MERGE = OR.join(
+    [
+        "lower tokenizer.codebook_size to the number of distinct codes",
+        "train longer, since twins are codes that were copied and have not moved apart",
+        "revive less often, by a larger tokenizer.quantizer.revive_every",
+    ]
+)
+SHORTEN = OR.join(
+    [
+        "choose a smaller tokenizer.num_tokens",
+        "choose a larger tokenizer.downsample_factor",
+        "take images without an equal border",
+    ]
+)
+MEET = OR.join(
+    [
+        "raise tokenizer.quantizer.commitment_weight, so that latents come to their codes",
+        "raise tokenizer.quantizer.codebook_weight, so that codes come to their latents",
+        "train longer",
+        "convert all weights, if some were converted",
+    ]
+)
+BRANCH = OR.join(
+    [
+        "choose a smaller tokenizer.quantizer.num_levels",
+        "choose a smaller tokenizer.quantizer.branching",
+        "set tokenizer.quantizer.revive_below=0.1",
+        "train longer",
+    ]
 )
 
 
@@ -110,10 +147,31 @@ def check_twins(spec: TokenSpec, tables: Sequence[Float[Tensor, "_ _ _"] | None]
                     level_name(spec, level),
                     f"{doubled:,} of {twins.numel():,} codes are copies of another: their indices "
                     f"cost bits and say nothing",
-                    "lower tokenizer.codebook_size to the number of distinct codes; twins come "
-                    "from codes that were copied and never moved apart: train longer, or revive "
-                    "less often (tokenizer.quantizer.revive_every)",
+                    MERGE,
                     {"twins": doubled, "codes": twins.numel()},
+                )
+            )
+    return found
+
+
+def check_astray(spec: TokenSpec, tables: Sequence[Float[Tensor, "_ _ _"] | None]) -> list[Finding]:
+    """Find codes so far from all others that no vector can be near them."""
+    found = []
+    for level, table in enumerate(tables):
+        if table is None:
+            continue
+        astray = sum(int(are_astray(codebook).sum()) for codebook in table.detach().double().cpu())
+        codes = table.shape[0] * table.shape[1]
+        if astray:
+            found.append(
+                Finding(
+                    "norms",
+                    graded(astray / codes, 0.0, DEAD_ERROR) or "warning",
+                    level_name(spec, level),
+                    f"{astray:,} of {codes:,} codes lie {FAR:g} times farther from the middle of "
+                    f"their codebook than nine tenths of it, and are never the nearest",
+                    REVIVE,
+                    {"astray": astray, "codes": codes},
                 )
             )
     return found
@@ -163,8 +221,7 @@ def check_perplexity(
                     level_name(spec, level),
                     f"{constant:,} of {len(places['perplexity']):,} positions almost always hold "
                     f"one code (perplexity below {CONSTANT})",
-                    "use fewer tokens (tokenizer.num_tokens, or a larger "
-                    "tokenizer.downsample_factor), or images without an equal border",
+                    SHORTEN,
                     {"constant": constant, "positions": len(places["perplexity"])},
                 )
             )
@@ -228,8 +285,7 @@ def check_norms(
                 name,
                 f"chosen codes are {ratio:.2g} times as long as the vectors they stand for "
                 f"(medians {numbers['codes']:.3g} and {numbers['latents']:.3g})",
-                "raise tokenizer.quantizer.commitment_weight (and codebook_weight), so that codes "
-                "and latents meet; if the weights were converted, convert all of them",
+                MEET,
                 numbers,
             )
         ]
@@ -295,8 +351,7 @@ def _branchless(spec: TokenSpec, level: int, count: int, total: int, message: st
             level_name(spec, level),
             f"{count:,} {message.format(total=total)}: this level adds bits and no detail below "
             f"them",
-            "use fewer tokenizer.quantizer.num_levels or a smaller branching, or revive more "
-            "(tokenizer.quantizer.revive_below=0.1)",
+            BRANCH,
             {"nodes": count, "of": total},
         )
     ]

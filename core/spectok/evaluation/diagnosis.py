@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Severity = Literal["note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """From the worst on."""
+
+
+OR = "; or "
+"""Between the alternatives of a remedy."""
+SETTING = re.compile(r"\btokenizer\.[\w.]*\w")
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class Finding:
             ``"warning"``: it would do better with another recipe; ``"note"``: worth knowing.
         place: Where: a level of the tokens, or a tensor.
         message: What was found, in words.
-        remedy: What to do about it, naming settings of the recipe.
+        remedy: What to do about it, naming settings of the recipe; alternatives are separated by
+            :data:`OR`, and at least one names no setting of a tokenizer.
         numbers: The numbers behind it.
     """
 
@@ -55,6 +63,13 @@ class Diagnosis:
         """Add what a check found."""
         self.checked.append(check)
         self.findings += findings
+
+    def leave_out(self, settings: Set[str]) -> None:
+        """Leave out of all remedies what names settings of the tokenizer other than these."""
+        for number, finding in enumerate(self.findings):
+            parts = finding.remedy.split(OR)
+            possible = [part for part in parts if set(SETTING.findall(part)) <= settings]
+            self.findings[number] = replace(finding, remedy=OR.join(possible))
 
     def sorted(self) -> list[Finding]:
         """Return the findings, the worst first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,6 +19,7 @@ from spectok.data import ImageDataset
 from spectok.errors import CheckpointError
 from spectok.evaluation.codebooks import UsageByPosition
 from spectok.evaluation.codes import (
+    check_astray,
     check_children,
     check_counts,
     check_frequencies,
@@ -37,10 +40,13 @@ from spectok.loading import load_trained, model_folder
 from spectok.metrics import count_codes, split_by_codebook
 from spectok.modeling import find_folder
 from spectok.quantizers import Quantizer, outermost_quantizers
+from spectok.recipes.options import SUPPLIED
 from spectok.tokenizer import ImageTokenizer
 
 SAMPLED = 1 << 14
 """Vectors of each quantizer that are kept to compare lengths."""
+PROBED = 64
+"""Codes of each codebook that are quantised themselves."""
 NO_DATA = "needs images: give --data"
 RANKS = (
     "a run does not record it: training with several processes compares their codebooks at each "
@@ -106,9 +112,28 @@ def examine(
     if dataset is None:
         for check in ("perplexity", "constant positions", "norms"):
             found.not_checked[check] = NO_DATA
-        return found
-    images = dataset(tokenizer) if callable(dataset) else dataset
-    examine_usage(found, tokenizer.to(device), images, batch_size, on_images)
+    else:
+        images = dataset(tokenizer) if callable(dataset) else dataset
+        examine_usage(found, tokenizer.to(device), images, batch_size, on_images)
+    found.leave_out(settings_of(tokenizer))
+    return found
+
+
+def settings_of(tokenizer: ImageTokenizer) -> set[str]:
+    """Return the settings of a recipe that help: options that the tokenizer and its quantizer take.
+
+    Revival that is on already is not among them.
+    """
+    options = tokenizer.first_config()
+    found = {f"tokenizer.{name}" for name in options}
+    if "quantizer" in options:
+        for quantizer in outermost_quantizers(tokenizer):
+            names = inspect.signature(type(quantizer)).parameters.keys() - set(
+                SUPPLIED["quantizer"]
+            )
+            found |= {f"tokenizer.quantizer.{name}" for name in names}
+            if getattr(quantizer, "revive_below", 0) > 0:
+                found.discard("tokenizer.quantizer.revive_below")
     return found
 
 
@@ -128,6 +153,7 @@ def examine_weights(
     found.ran("half precision", check_rounding(tensors))
     if any(table is not None for table in tables):
         found.ran("twins", check_twins(spec, tables))
+        found.ran("norms of codes", check_astray(spec, tables))
     else:
         found.not_checked["twins"] = "this quantizer stores no codes as vectors"
     if any(level.codebook == "path" for level in spec.levels):
@@ -172,8 +198,10 @@ def examine_usage(
     if any(level.codebook == "path" for level in spec.levels):
         found.ran("tree in use", check_children(spec, [None] * spec.num_levels, by_level))
     for name, (quantizer, parts) in seen.items():
-        if parts.vectors:
-            table = one_table(quantizer)
+        table = one_table(quantizer)
+        if table is not None and not keeps_codes(quantizer, table):
+            found.not_checked["norms"] = f"{name} does not choose the code nearest to a vector"
+        elif parts.vectors:
             vectors, chosen = torch.cat(parts.vectors), torch.cat(parts.chosen)
             found.ran("norms", check_norms(name, vectors, chosen, table))
 
@@ -194,6 +222,18 @@ def watched(tokenizer: ImageTokenizer) -> Iterator[dict[str, tuple[Quantizer, Se
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def keeps_codes(quantizer: Quantizer, table: Float[Tensor, "g k d"]) -> bool:
+    """Return whether codes are quantised to themselves, as where the nearest one is chosen.
+
+    Where scores of a learned projection choose the code, its length says nothing about vectors.
+    """
+    codes = table[:, :PROBED].transpose(0, 1).to(quantizer.code_tables[0])  # (K, G, D)
+    z = codes.repeat_interleave(quantizer.num_tokens // codes.shape[1], dim=1)  # (K, N, D)
+    apart = (quantizer.quantize(z).z_q - z).norm(dim=-1)
+    return float((apart <= 1e-3 * z.norm(dim=-1)).double().mean()) >= 0.5
 
 
 def one_table(quantizer: Quantizer) -> Tensor | None:

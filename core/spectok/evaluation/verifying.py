@@ -10,17 +10,22 @@ from typing import Any
 
 from spectok.cards import CARD, Claim, read_claims
 from spectok.data import DataConfig, ImageDataset, build_dataset
-from spectok.errors import CheckpointError, ConfigError, DataError, SpectokError
+from spectok.errors import CheckpointError, ConfigError, DataError, SpectokError, one_line
 from spectok.evaluation.measuring import Evaluation, evaluate
 from spectok.evaluation.protocol import protocol_id
 from spectok.evaluation.reference import REFERENCE_IMAGES
 from spectok.evaluation.terms import recipe_of_run
-from spectok.loading import model_folder
+from spectok.loading import class_of, model_folder
+from spectok.modeling import read_config
 from spectok.reading import read_json
 from spectok.recipes.schema import validate_section
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.card import weights_of
 
+REPEAT = (
+    "--verify measures tokenizers again; the same numbers of a prior come from the same 'spectok "
+    "eval PRIOR --num-images N'"
+)
 MEASURED = "measured"
 """Key of a JSON file that holds a list of claims, as does the header of a card."""
 ABSOLUTE = {
@@ -107,6 +112,10 @@ def find_claims(path: str | os.PathLike[str]) -> Claimed:
         raise CheckpointError(
             f"{given} is no folder of a model, no card and no JSON file; give one of these"
         )
+    try:
+        class_of(read_config(folder), os.fspath(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {REPEAT}") from error
     card = folder / CARD
     if not card.is_file():
         raise CheckpointError(
@@ -199,10 +208,10 @@ def reference_data(
         if config.path is not None and os.path.exists(config.path):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"the reference images {config.name}/{config.split} are not at hand; give them with "
-            f"--data ({reason})"
-        ) from error
+        images = f"the reference images {config.name}/{config.split}"
+        if path is not None:
+            raise DataError(f"{images} are not at {one_line(path)}: {reason}") from error
+        raise DataError(f"{images} are not at hand; give them with --data ({reason})") from error
 
 
 def _claims_of_json(path: Path) -> Claimed:
@@ -210,6 +219,8 @@ def _claims_of_json(path: Path) -> Claimed:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no result: it holds no JSON object")
     name = content.get("model")
+    if "prior" in content:
+        raise CheckpointError(f"{path} is of a prior; {REPEAT}")
     if not isinstance(name, str):
         raise CheckpointError(f"{path} names no model, so its numbers cannot be measured again")
     if MEASURED in content:

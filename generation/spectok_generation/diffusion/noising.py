@@ -138,11 +138,7 @@ class NoiseSchedule:
         Raises:
             InputError: If the name or the number of steps does not fit.
         """
-        usual = self._sampling[0] or self._fitting[0]
-        name = name or usual
-        if num_steps is None and name == usual:
-            num_steps = self._sampling[1]
-        num_steps = self._check_sampler(name, num_steps)
+        name, num_steps = self.resolve(name, num_steps)
         if name == "flow":
             scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_timesteps)
             # steps of equal length; its own last one would only go from 1 / num_timesteps to 0
@@ -153,6 +149,18 @@ class NoiseSchedule:
             scheduler = kind(**self._options)
             scheduler.set_timesteps(num_steps, device=device)
         return scheduler
+
+    def resolve(self, name: Sampler | None, num_steps: int | None) -> tuple[Sampler, int]:
+        """Return the scheduler and the number of steps that :meth:`make_sampler` takes.
+
+        Raises:
+            InputError: If the name or the number of steps does not fit.
+        """
+        usual = self._sampling[0] or self._fitting[0]
+        name = name or usual
+        if num_steps is None and name == usual:
+            num_steps = self._sampling[1]
+        return name, self._check_sampler(name, num_steps)
 
     @property
     def _fitting(self) -> tuple[Sampler, ...]:
