@@ -37,18 +37,19 @@ SETTINGS = (
 DRIVER = """
 import importlib.util, json, sys
 sources, precision, output, *names = sys.argv[1:]
-for module in ("waiting", "pretend"):  # of today, also for an earlier revision
+for module in ("waiting", "pretend", "pretended_training"):  # of today
     name = f"spectok.testing.{module}"
     found = importlib.util.spec_from_file_location(name, f"{sources}/{module}.py")
     sys.modules[name] = loaded = importlib.util.module_from_spec(found)
     found.loader.exec_module(loaded)
-pretend, waiting = sys.modules["spectok.testing.pretend"], sys.modules["spectok.testing.waiting"]
+pretend = sys.modules["spectok.testing.pretend"]
+training_on = sys.modules["spectok.testing.pretended_training"].training_on
 from spectok.cli import main
 counted = {}
 for name in names:
     kind = ["prior"] if name.startswith("prior") else []
     words = ["train", *kind, f"smoke/{name}", "--output", f"{output}/{name}", *SETTINGS]
-    with pretend.PretendDevice("cuda") as gpu, waiting.training_on(gpu):
+    with pretend.PretendDevice("cuda") as gpu, training_on(gpu):
         try:
             main([*words, f"train.mixed_precision={precision}"])
         except SystemExit as done:

@@ -10,8 +10,8 @@ from spectok.losses import focal_frequency, l1, l2
 from spectok.losses.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
 from spectok.plugins import registry
 from spectok.testing.pretend import PretendDevice
+from spectok.testing.pretended_training import training_on
 from spectok.testing.small import small_tokenizer
-from spectok.testing.waiting import training_on
 from spectok.training.recipe import load_tokenizer_recipe
 from spectok.training.tokenizer import train_tokenizer
 

@@ -1,19 +1,15 @@
-"""What makes the host wait for a GPU, where in the code, and in which step of a training."""
+"""What makes the host wait for a GPU, and where in the code."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-
-if TYPE_CHECKING:
-    from spectok.testing.pretend import PretendDevice
 
 READS = frozenset(
     (
@@ -62,42 +58,6 @@ class Event:
 
     def __str__(self) -> str:
         return f"{self.kind} by {self.operation} at {self.place}"
-
-
-@contextmanager
-def training_on(gpu: PretendDevice) -> Iterator[None]:
-    """Let :func:`spectok.training.fit` train on the pretended device, and count its steps.
-
-    While a step is taken, :attr:`PretendDevice.step` is its number, counted from 1, and
-    :attr:`PretendDevice.model` the name of the class that is trained; otherwise the step is 0.
-
-    Args:
-        gpu: The device, inside its context.
-    """
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    from spectok.training import loop
-
-    train_on_batch = loop.train_on_batch
-
-    def counted(state: Any, batch: Any, step: int) -> None:
-        gpu.step, gpu.model = step + 1, type(state.model).__name__
-        try:
-            train_on_batch(state, batch, step)
-        finally:
-            gpu.step = 0
-
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    with ExitStack() as stack:
-        forget()
-        stack.callback(forget)
-        replace(stack, loop, "train_on_batch", counted)
-        replace(stack, PartialState, "set_device", lambda s: setattr(s, "device", gpu.device))
-        replace(stack, AcceleratorState, "_check_initialized", lambda *_, **__: None)
-        yield
 
 
 def replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
