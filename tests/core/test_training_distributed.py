@@ -236,6 +236,7 @@ def work_for_longer_than_the_timeout(output):
     in_group(body, minutes=6 / 60)
 
 
+@pytest.mark.slow
 def test_long_work_of_one_process_does_not_time_out_the_others(tmp_path, fork_ranks):
     assert fork_ranks(work_for_longer_than_the_timeout, tmp_path) == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
@@ -290,7 +291,14 @@ def die_while_training(train, output, victim, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "victim"), [("kill", "0"), ("kill", "1"), ("fail", "0"), ("fail", "1"), ("stop", "1")]
+    ("how", "victim"),
+    [
+        ("kill", "0"),
+        ("fail", "1"),
+        pytest.param("kill", "1", marks=pytest.mark.slow),
+        pytest.param("fail", "0", marks=pytest.mark.slow),
+        pytest.param("stop", "1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_is_gone_is_named_by_the_others(tmp_path, train, fork, how, victim):
     with socket.socket() as probe:

@@ -567,6 +567,7 @@ def digits(split):
     return torch.stack([data[i]["images"] for i in range(min(len(data), 600))])
 
 
+@pytest.mark.slow
 def test_codes_are_used_more_evenly_than_those_that_only_gradients_move():
     """Fig. 3, small: perplexity 21 to 26 of 32 over four seeds, with `vq` 11 to 15."""
     assert evenness("cvq_pearson") > 1.3 * evenness("vq")
