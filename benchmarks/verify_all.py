@@ -62,6 +62,8 @@ def claims(limit: int | None) -> Iterator[tuple[Claimed, Claim]]:
 def largest(checks: list[Check]) -> str:
     """Return the largest difference, as a share of what it may be."""
     numbers = [check for check in checks if check.difference is not None and check.tolerance]
+    if not numbers:
+        return "none may differ"
     worst = max(numbers, key=lambda check: abs(check.difference or 0) / (check.tolerance or 1))
     return f"{worst.name} {worst.difference:+.2g} of ±{worst.tolerance:.2g}"
 
