@@ -3,7 +3,7 @@
     python benchmarks/text_conditioning.py
     python benchmarks/text_conditioning.py --forms cross prefix --steps 10000 --guidance 1 3
     python benchmarks/text_conditioning.py --steps 8 --shared-steps 8 --images 4 \
-        --out /tmp/tried --result /tmp/tried.json             # shows in a minute that it runs
+        --out runs/tried --result runs/tried.json             # shows in a minute that it runs
 
 FA-VAE's paper claims that attention to all token embeddings of a text, in every block, follows the
 text better than its pooled vector, and better than a text that is read before the image. The recipe

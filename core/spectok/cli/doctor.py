@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.evaluate import Limit, held_out
+from spectok.cli.evaluate import DataSettings, Limit, held_out
 from spectok.cli.models import AsJson, Model
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
@@ -25,10 +25,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def doctor(
     model: Model,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
-    ] = None,
+    overrides: DataSettings = None,
     data: Data = None,
     split: Annotated[
         str | None, typer.Option(help="Split of the data to look at (default: test).")

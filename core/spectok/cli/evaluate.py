@@ -38,6 +38,10 @@ FOLDER = "compare"
 SHOWN = 8  # images
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Images evaluated at once.")]
+DataSettings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Evaluate only this many images.")]
 LPIPSWeights = Annotated[
     Path | None, typer.Option(help="Weights of LPIPS's backbone (default: torch's cache).")
@@ -69,10 +73,7 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
 
 def evaluate(
     model: Model,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
-    ] = None,
+    overrides: DataSettings = None,
     data: Data = None,
     split: Annotated[
         str | None, typer.Option(help="Split of the data to evaluate on (default: test).")

@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader
 
 from spectok.data import ImageDataset
 from spectok.errors import InputError
-from spectok.evaluation.features import Extractor, Names, Networks, find_extractors, too_few
+from spectok.evaluation.features import (
+    RECONSTRUCTED,
+    Extractor,
+    Names,
+    Networks,
+    find_extractors,
+    too_few,
+)
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import interior_of
 from spectok.evaluation.sets import FEWEST, FeatureSet, compare_features
@@ -21,19 +28,10 @@ from spectok.images import to_float, to_uint8
 from spectok.machine import describe_machine
 
 GENERATED: Names = {
+    **RECONSTRUCTED,
     "inception": {
-        "frechet": "fid",
-        "kid": "kid",
-        "kid_std": "kid_std",
-        "precision": "inception_precision",
-        "recall": "inception_recall",
-    },
-    "classifier": {
-        "frechet": "classifier_frechet",
-        "kid": "classifier_kid",
-        "kid_std": "classifier_kid_std",
-        "precision": "classifier_precision",
-        "recall": "classifier_recall",
+        **RECONSTRUCTED["inception"],
+        **{"frechet": "fid", "kid": "kid", "kid_std": "kid_std"},
     },
 }
 """What the numbers of ``compare_features`` are called, by network, for generated images."""

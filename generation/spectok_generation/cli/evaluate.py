@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from spectok.cli.console import say_next, this_command
-from spectok.cli.evaluate import ClassifierFolder, InceptionWeights, Limit, print_facts
+from spectok.cli.evaluate import (
+    ClassifierFolder,
+    DataSettings,
+    InceptionWeights,
+    Limit,
+    print_facts,
+)
 from spectok.cli.evaluations import EvalCommand, evaluations
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
@@ -41,10 +47,7 @@ def evaluate(
         str, typer.Argument(help="Trained prior: its folder, that of its run, or of a pipeline.")
     ],
     num_images: Annotated[int, typer.Option(help="Images to draw.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, such as path=DIR."),
-    ] = None,
+    overrides: DataSettings = None,
     data: Data = None,
     split: Annotated[str, typer.Option(help="Split of the data to compare with.")] = "test",
     limit: Limit = None,
