@@ -109,16 +109,21 @@ class Reference:
 
 def _parse(module: str) -> ast.Module | None:
     """Return the syntax of a module, found without importing it or its packages."""
-    source, path, name = None, None, ""
+    spec, path, name = None, None, ""
     for part in module.split("."):
+        if name and path is None:
+            return None  # what it should be in is no package
         name = f"{name}.{part}".removeprefix(".")
         loaded = sys.modules.get(name)
-        try:
-            spec = loaded.__spec__ if loaded else PathFinder.find_spec(name, path)
-            source = spec.loader.get_source(name)  # type: ignore[union-attr]
-            path = spec.submodule_search_locations  # type: ignore[union-attr]
-        except (AttributeError, ImportError):  # none, or one that does not lie in a file of Python
+        spec = loaded.__spec__ if loaded else PathFinder.find_spec(name, path)
+        if spec is None:
             return None
+        path = spec.submodule_search_locations
+    try:
+        loader: Any = spec and spec.loader
+        source = loader.get_source(module)
+    except (AttributeError, ImportError):
+        return None  # it does not lie in a file of Python
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
             return ast.parse(source or "")
