@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from spectok.data.data_config import kind_of_path
 from spectok.data.listing import local_path
 from spectok.data.own import check_exists
@@ -14,7 +16,6 @@ def data_override(choice: str) -> Override:
     """Return the override for ``--data``: a registered data set, or one's own data.
 
     Raises:
-        DataError: If a local path does not exist.
         UnknownNameError: If it is neither a data set nor a path.
     """
     if choice in registry.names("dataset") and not local_path(choice).exists():
@@ -22,6 +23,16 @@ def data_override(choice: str) -> Override:
     if "/" not in choice and not local_path(choice).exists():
         note = "A directory of images, a parquet file, tar shards or a hub id also work"
         raise UnknownNameError("dataset", choice, registry.names("dataset"), note)
-    kind = kind_of_path(choice)
-    check_exists(choice, kind)
-    return "data", {"name": kind, "path": choice}
+    return "data", {"name": kind_of_path(choice), "path": choice}
+
+
+def check_choice(choice: str) -> None:
+    """Check that what ``--data`` was given is there, as far as this machine can tell.
+
+    Raises:
+        DataError: If a local path does not exist.
+        UnknownNameError: If it is neither a data set nor a path.
+    """
+    override: Any = data_override(choice)[1]
+    if "path" in override:
+        check_exists(choice, override["name"])
