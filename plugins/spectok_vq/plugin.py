@@ -34,3 +34,11 @@ def spectok_quantizers() -> dict[str, Any]:
     from spectok_vq.wasserstein import WassersteinQuantizer
 
     return {"vq": GradientQuantizer, "ema": EMAQuantizer, "wasserstein": WassersteinQuantizer}
+
+
+@hookimpl
+def spectok_checkpoint_formats() -> dict[str, Any]:
+    """Register ``taming`` and ``llamagen``."""
+    from spectok_vq.originals import from_llamagen, from_taming
+
+    return {"taming": from_taming, "llamagen": from_llamagen}
