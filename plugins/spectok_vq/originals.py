@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spectok.errors import CheckpointError
 from spectok.importing import take
+from spectok.nn import VQGANEncoder
 from spectok.nn.vqgan import MAX_GROUPS, Downsample, PixelAttention, ResidualBlock
 from spectok_vq.vqgan import VQGAN
 
@@ -182,16 +183,18 @@ def _names(model: VQGAN, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     }
     for ours, theirs in plain.items():
         yield from _pairs(ours, [theirs])
-    for side, network in (("encoder", model.encoder), ("decoder", model.decoder)):
-        for i, part in enumerate(network.mid):
-            name = layout.middle[i if len(network.mid) == 3 else 2 * i]
+    encoder, decoder = cast(VQGANEncoder, model.encoder), model.decoder
+    sides: dict[str, Any] = {"encoder": encoder.mid, "decoder": decoder.mid}
+    for side, parts in sides.items():
+        for i, part in enumerate(parts):
+            name = layout.middle[i if len(parts) == 3 else 2 * i]
             yield from _part(f"{side}.mid.{i}", f"{side}.mid.{name}", part)
     num_levels = len(model.config["channel_multipliers"])
     yield from _levels(
-        "encoder.down", model.encoder.down, layout.encoder_level, layout, range(num_levels)
+        "encoder.down", encoder.down, layout.encoder_level, layout, range(num_levels)
     )
     inner = range(num_levels) if layout.outwards else range(num_levels - 1, -1, -1)
-    yield from _levels("decoder.up", model.decoder.up, layout.decoder_level, layout, inner)
+    yield from _levels("decoder.up", decoder.up, layout.decoder_level, layout, inner)
 
 
 def _levels(
