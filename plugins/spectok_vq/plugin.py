@@ -26,3 +26,12 @@ def spectok_quantizers() -> dict[str, str]:
         "ema": "spectok_vq.quantizer:EMAQuantizer",
         "wasserstein": "spectok_vq.wasserstein:WassersteinQuantizer",
     }
+
+
+@hookimpl
+def spectok_checkpoint_formats() -> dict[str, str]:
+    """Register ``taming`` and ``llamagen``."""
+    return {
+        "taming": "spectok_vq.originals:from_taming",
+        "llamagen": "spectok_vq.originals:from_llamagen",
+    }

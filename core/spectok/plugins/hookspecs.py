@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spectok.data.sources import DatasetSource
+    from spectok.importing import CheckpointFormat
     from spectok.metrics import ImageMetric, SetMetric
     from spectok.quantizers import Quantizer
     from spectok.tokenizer import ImageTokenizer
@@ -61,6 +62,11 @@ def spectok_datasets() -> dict[str, DatasetSource | str]:  # type: ignore[empty-
 @hookspec
 def spectok_metrics() -> dict[str, ImageMetric | type[SetMetric] | str]:  # type: ignore[empty-body]
     """Return functions ``(images, reconstruction) -> (B,)`` or ``SetMetric`` classes by name."""
+
+
+@hookspec
+def spectok_checkpoint_formats() -> dict[str, CheckpointFormat]:  # type: ignore[empty-body]
+    """Return functions that turn other projects' tensors into tokenizers, by format."""
 
 
 @hookspec

@@ -216,13 +216,18 @@ def _dataset_fault(value: Any) -> str | None:
     return fault and "is not a DatasetSource"
 
 
+def _call_fault(value: Any) -> str | None:
+    return None if callable(value) else "cannot be called"
+
+
 _REGISTERED: dict[str, Callable[[Any], str | None]] = {
     "spectok_tokenizers": lambda value: _class_fault(value, "spectok.tokenizer.ImageTokenizer"),
     "spectok_quantizers": lambda value: _class_fault(value, "spectok.quantizers.Quantizer"),
     "spectok_discriminators": lambda value: _class_fault(value, "torch.nn.Module"),
     "spectok_priors": _class_fault,
     "spectok_datasets": _dataset_fault,
-    "spectok_metrics": lambda value: None if callable(value) else "cannot be called",
+    "spectok_metrics": _call_fault,
+    "spectok_checkpoint_formats": _call_fault,
 }
 """What each hook registers: a check of one value."""
 

@@ -23,6 +23,7 @@ HOOKS = {
     "prior": "spectok_priors",
     "dataset": "spectok_datasets",
     "metric": "spectok_metrics",
+    "checkpoint_format": "spectok_checkpoint_formats",
 }
 
 
