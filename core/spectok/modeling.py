@@ -309,7 +309,9 @@ def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path
     if not os.path.isdir(place):
         if _looks_like_path(name):
             raise CheckpointError(f"{name} is not a directory; give a saved model or a hub id")
-        place = _download(os.fspath(name), [CONFIG_NAME, *_patterns(options)], subfolder, hub)
+        files = [CONFIG_NAME, *_patterns(options)]
+        wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
+        place = download(os.fspath(name), wanted, hub)
     if not os.path.isdir(place / inside):
         raise CheckpointError(f"{name} has no folder {subfolder}; give a saved model")
     return place / inside
@@ -322,15 +324,27 @@ def _patterns(options: dict[str, Any]) -> list[str]:
     return [*files, *index_names(options.get("variant"))]
 
 
-def _download(name: str, files: list[str], subfolder: str, options: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
+def download(name: str, files: list[str], options: Mapping[str, Any]) -> Path:
+    """Fetch files of a hub repository; return the folder they are in.
 
-    wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
+    Args:
+        name: Its id.
+        files: Patterns of names.
+        options: About the hub, such as ``revision``.
+
+    Raises:
+        CheckpointError: If they can neither be fetched nor found in the cache.
+    """
+    from huggingface_hub import constants, file_download, snapshot_download
+
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, **options))
+        return Path(snapshot_download(name, allow_patterns=files, **options))
     except Exception as error:
+        cache = Path(options.get("cache_dir") or constants.HF_HUB_CACHE)
+        copy = cache / file_download.repo_folder_name(repo_id=name, repo_type="model")
         raise CheckpointError(
-            f"cannot fetch {name!r}: {first_line(error)}; it is no local directory either"
+            f"cannot fetch {name!r}: {first_line(error)}; it is no local directory either; a copy "
+            f"that was fetched before would be in {copy}"
         ) from error
 
 

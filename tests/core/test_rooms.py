@@ -32,7 +32,7 @@ LAYERS = (
     {"plugins"},
     {"recipes"},
     {"quantizers", "losses"},
-    {"modeling", "tokenizer", "loading"},
+    {"modeling", "tokenizer", "loading", "foreign"},
     {"nn"},
     {"data"},
     {"metrics", "cards"},

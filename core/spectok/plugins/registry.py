@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 HOOKS = {
     "tokenizer": "spectok_tokenizers",
+    "foreign_model": "spectok_foreign_models",
     "quantizer": "spectok_quantizers",
     "discriminator": "spectok_discriminators",
     "prior": "spectok_priors",
@@ -26,11 +27,16 @@ def list_registered(kind: str) -> dict[str, Any]:
     """Return every registered object of one kind by name, sorted.
 
     Args:
-        kind: One of ``"tokenizer"``, ``"quantizer"``, ``"discriminator"``, ``"prior"``,
+        kind: One of ``"tokenizer"``, ``"foreign_model"``, ``"quantizer"``, ``"discriminator"``, ``"prior"``,
             ``"dataset"``, ``"metric"``.
     """
     found = installed().collect(HOOKS[kind])
     return {name: found[name][0] for name in sorted(found)}
+
+
+def broken_plugins() -> dict[str, str]:
+    """Return the plugins that did not load, each with the reason."""
+    return dict(installed().broken)
 
 
 def provider(kind: str, name: str) -> str:
