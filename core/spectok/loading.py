@@ -18,11 +18,11 @@ from spectok.foreign.claims import (
     saved_by,
 )
 from spectok.foreign.opening import check_inside, open_folder, unclaimed
+from spectok.hub import download
 from spectok.modeling import (
     HUB_OPTIONS,
     LOADING_OPTIONS,
     check_loading_options,
-    download,
     saved_class,
 )
 from spectok.plugins import registry

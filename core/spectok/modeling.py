@@ -24,6 +24,7 @@ from torch import nn
 
 from spectok.bounds import bounded_building, check_layout, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
+from spectok.hub import download
 from spectok.reading import read_json
 from spectok.recipes.schema import section_model, validate_section
 from spectok.saving import first_line, resolve, saving, was_cut_short
@@ -322,30 +323,6 @@ def _patterns(options: dict[str, Any]) -> list[str]:
     middle = f".{options['variant']}" if options.get("variant") else ""
     files = [f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
     return [*files, *index_names(options.get("variant"))]
-
-
-def download(name: str, files: list[str], options: Mapping[str, Any]) -> Path:
-    """Fetch files of a hub repository; return the folder they are in.
-
-    Args:
-        name: Its id.
-        files: Patterns of names.
-        options: About the hub, such as ``revision``.
-
-    Raises:
-        CheckpointError: If they can neither be fetched nor found in the cache.
-    """
-    from huggingface_hub import constants, file_download, snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=files, **options))
-    except Exception as error:
-        cache = Path(options.get("cache_dir") or constants.HF_HUB_CACHE)
-        copy = cache / file_download.repo_folder_name(repo_id=name, repo_type="model")
-        raise CheckpointError(
-            f"cannot fetch {name!r}: {first_line(error)}; it is no local directory either; a copy "
-            f"that was fetched before would be in {copy}"
-        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -159,15 +159,12 @@ class LibraryQuantizer(Quantizer):
 
     def quantize(self, z: Float[Tensor, "b n d"]) -> QuantizerOutput:
         """Search as the library does; nothing is learned, so there are no losses."""
-        height, width = self.grid
-        latents = rearrange(z, "b (h w) d -> b d h w", h=height).contiguous()
+        latents = rearrange(z, "b (h w) d -> b d h w", h=self.grid[0]).contiguous()
         budget = DISTANCE_BYTES.get(z.device.type, DISTANCE_BYTES["cuda"])
         at_once = max(1, budget // (4 * self.num_tokens * self.codebook_size))
         with torch.no_grad():
-            found = [
-                self.search(part).reshape(-1, height * width) for part in latents.split(at_once)
-            ]
-        indices = torch.cat(found).long().unsqueeze(-1)
+            found = [self.search(part).flatten() for part in latents.split(at_once)]
+        indices = torch.cat(found).long().view(len(z), -1, 1)
         return QuantizerOutput(straight_through(z, self.lookup(indices)), indices)
 
     def lookup(self, indices: Int[Tensor, "b n 1"]) -> Float[Tensor, "b n d"]:
@@ -195,7 +192,6 @@ class LibraryTokenizer(ForeignTokenizer):
     Attributes:
         renamed: Name of a part in the library -> its name here. Longer names go first.
         skipped: Parts of the library's model that nothing here uses.
-        resize_filter: Pillow's filter with which the checkpoint's images were resized.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,10 +31,10 @@ class ImageProcessor(BaseModel):
 
     size: int | dict[str, int | None] | None = None
     crop_size: int | dict[str, int | None] | None = None
-    min_pixels: int | None = Field(None, ge=1)
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
     do_center_crop: bool | None = None
     do_rescale: bool | None = True
-    rescale_factor: float | None = Field(1 / 255, gt=0)
+    rescale_factor: Annotated[float, Field(gt=0)] | None = 1 / 255
     do_normalize: bool | None = True
     image_mean: float | list[float] | None = 0.5
     image_std: float | list[float] | None = 0.5
@@ -57,7 +57,7 @@ class ImageProcessor(BaseModel):
         """Return ``mean`` and ``std`` for pixels in [0, 1], one number or one per channel.
 
         The processor computes ``(p rescale_factor - image_mean) / image_std`` of pixels p in
-        [0, 255]; with f = 255 ``rescale_factor`` that is ``(p/255 - image_mean/f) / (image_std/f)``.
+        [0, 255], that is ``(p/255 - image_mean/f) / (image_std/f)`` with f = 255 ``rescale_factor``.
         """
         factor = 255 * ((self.rescale_factor or 1 / 255) if self.do_rescale else 1.0)
         mean, std = (self.image_mean, self.image_std) if self.do_normalize else (0.0, 1.0)

@@ -26,7 +26,7 @@ LAYERS = (
         "token_spec",
     }
     | {"distributed"},
-    {"bounds", "saving", "weights"},
+    {"bounds", "hub", "saving", "weights"},
     {"images", "processes"},
     {"token_files"},
     {"plugins"},

@@ -27,8 +27,8 @@ def list_registered(kind: str) -> dict[str, Any]:
     """Return every registered object of one kind by name, sorted.
 
     Args:
-        kind: One of ``"tokenizer"``, ``"foreign_model"``, ``"quantizer"``, ``"discriminator"``, ``"prior"``,
-            ``"dataset"``, ``"metric"``.
+        kind: One of ``"tokenizer"``, ``"foreign_model"``, ``"quantizer"``,
+            ``"discriminator"``, ``"prior"``, ``"dataset"``, ``"metric"``.
     """
     found = installed().collect(HOOKS[kind])
     return {name: found[name][0] for name in sorted(found)}
