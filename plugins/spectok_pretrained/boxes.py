@@ -211,6 +211,13 @@ class LibraryTokenizer(ForeignTokenizer):
         part = next((part for part in cls.renamed if name.startswith(part)), None)
         return name if part is None else cls.renamed[part] + name.removeprefix(part)
 
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode; the networks stay in eval mode, in which they were frozen."""
+        super().train(mode)
+        self.encoder.eval()
+        self.decoder.eval()
+        return self
+
     def assemble(
         self,
         encoder: nn.Module,

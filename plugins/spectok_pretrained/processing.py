@@ -57,7 +57,7 @@ class ImageProcessor(BaseModel):
         """Return ``mean`` and ``std`` for pixels in [0, 1], one number or one per channel.
 
         The processor computes ``(p rescale_factor - image_mean) / image_std`` of pixels p in
-        [0, 255], that is ``(p/255 - image_mean/f) / (image_std/f)`` with f = 255 ``rescale_factor``.
+        [0, 255]: ``(p/255 - image_mean/f) / (image_std/f)`` with f = 255 ``rescale_factor``.
         """
         factor = 255 * ((self.rescale_factor or 1 / 255) if self.do_rescale else 1.0)
         mean, std = (self.image_mean, self.image_std) if self.do_normalize else (0.0, 1.0)

@@ -141,7 +141,8 @@ MODELS = {
     "apertus": Library(apertus15, token_ids),
 }
 DECODING = [name for name, library in MODELS.items() if library.images]
-FROM_DIFFUSERS = ("vqmodel", "amused", "movq", "vidtok")
+SLOW = ("amused", "movq", "vidtok", "janus", "emu3")  # whose extra checks take minutes on one core
+ONE_NOW = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in DECODING]
 
 
 def spread_codes(model):
@@ -257,7 +258,7 @@ def test_a_saved_tokenizer_loads_again(saved, name, tmp_path):
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
-@pytest.mark.parametrize("name", DECODING)
+@pytest.mark.parametrize("name", ONE_NOW)
 def test_in_bfloat16_the_quantizer_stays_float32(saved, name):
     folder, _ = saved(name)
     for tokenizer in (load(folder, name, torch_dtype="bfloat16"), load(folder, name)):
@@ -296,6 +297,10 @@ class TestContract(TokenizerConformance):
         "test_two_processes_equal_one": UNTRAINED,
     }
 
-    @pytest.fixture(params=DECODING)
+    tolerance = 1e-4  # the libraries' convolutions round differently for one image and for two
+
+    @pytest.fixture(params=ONE_NOW)
     def build(self, request, saved):
-        return lambda: load(saved(request.param)[0], request.param)
+        name = request.param
+        smaller = {} if name == "janus" else {"image_size": SIZE // 2}
+        return lambda: load(saved(name)[0], name, **smaller)
