@@ -224,8 +224,10 @@ class LibraryTokenizer(ForeignTokenizer):
         quantizer: LibraryQuantizer,
         decoder: nn.Module,
         image_shape: tuple[int, int, int],
+        resample: str,
     ) -> None:
-        """Set the boxes, and freeze them."""
+        """Set the boxes and what images they take, and freeze them."""
+        self.resize_filter = resample
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.token_space = GridTokens(*quantizer.grid, quantizer.dim)
         self.image_shape = image_shape

@@ -119,6 +119,7 @@ class PretrainedEmu3(InsideTokenizer):
             ),
             StillDecoder(model, scale),
             (config.in_channels, image_size, image_size),
+            resample,
         )
 
     @classmethod

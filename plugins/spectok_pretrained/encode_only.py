@@ -75,6 +75,7 @@ class PretrainedChameleon(InsideTokenizer):
             ),
             NoDecoder("ChameleonVQVAE of transformers"),
             (config.in_channels, image_size, image_size),
+            resample,
         )
 
     @classmethod
@@ -144,6 +145,7 @@ class PretrainedApertus(InsideTokenizer):
             ),
             NoDecoder("Apertus1p5VisionTokenizerModel of transformers"),
             (config.in_channels, image_size, image_size),
+            resample,
         )
 
     @classmethod
@@ -156,5 +158,5 @@ class PretrainedApertus(InsideTokenizer):
         network = network_options(Apertus1p5VisionTokenizerConfig, cls.library_config(saved))
         factor, size = levels_factor(network["channel_multiplier"]), network["resolution"]
         return {"network": network} | cls.processing(
-            saved, network["in_channels"], factor, image_size or size, size
+            saved, network["in_channels"], factor, size if image_size is None else image_size, size
         )

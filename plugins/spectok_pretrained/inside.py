@@ -73,7 +73,7 @@ class InsideTokenizer(LibraryTokenizer):
         """
         processor = read_processor(saved)
         used = processor or cls.usual
-        chosen = size or (used.side if processor else None) or usual_size
+        chosen = size if size is not None else (processor and processor.side) or usual_size
         options = processing_options(used, channels, chosen, factor, saved.place)
         if processor is None:
             ends = [(edge - options["image_mean"][0]) / options["image_std"][0] for edge in (0, 1)]

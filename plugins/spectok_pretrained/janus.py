@@ -77,6 +77,7 @@ class PretrainedJanus(InsideTokenizer):
             ),
             LibraryDecoder(model.post_quant_conv, model.decoder, scale),
             (config.in_channels, image_size, image_size),
+            resample,
         )
 
     @classmethod

@@ -145,6 +145,7 @@ class PretrainedVidTok(LibraryTokenizer):
             ),
             StillVideoDecoder(model, scale),
             (model.config.in_channels, image_size, image_size),
+            resample,
         )
 
     @classmethod
@@ -157,7 +158,7 @@ class PretrainedVidTok(LibraryTokenizer):
         check_still(network)
         halved = network.get("spatial_ds")
         times = len(network.get("ch_mult", (1, 2, 4, 4))) - 1 if halved is None else len(halved)
-        size = image_size or USUAL_SIZE
+        size = USUAL_SIZE if image_size is None else image_size
         note(
             f"{saved.place}: such models come without a processor; images are scaled to [-1, 1], "
             f"as its authors do, and have {size}×{size} pixels"

@@ -80,6 +80,7 @@ class PretrainedVQModel(LibraryTokenizer):
                 sees_codes=config.norm_type == "spatial",
             ),
             (config.in_channels, image_size, image_size),
+            resample,
         )
 
     @classmethod
@@ -102,7 +103,9 @@ class PretrainedVQModel(LibraryTokenizer):
         pipeline = saved.pipeline.get("_class_name")
         lookup = network.get("lookup_from_codebook") is True
         unit = bool(UNIT_RANGE.fullmatch(pipeline)) if isinstance(pipeline, str) else lookup
-        size = image_size or pipeline_size(saved, factor) or network.get("sample_size", 32)
+        size = image_size
+        if size is None:
+            size = pipeline_size(saved, factor) or network.get("sample_size", 32)
         if not isinstance(pipeline, str):
             by = "aMUSEd does, whose models look codes up" if unit else "most pipelines do"
             note(

@@ -7,9 +7,11 @@ many are used, and save them as they save published ones.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderVidTok, VQModel
@@ -17,18 +19,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.apertus1p5 import configuration_apertus1p5 as apertus_config
 from transformers.models.apertus1p5 import modeling_apertus1p5 as apertus
+from transformers.models.apertus1p5.image_processing_apertus1p5 import Apertus1p5ImageProcessor
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from spectok import load_tokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok.images import to_float
 from spectok.testing import TokenizerConformance
 from spectok_generation.records import tokenizer_fingerprint
+from spectok_pretrained.encode_only import PretrainedChameleon
 
 SIZE, GRID, CODES = 32, (8, 8), 64
 SMALL = {"base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1}
@@ -185,6 +192,10 @@ def make(name):
     return model
 
 
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Return a function that saves a model with its library, once, and gives both."""
@@ -279,6 +290,144 @@ def test_what_has_no_decoder_says_so(saved, name):
     assert tokenizer.embed(ids).shape == (3, GRID[0] * GRID[1], 8)
     with pytest.raises(InputError, match=f"{type(model).__name__} of transformers has no decoder"):
         tokenizer.decode(ids)
+
+
+# -- what the checkpoint's processor does ---
+
+SQUARE = {"height": SIZE, "width": SIZE}
+PROCESSORS = {  # each as its checkpoints or its library have it, at a small size
+    "janus": (JanusImageProcessorPil, {"size": SQUARE, "image_mean": [0.5] * 3}),
+    "emu3": (Emu3ImageProcessor, {"min_pixels": SIZE**2, "max_pixels": 4 * SIZE**2}),
+    "chameleon": (
+        ChameleonImageProcessorPil,
+        {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE},
+    ),
+    "apertus": (Apertus1p5ImageProcessor, {"size": {"min_pixels": 256, "max_pixels": 4096}}),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@torch.no_grad()
+def test_images_are_scaled_as_the_processor_does(saved, name, tmp_path, capsys):
+    folder, model = saved(name)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    cls, options = PROCESSORS[name]
+    processor = cls(**options)
+    processor.save_pretrained(tmp_path)
+    capsys.readouterr()
+    tokenizer = load_tokenizer(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert tokenizer.image_shape == (3, SIZE, SIZE)
+    assert tokenizer.resize_filter == {1: "lanczos", 3: "bicubic"}[int(processor.resample)]
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    wanted = processor(pixels, return_tensors="pt")["pixel_values"]
+    image = to_float(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))[None]
+    found = tokenizer.encoder.scale.to_network(image)
+    assert (found - wanted).abs().max() < 1e-6
+    assert (tokenizer.encoder.scale.to_images(found) - image).abs().max() < 1e-6
+    near_ties = tokenizer.encode(image) != MODELS[name].ids(model, wanted)
+    assert near_ties.float().mean() <= 0.05
+
+
+@pytest.mark.parametrize("name", ["janus", "vidtok", "chameleon"])
+def test_without_a_processor_it_says_what_is_assumed(saved, name, capsys):
+    folder, _ = saved(name)
+    capsys.readouterr()
+    load(folder, name)
+    noted = capsys.readouterr().err
+    assert noted.startswith("note: ")
+    assert "32×32 pixels" in noted
+    assert ("[-1, 0.989]" if name == "chameleon" else "[-1, 1]") in noted
+
+
+def test_chameleon_is_assumed_to_be_scaled_as_its_library_does():
+    usual, theirs = PretrainedChameleon.usual, ChameleonImageProcessorPil
+    assert usual.rescale_factor == theirs.rescale_factor
+    assert [usual.image_mean] * 3 == theirs.image_mean
+    assert [usual.image_std] * 3 == theirs.image_std
+    assert usual.resample == theirs.resample
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_mean": [0.5, 0.5]},
+        {"image_std": [0.5, 0.0, 0.5]},
+        {"image_std": "wide"},
+        {"rescale_factor": 0},
+        {"size": {"height": "tall"}},
+        {"image_mean": [1e400]},
+    ],
+)
+def test_a_processor_is_not_believed(saved, wrong, tmp_path):
+    shutil.copytree(saved("emu3")[0], tmp_path, dirs_exist_ok=True)
+    write(tmp_path / "preprocessor_config.json", {"size": SQUARE} | wrong)
+    with pytest.raises(CheckpointError, match=r"copy it again|not valid JSON") as caught:
+        load_tokenizer(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# -- inside a language model ---
+
+WHOLE = {
+    "janus": ("janus", "model.vqmodel", "vq_config"),
+    "emu3": ("emu3", "vqmodel", "vq_config"),
+    "chameleon": ("chameleon", "model.vqmodel", "vq_config"),
+    "apertus": ("apertus1p5", "model.vision_tokenizer", "vision_config"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_tokenizer_inside_a_language_model_is_found(saved, name, tmp_path):
+    folder, _ = saved(name)
+    kind, part, section = WHOLE[name]
+    config = json.loads((folder / "config.json").read_text())
+    vision = {"vision_config": {"image_size": SIZE, "patch_size": SIZE // GRID[0]}}
+    whole = (vision if name == "janus" else {}) | {"model_type": kind, section: config}
+    write(tmp_path / "config.json", whole)
+    weights = load_file(folder / "model.safetensors")
+    shards = {f"{part}.{key}": "model-00002-of-00002.safetensors" for key in weights}
+    others = {"model.language_model.layers.0.weight": "model-00001-of-00002.safetensors"}
+    write(tmp_path / "model.safetensors.index.json", {"weight_map": others | shards})
+    beside = {"lm_head.weight": torch.zeros(2)}  # in the same shard, and no part of it
+    inside = {f"{part}.{key}": value for key, value in weights.items()}
+    save_file(inside | beside, tmp_path / "model-00002-of-00002.safetensors")
+    found, wanted = load(tmp_path, name), load(folder, name)  # the first shard is not needed
+    assert torch.equal(found.encode(IMAGES), wanted.encode(IMAGES))
+    assert tokenizer_fingerprint(found) == tokenizer_fingerprint(wanted)
+
+
+def test_a_language_model_without_its_tokenizer_is_refused(tmp_path):
+    write(tmp_path / "config.json", {"model_type": "emu3"})
+    save_file({"lm_head.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no section vq_config"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("vidtok", {"regularizer": "kl", "double_z": True}, "continuous latents and no tokens"),
+        ("vidtok", {"is_causal": False}, "decodes no single frame"),
+        ("janus", {"num_patches": -1}, "image_size -4 is no multiple"),
+        ("janus", {"embed_dim": "eight"}, "network: not one of JanusVQVAEConfig"),
+        ("emu3", {"channel_multiplier": []}, "network: not one of Emu3VQVAE"),
+        ("chameleon", {"num_res_blocks": 10**9}, "over 1,048,576"),
+    ],
+)
+def test_a_config_is_not_believed(saved, name, change, reason, tmp_path):
+    shutil.copytree(saved(name)[0], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    write(tmp_path / "config.json", config | change)
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        load(tmp_path, name) if name != "janus" else load_tokenizer(tmp_path)
+    assert reason in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_janus_takes_one_size(saved):
+    with pytest.raises(ConfigError, match="image_size 64 is not 32"):
+        load_tokenizer(saved("janus")[0], image_size=64)
 
 
 # -- the contract ---

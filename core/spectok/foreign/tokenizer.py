@@ -12,7 +12,7 @@ from diffusers.utils.constants import CONFIG_NAME
 from safetensors.torch import safe_open
 from torch import Tensor
 
-from spectok.errors import CheckpointError, SpectokError
+from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.foreign.folder import ForeignFolder
 from spectok.modeling import read_dtype
 from spectok.saving import first_line
@@ -89,6 +89,8 @@ class ForeignTokenizer(ImageTokenizer):
             CheckpointError: If config or weights do not fit this class.
             ConfigError: If an option does not.
         """
+        if image_size is not None and type(image_size) is not int:
+            raise ConfigError(f"image_size {image_size!r} is no whole number of pixels")
         files = cls.weight_files(saved, variant)
         headers = read_headers(files)
         names = {name: own for name in headers if (own := cls.own_name(name, saved)) is not None}
