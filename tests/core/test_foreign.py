@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from diffusers import VQModel
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from spectok import ForeignModel, load_tokenizer
@@ -121,6 +122,28 @@ def test_a_hub_id_is_read_from_the_cache(folder, cache):
         assert all(torch.equal(model.state_dict()[name], wanted[name]) for name in wanted)
 
 
+def test_only_what_loading_needs_is_fetched(folder, tmp_path, monkeypatch):
+    root = folder.parent
+    pipeline(root, "VQDiffusionPipeline", vqvae=["diffusers", "VQModel"])
+    write(root / "unet" / "config.json", {"sample_size": 8})
+    for unneeded in ("unet/" + WEIGHTS, "vqvae/other.safetensors", "vqvae/evil.py"):
+        (root / unneeded).write_bytes(b"")
+
+    def fetch(name, allow_patterns, revision):
+        assert (name, revision) == ("user/model", "v1")
+        files = [p.relative_to(root) for p in root.rglob("*.*") if "fetched" not in p.parts]
+        for path in filter_repo_objects(map(str, files), allow_patterns=allow_patterns):
+            (tmp_path / "fetched" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / path, tmp_path / "fetched" / path)
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_tokenizer("user/model", revision="v1").image_shape == (3, 16, 16)
+    found = {path.name for path in (tmp_path / "fetched").rglob("*.*")}
+    assert found == {"config.json", "model_index.json", WEIGHTS}
+    assert not (tmp_path / "fetched" / "unet" / WEIGHTS).exists()
+
+
 # -- who claims ---
 
 
@@ -164,10 +187,9 @@ def test_a_class_that_nobody_claims_names_the_plugins_that_could(folder):
         write(folder / "config.json", rest | {key: value})
         message = refusal(folder)
         assert f"holds a {value}, which no installed plugin provides" in message
-        assert (
-            "AutoencoderVidTok of diffusers (FSQ), " in message.partition("of other libraries: ")[2]
-        )
-        assert "VQVAE" in message
+        own, _, others = message.partition("of other libraries: ")
+        assert "VQVAE" in own
+        assert "AutoencoderVidTok of diffusers (FSQ), " in others
 
 
 def test_missing_weights_and_pickles_are_refused(folder):

@@ -17,6 +17,7 @@ class Kind(enum.StrEnum):
     """What can be listed."""
 
     tokenizers = "tokenizers"
+    foreign = "foreign"
     quantizers = "quantizers"
     discriminators = "discriminators"
     priors = "priors"
@@ -56,6 +57,20 @@ def _classes(kind: str) -> list[dict[str, Any]]:
     ]
 
 
+def _foreign() -> list[dict[str, Any]]:
+    from spectok.plugins.registry import list_registered, provider
+
+    return [
+        {
+            "name": name,
+            "summary": kind.summary,
+            "claims": ", ".join((*kind.class_names, *kind.model_types, *kind.file_names)),
+            "package": provider("foreign_model", name),
+        }
+        for name, kind in list_registered("foreign_model").items()
+    ]
+
+
 def _datasets() -> list[dict[str, Any]]:
     from spectok.plugins.registry import list_registered, provider
 
@@ -86,7 +101,15 @@ def _plugins() -> list[dict[str, Any]]:
     from spectok.plugins.loading import installed
 
     plugins = installed()
-    for hook in ("tokenizers", "quantizers", "discriminators", "priors", "datasets", "metrics"):
+    for hook in (
+        "tokenizers",
+        "foreign_models",
+        "quantizers",
+        "discriminators",
+        "priors",
+        "datasets",
+        "metrics",
+    ):
         plugins.call(f"spectok_{hook}")  # a plugin may import, and then fail to register
     rows = [
         {"name": p.name, "package": p.distribution, "status": "ok", "module": p.module.__name__}
@@ -100,6 +123,7 @@ def _plugins() -> list[dict[str, Any]]:
 
 _ROWS = {
     Kind.tokenizers: lambda: _classes("tokenizer"),
+    Kind.foreign: _foreign,
     Kind.quantizers: lambda: _classes("quantizer"),
     Kind.discriminators: lambda: _classes("discriminator"),
     Kind.priors: lambda: _classes("prior"),
@@ -116,6 +140,7 @@ def _next_command(kind: Kind, rows: list[dict[str, Any]]) -> list[str]:
     train = ["spectok", "train", "TOKENIZER"]
     commands = {
         Kind.tokenizers: ["spectok", "train", first],
+        Kind.foreign: ["spectok", "info", "FOLDER"],
         Kind.quantizers: [*train, f"tokenizer.quantizer.name={first}"],
         Kind.discriminators: [*train, f"adversarial.discriminator.name={first}"],
         Kind.priors: ["spectok", "train", "prior", "--help"],
