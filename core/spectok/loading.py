@@ -12,7 +12,6 @@ from spectok.errors import CheckpointError, ConfigError
 from spectok.foreign import ForeignFolder, ForeignModel, ForeignTokenizer
 from spectok.foreign.claims import (
     claimed,
-    describe_unclaimed,
     foreign_models,
     load_class,
     saved_by,
@@ -23,7 +22,6 @@ from spectok.modeling import (
     HUB_OPTIONS,
     LOADING_OPTIONS,
     check_loading_options,
-    saved_class,
 )
 from spectok.plugins import registry
 from spectok.quantizers import Quantizer
@@ -122,18 +120,6 @@ def identify(saved: ForeignFolder) -> type[ImageTokenizer] | ForeignModel:
     if kind is None:
         raise unclaimed(saved)
     return kind
-
-
-def class_of(config: dict[str, Any], place: str) -> type[ImageTokenizer]:
-    """Return the registered class that a saved config names.
-
-    Raises:
-        CheckpointError: If no installed plugin provides it.
-    """
-    found = _provided(saved_class(config, place))
-    if found is None:
-        raise CheckpointError(f"{place} {describe_unclaimed(config)}")
-    return found
 
 
 def _provided(class_name: str) -> type[ImageTokenizer] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError
+from spectok.foreign.claims import load_class, saved_by
 from spectok.plugins import registry
 from spectok.reading import read_json
 from spectok.saving import first_line, was_cut_short
@@ -87,7 +88,9 @@ def find_class(kind: str, module: str, name: str, *, trust: bool = False) -> Any
     Raises:
         CheckpointError: If no plugin registers it; nothing is imported then, unless trusted.
     """
-    registered = registry.list_registered(kind).values()
+    registered = [*registry.list_registered(kind).values()]
+    if kind == "tokenizer" and (foreign := saved_by(name)) is not None:
+        registered.append(load_class(foreign))
     named = sorted(
         (cls for cls in registered if cls.__name__ == name), key=lambda c: c.__module__ != module
     )

@@ -34,6 +34,7 @@ from spectok import load_tokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_float
 from spectok.testing import TokenizerConformance
+from spectok_generation.pipeline_folder import find_class
 from spectok_generation.records import tokenizer_fingerprint
 from spectok_pretrained.encode_only import PretrainedChameleon
 
@@ -267,6 +268,11 @@ def test_a_saved_tokenizer_loads_again(saved, name, tmp_path):
     assert torch.equal(again.decode(ids), tokenizer.decode(ids))
     assert tokenizer_fingerprint(again) == tokenizer_fingerprint(tokenizer)
     assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_pipeline_may_name_one():
+    found = find_class("tokenizer", PretrainedChameleon.__module__, PretrainedChameleon.__name__)
+    assert found is PretrainedChameleon
 
 
 @pytest.mark.parametrize("name", ONE_NOW)

@@ -99,18 +99,11 @@ def _recipes() -> list[dict[str, Any]]:
 
 def _plugins() -> list[dict[str, Any]]:
     from spectok.plugins.loading import installed
+    from spectok.plugins.registry import HOOKS
 
     plugins = installed()
-    for hook in (
-        "tokenizers",
-        "foreign_models",
-        "quantizers",
-        "discriminators",
-        "priors",
-        "datasets",
-        "metrics",
-    ):
-        plugins.call(f"spectok_{hook}")  # a plugin may import, and then fail to register
+    for hook in HOOKS.values():
+        plugins.call(hook)  # a plugin may import, and then fail to register
     rows = [
         {"name": p.name, "package": p.distribution, "status": "ok", "module": p.module.__name__}
         for p in plugins.loaded
