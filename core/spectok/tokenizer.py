@@ -79,6 +79,7 @@ class ImageTokenizer(SpectokModel):
         order: How several levels become one sequence; see :class:`~spectok.TokenSpec`.
         prefix: Whether the start of a sequence decodes on its own. ``"none"`` becomes ``"levels"``
             if whole levels follow one another and the quantizer's first levels decode.
+        resize_filter: Pillow's filter with which files of images of other sizes are resized.
         interior: ``(top, left, height, width)`` of the pixels that training compares if the data
             has an added border; None for all. Set by the trainer, not saved.
     """
@@ -91,6 +92,7 @@ class ImageTokenizer(SpectokModel):
     latent_shape: tuple[int, int, int]
     order: Order = "level"
     prefix: Prefix = "none"
+    resize_filter: str = "bicubic"
     interior: tuple[int, int, int, int] | None = None
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
