@@ -1,4 +1,4 @@
-"""Registers the tokenizers ``rqvae`` and ``hqvae`` and the quantizers ``rq`` and ``hq``."""
+"""Registers the tokenizers ``rqvae`` and ``hqvae``, the quantizers ``rq``, ``hq``, ``product``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def spectok_tokenizers() -> dict[str, Any]:
 
 @hookimpl
 def spectok_quantizers() -> dict[str, Any]:
-    """Register ``rq`` and ``hq``."""
+    """Register ``rq``, ``hq`` and ``product``."""
     from spectok_residual.hierarchical import HierarchicalQuantizer
+    from spectok_residual.product import ProductQuantizer
     from spectok_residual.residual import ResidualQuantizer
 
-    return {"rq": ResidualQuantizer, "hq": HierarchicalQuantizer}
+    return {"rq": ResidualQuantizer, "hq": HierarchicalQuantizer, "product": ProductQuantizer}

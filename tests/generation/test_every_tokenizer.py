@@ -26,7 +26,7 @@ DATA = {"name": "shapes", "limit": 16, "image_size": SHAPE[1], "channels": SHAPE
 PROMPTS = ["a large red circle", "a small blue ring", "a green cross"]
 
 TOKENIZERS = {name: {} for name in list_tokenizers()}
-TOKENIZERS |= {"strips": {}, "vqvae with product": {"name": "vqvae", "quantizer": "product"}}
+TOKENIZERS |= {"strips": {}, "vqvae with pq": {"name": "vqvae", "quantizer": "pq"}}
 TOKENIZERS |= {"vqvae2 with three grids": {"name": "vqvae2", "num_grids": 3}}
 PRIORS = {
     "gpt": {"num_layers": 1, "num_heads": 2, "width": 16, "dropout": 0.0},
