@@ -23,7 +23,7 @@ from spectok.metrics import psnr
 from spectok.training.batches import Stream, make_loader, read
 
 ARCHITECTURE = {
-    "block_out_channels": (32, 64, 64),
+    "block_out_channels": (16, 32, 32),
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "layers_per_block": 1,

@@ -27,6 +27,10 @@ PROMPTS = ["a large red circle", "a small blue ring", "a green cross"]
 
 TOKENIZERS = {name: {} for name in list_tokenizers()}
 TOKENIZERS |= {"strips": {}, "vqvae with pq": {"name": "vqvae", "quantizer": "pq"}}
+TOKENIZERS |= {"qgvae with product": {"name": "qgvae", "quantizer": "product"}}
+FROZEN = {"name": "latentvq", "train_decoder": False}
+TOKENIZERS |= {"latentvq, frozen": FROZEN | {"quantizer": "product"}}
+TOKENIZERS |= {"latentvq of frequencies": FROZEN | {"token_space": "frequency"}}
 TOKENIZERS |= {"vqvae2 with three grids": {"name": "vqvae2", "num_grids": 3}}
 PRIORS = {
     "gpt": {"num_layers": 1, "num_heads": 2, "width": 16, "dropout": 0.0},
