@@ -120,12 +120,11 @@ def open_autoencoder(option: str | Mapping[str, Any] | None, in_channels: int) -
         CheckpointError: If a folder, a download or weights are missing or damaged.
     """
     folder = find_autoencoder(option) if isinstance(option, str) else None
+    config: dict[str, Any] = UNTRAINED | {"in_channels": in_channels, "out_channels": in_channels}
     if folder is not None:
         config = read_config(folder)
-    elif option is None:
-        config = UNTRAINED | {"in_channels": in_channels, "out_channels": in_channels}
-    else:
-        config = dict(option)  # type: ignore[arg-type]
+    elif isinstance(option, Mapping):
+        config = dict(option)
     kind = class_of(config, str(folder or "autoencoder"))
     network = build(kind, config, str(folder or "autoencoder"))
     if folder is not None:

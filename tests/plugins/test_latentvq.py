@@ -12,6 +12,8 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from spectok import load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok.planning.measuring import measure_step
+from spectok.planning.subjects import tokenizer_subject
 from spectok.testing import TokenizerConformance
 from spectok.training import train_tokenizer
 from spectok.training.log import read_log
@@ -155,6 +157,16 @@ def test_an_adaptive_discriminator_needs_a_trained_decoder(folders):
     tokenizer = load_tokenizer("latentvq", image_size=16, autoencoder=str(folders["kl"]))
     with pytest.raises(ConfigError, match=r"decoder is frozen; set tokenizer\.train_decoder=true"):
         _ = tokenizer.last_layer
+
+
+def test_a_step_without_gradients_is_planned(recipe):
+    section = recipe()
+    cost = measure_step(lambda: tokenizer_subject(section), section.train)
+    assert cost.parameters == cost.gradients == cost.optimizer == 0
+    assert cost.weights > 10_000
+    assert measure_step(
+        lambda: tokenizer_subject(recipe("tokenizer.train_decoder=true")), section.train
+    ).gradients > 10_000  # fmt: skip
 
 
 # -- token spaces ---------------------------------------------------------------------------------
