@@ -31,7 +31,7 @@ ARCHITECTURE = {
     "norm_num_groups": 8,
     "mid_block_add_attention": False,
 }
-"""Four times smaller latents each way, of four channels, as in latent diffusion's f=4."""
+"""Latents four times smaller each way, of four channels."""
 
 
 def train(network: AutoencoderKL, images: object, steps: int, batch_size: int, seed: int) -> float:
@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--path", help="where the data set is; the hub otherwise")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -83,8 +83,8 @@ def main() -> None:
     held_out = build_dataset(DataConfig(**data, split="test", limit=1000))
     network.eval().save_pretrained(args.out)
     record = {
-        "command": f"python benchmarks/small_autoencoder.py --data {args.data} --steps "
-        f"{args.steps} --batch-size {args.batch_size} --seed {args.seed}",
+        "command": f"python benchmarks/small_autoencoder.py --data {args.data} --path DIR --out "
+        f"{args.out} --steps {args.steps} --batch-size {args.batch_size} --seed {args.seed}",
         "machine": describe_machine(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "latent_shape": [4, 8, 8],
