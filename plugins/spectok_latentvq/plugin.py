@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``latentvq``."""
-    from spectok_latentvq.model import LatentVQ
-
-    return {"latentvq": LatentVQ}
+    return {"latentvq": "spectok_latentvq.model:LatentVQ"}

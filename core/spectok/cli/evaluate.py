@@ -28,6 +28,7 @@ from spectok.cli.train import (
 )
 from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
+from spectok.loading import check_trained
 from spectok.messages import count_images, note, progress, say
 
 if TYPE_CHECKING:
@@ -101,6 +102,13 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure what a trained tokenizer keeps of held-out images, and what it spends on them."""
+    if picture is not None:
+        check_picture(picture, "--picture")
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
+    if not verify and not card:
+        check_trained(model)
+
     from spectok.data import build_dataset
     from spectok.evaluation import Evaluation, Networks
     from spectok.evaluation import evaluate as run
@@ -109,10 +117,6 @@ def evaluate(
     from spectok.evaluation.terms import data_section
     from spectok.training.card import weights_of
 
-    if picture is not None:
-        check_picture(picture, "--picture")
-    if out is not None and out.suffix != ".json":
-        raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)
     if verify:

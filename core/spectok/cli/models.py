@@ -100,17 +100,18 @@ def reconstruct(
     num_tokens: NumTokens = None,
 ) -> None:
     """Show images above their reconstructions by a tokenizer."""
-    import torch
-
-    from spectok.images import enlarge, save_grid
-    from spectok.metrics import psnr
-
     check_picture(out)
     files = find_images(images)
     if len(files) > limit:
         note(f"showing the first {limit} of {len(files)} images; --limit shows more")
         files = files[:limit]
     tokenizer = load_on_device(model)
+
+    import torch
+
+    from spectok.images import enlarge, save_grid
+    from spectok.metrics import psnr
+
     note_resizing(files, tokenizer.image_shape)
     pairs = []
     with torch.no_grad():
@@ -135,14 +136,15 @@ def changes(
     as_json: AsJson = False,
 ) -> None:
     """Show which tokens an edit of an image changes (Fig. 12 of QG-VAE)."""
-    import torch
-
-    from spectok.images import enlarge, save_grid
-
     if out is not None:
         check_picture(out)
     files = [find_images([name])[0] for name in (before, after)]
     tokenizer = load_on_device(model)
+
+    import torch
+
+    from spectok.images import enlarge, save_grid
+
     note_resizing(files, tokenizer.image_shape)
     with torch.no_grad():
         images = torch.cat([batch for batch in batches(files, tokenizer, "encoding")])

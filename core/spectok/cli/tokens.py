@@ -34,14 +34,15 @@ def encode(
     out: Annotated[Path, typer.Option(help="File of tokens to write: .npz or .json.")],
 ) -> None:
     """Turn images into tokens."""
-    import torch
-
-    from spectok.token_files import write_tokens
-
     if out.suffix not in FORMATS:
         raise ConfigError(f"--out {out} does not end in .npz or .json")
     files = find_images(images)
     tokenizer = load_on_device(model)
+
+    import torch
+
+    from spectok.token_files import write_tokens
+
     note_resizing(files, tokenizer.image_shape)
     parts = [tokenizer.encode(batch).cpu() for batch in batches(files, tokenizer, "encoding")]
     spec = tokenizer.token_spec
@@ -58,12 +59,13 @@ def decode(
     num_tokens: NumTokens = None,
 ) -> None:
     """Turn tokens into images."""
+    tokenizer = load_on_device(model)
+
     import torch
 
     from spectok.images import save_picture, to_pil
     from spectok.token_files import read_tokens
 
-    tokenizer = load_on_device(model)
     indices, names = read_tokens(tokens, tokenizer.token_spec)
     files = [out / f"{name}.png" for name in distinct_stems(names)]
     with torch.no_grad(), progress("decoding", len(files)) as advance:
