@@ -221,6 +221,24 @@ class ImageTokenizer(SpectokModel):
         top, left, height, width = self.interior
         return images[..., top : top + height, left : left + width]
 
+    @property
+    def trains_on_images(self) -> bool:
+        """Whether the tokenizer's own losses compare images, or latents alone."""
+        return True
+
+    def training_data(self, dataset: Any, with_images: bool) -> Any:
+        """Return what the trainer reads: the data set, or one with latents computed beforehand.
+
+        Called in every process before the first step, and before a run goes on: a tokenizer that
+        measures something on the training data does so here. Where a batch of what it returns has
+        ``latents``, they are passed to :meth:`forward` as such.
+
+        Args:
+            dataset: A :class:`spectok.data.ImageDataset`.
+            with_images: Whether a loss compares images; otherwise they need not be read.
+        """
+        return dataset
+
     def draw_prefix(self, batch_size: int) -> Int[Tensor, "b"] | None:
         """Draw how many leading tokens each training image keeps; None to keep all."""
         return None

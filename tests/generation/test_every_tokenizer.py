@@ -27,7 +27,11 @@ DATA = {"name": "shapes", "limit": 16, "image_size": SHAPE[1], "channels": SHAPE
 PROMPTS = ["a large red circle", "a small blue ring", "a green cross"]
 
 TOKENIZERS = {name: {} for name in list_tokenizers()}
-TOKENIZERS |= {"strips": {}, "vqvae with product": {"name": "vqvae", "quantizer": "product"}}
+TOKENIZERS |= {"strips": {}, "vqvae with pq": {"name": "vqvae", "quantizer": "pq"}}
+TOKENIZERS |= {"qgvae with product": {"name": "qgvae", "quantizer": "product"}}
+FROZEN = {"name": "latentvq", "train_decoder": False}
+TOKENIZERS |= {"latentvq, frozen": FROZEN | {"quantizer": "product"}}
+TOKENIZERS |= {"latentvq of frequencies": FROZEN | {"token_space": "frequency"}}
 TOKENIZERS |= {"vqvae2 with three grids": {"name": "vqvae2", "num_grids": 3}}
 FOREIGN = "VQModel of diffusers"  # in the folder that its library writes
 TOKENIZERS[FOREIGN] = {}
