@@ -19,6 +19,9 @@ Models of other libraries
     :class:`ForeignModel` says which saved models a plugin loads, :class:`ForeignTokenizer` is the
     base of the classes that do, and :class:`ForeignFolder` is what they are given.
 
+Trained models in a package
+    :class:`TrainedModel` is one that a plugin registers.
+
 Data sets and metrics
     :class:`DatasetSource`, with :class:`DatasetCard`, :class:`DataConfig` and :class:`Rows`;
     :class:`SetMetric`.
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from spectok.outputs import QuantizerOutput, TokenizerOutput
     from spectok.plugins.registry import (
         list_datasets,
+        list_models,
         list_priors,
         list_quantizers,
         list_tokenizers,
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from spectok.recipes.schema import QuantizerOption
     from spectok.token_spec import Level, TokenSpec
     from spectok.tokenizer import ImageTokenizer, TokenSpace, check_divisible
+    from spectok.trained import TrainedModel
 
 __version__ = "0.1.0"
 
@@ -91,10 +96,12 @@ _HOME = {
     "TokenSpace": "spectok.tokenizer",
     "TokenSpec": "spectok.token_spec",
     "TokenizerOutput": "spectok.outputs",
+    "TrainedModel": "spectok.trained",
     "build_quantizer": "spectok.loading",
     "check_divisible": "spectok.tokenizer",
     "create_quantizer": "spectok.loading",
     "list_datasets": "spectok.plugins.registry",
+    "list_models": "spectok.plugins.registry",
     "list_priors": "spectok.plugins.registry",
     "list_quantizers": "spectok.plugins.registry",
     "list_tokenizers": "spectok.plugins.registry",
@@ -126,12 +133,14 @@ __all__ = [
     "TokenSpace",
     "TokenSpec",
     "TokenizerOutput",
+    "TrainedModel",
     "__version__",
     "build_quantizer",
     "check_divisible",
     "create_quantizer",
     "hookimpl",
     "list_datasets",
+    "list_models",
     "list_priors",
     "list_quantizers",
     "list_tokenizers",

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from spectok.errors import CheckpointError, ConfigError
 from spectok.plugins import registry
 from spectok.saving import HUB_OPTIONS, LOADING_OPTIONS, check_loading_options
+from spectok.trained.names import find_model, similar_model
 
 if TYPE_CHECKING:
     from spectok.foreign import ForeignFolder, ForeignModel, ForeignTokenizer
     from spectok.quantizers import Quantizer
     from spectok.tokenizer import ImageTokenizer
 
+TOKENIZERS = ("tokenizer", "pipeline")
+"""Kinds of trained models that a tokenizer is loaded from; a pipeline has one in it."""
 FOREIGN_OPTIONS = (*LOADING_OPTIONS, "image_size")
 """What loading a model takes if another library saved it."""
 IGNORED_OPTIONS = (*HUB_OPTIONS, "low_cpu_mem_usage")
@@ -26,7 +29,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     """Build a fresh tokenizer from its key, or load a trained one.
 
     Args:
-        name_or_path: A registered key, a directory, or a hub id (``"user/model"``).
+        name_or_path: A registered key, a directory, the name of a trained model that is installed
+            (``"hrvqvae/cifar10"``), or a hub id (``"user/model"``); the first that fits.
         **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
             ``subfolder``, ``variant``, ``revision`` and the like, and ``trust`` (see
             :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden, but a
@@ -37,15 +41,17 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         A fresh model in training mode, or a trained one in eval mode.
 
     Raises:
-        UnknownNameError: If it is not a key, a directory or a hub id.
+        UnknownNameError: If it is not a key, a directory, a name or a hub id.
         PluginError: If the plugin that provides it is installed but fails to load.
         ConfigError: If an option is unknown, of the wrong type or out of range.
         CheckpointError: If saved weights are unsafe to load or do not fit.
     """
     name = os.fspath(name_or_path)
     if name not in registry.list_tokenizers():
-        if os.path.isdir(name):
-            return load_folder(Path(model_folder(name)), **overrides)
+        find_model(name, TOKENIZERS)
+        folder = Path(model_folder(name))
+        if os.path.isdir(folder):
+            return load_folder(folder, **overrides)
         if _may_be_on_hub(name):
             return _load_from_hub(name, **overrides)
     _check_key(name)
@@ -62,15 +68,19 @@ def _may_be_on_hub(name: str) -> bool:
 
 def _check_key(name: str) -> None:
     if "/" in name and name not in registry.list_tokenizers():
-        raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
-    registry.check_name("tokenizer", name, "A directory or hub id also works")
+        hint = similar_model(name)
+        raise CheckpointError(f"no directory {name}{hint}; give a key, a saved model or a hub id")
+    trained = registry.names("model")
+    also = f", or a trained model: {', '.join(trained)}" if trained else ""
+    registry.check_name("tokenizer", name, f"A directory or hub id also works{also}")
 
 
 def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageTokenizer:
     """Load a trained tokenizer, in eval mode, from its folder, its run's folder, or the hub.
 
     Args:
-        path: Folder of a model or of a run, or a hub id.
+        path: Folder of a model or of a run, the name of a trained model that is installed, or a
+            hub id.
         trust: See :meth:`SpectokModel.from_pretrained`.
 
     Raises:
@@ -88,18 +98,19 @@ def check_trained(path: str | os.PathLike[str]) -> str:
     """Check that a trained tokenizer may be there, without importing what reads it.
 
     Args:
-        path: Folder of a model or of a run, or a hub id; no hub is asked.
+        path: Folder of a model or of a run, the name of a trained model that is installed, or a
+            hub id; no hub is asked.
 
     Returns:
         The path as text.
 
     Raises:
-        UnknownNameError: If it is neither a key, a directory nor a hub id.
-        ConfigError: If it is a registered key, which has no weights.
+        UnknownNameError: If it is neither a key, a directory, a name nor a hub id.
+        ConfigError: If it is a registered key, which has no weights, or the name of a prior.
         CheckpointError: If it is a path, and no directory.
     """
     name = os.fspath(path)
-    if os.path.isdir(name):
+    if find_model(name, TOKENIZERS) or os.path.isdir(name):
         return name
     if name in registry.list_tokenizers():
         raise ConfigError(
@@ -112,7 +123,8 @@ def check_trained(path: str | os.PathLike[str]) -> str:
 
 
 def model_folder(path: str) -> str:
-    """Return the folder of the model itself if given the folder of a run; otherwise the path."""
+    """Return the folder of a model: inside that of its run, or by its name; otherwise the path."""
+    path = str(find_model(path) or path)
     inside = Path(path, "model")
     return str(inside) if os.path.isfile(inside / "config.json") else path
 
@@ -222,7 +234,7 @@ def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. It is neither a registered key ({', '.join(registry.list_tokenizers())}) "
-            f"nor a local directory"
+            f"nor a local directory nor a trained model that is installed{similar_model(repo_id)}"
         ) from error
     saved = open_folder(root, subfolder, repo_id)
     kind = identify(saved)

@@ -7,18 +7,27 @@ from pathlib import Path
 
 from spectok.errors import CheckpointError
 from spectok.loading import model_folder
+from spectok.trained.names import find_model, similar_model
+
+PRIORS = ("prior", "pipeline")
+"""Kinds of trained models that images are drawn from."""
 
 
 def prior_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder of a prior or a pipeline, given itself or its run's folder.
+    """Return the folder of a prior or a pipeline, given itself, its run's folder, or its name.
 
     Args:
-        path: What was given for a trained prior.
+        path: What was given for a trained prior; the name is one of ``spectok list models``.
 
     Raises:
         CheckpointError: If there is no such folder.
+        ConfigError: If it is the name of a trained tokenizer.
     """
-    folder = Path(model_folder(os.fspath(path)))
+    name = os.fspath(path)
+    find_model(name, PRIORS)
+    folder = Path(model_folder(name))
     if not os.path.isdir(folder):
-        raise CheckpointError(f"no directory {folder}; give a trained prior, or train one first")
+        raise CheckpointError(
+            f"no directory {folder}{similar_model(name)}; give a trained prior, or train one first"
+        )
     return folder

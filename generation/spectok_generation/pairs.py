@@ -14,6 +14,7 @@ from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, InputError
 from spectok.loading import load_trained
 from spectok_generation.drawing import DRAWABLE
+from spectok_generation.folders import prior_folder
 from spectok_generation.pipeline_folder import is_pipeline, load_component
 from spectok_generation.priors import Prior, load_prior
 from spectok_generation.records import (
@@ -40,7 +41,8 @@ def load_pair(
     The prior is an :class:`AutoregressivePrior` or an :class:`LDM`, for :func:`draw_images`.
 
     Args:
-        prior_path: Folder of a saved prior, of its run, or of a pipeline.
+        prior_path: Folder of a saved prior, of its run, or of a pipeline, or the name of a trained
+            model that is installed.
         tokenizer_path: Its tokenizer. None: the one in the pipeline, or the one recorded when the
             prior was trained.
         trust: See :func:`~spectok_generation.pipeline_folder.load_component`.
@@ -49,7 +51,7 @@ def load_pair(
         CheckpointError: If one of them is missing, or they do not belong together.
         InputError: If images cannot be drawn from this kind of prior.
     """
-    folder = Path(prior_path)
+    folder = prior_folder(prior_path)
     whole = is_pipeline(folder)
     load = functools.partial(load_component, folder, trust=trust)
     prior: Any = load("prior") if whole else load_prior(folder, trust=trust)
@@ -80,7 +82,7 @@ def load_encoder(
 
     Args:
         prior: A trained prior that reads text.
-        prior_path: Where it was loaded from.
+        prior_path: Where it was loaded from: a folder or a name.
         name: Folder or name of the encoder. None: the one in the pipeline, or the one recorded
             when the prior was trained.
         pretrained: With a name: tag or file of its weights.
@@ -92,11 +94,12 @@ def load_encoder(
     """
     if not prior.text_width:
         raise InputError(f"{prior_path} holds a prior that reads no text; see 'spectok sample'")
-    if name is None and is_pipeline(prior_path):
-        encoder = load_component(prior_path, "text_encoder", trust=trust)
+    folder = prior_folder(prior_path)
+    if name is None and is_pipeline(folder):
+        encoder = load_component(folder, "text_encoder", trust=trust)
     elif name is None:
         needed = check_record(prior.config["text"], f"text of {prior_path}")
-        own, recorded = run_of(Path(prior_path)) / OWN_CLIP, needed.get("path")
+        own, recorded = run_of(folder) / OWN_CLIP, needed.get("path")
         places = [own, Path(recorded)] if recorded else [own]
         found = next((place for place in places if os.path.isdir(place)), recorded)
         if not found:

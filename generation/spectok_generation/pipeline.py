@@ -19,6 +19,7 @@ from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_pil
 from spectok.modeling import HUB_OPTIONS
 from spectok.saving import resolve, saving, was_cut_short
+from spectok.trained.names import find_model, similar_model
 from spectok_generation.conditions import Condition
 from spectok_generation.drawing import DRAWABLE, choose_labels, draw_images, make_options
 from spectok_generation.guidance import TEXT_GUIDANCE
@@ -253,10 +254,15 @@ class TokenPipeline(DiffusionPipeline):
 def _find_folder(place: Any, options: dict[str, Any]) -> Path:
     """Return the folder of a pipeline; a hub id is downloaded first."""
     name = os.fspath(place)
+    if (inside := find_model(name, ("pipeline",))) is not None:
+        return inside
     if os.path.isdir(os.path.expanduser(name)):
         return Path(name).expanduser()
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise CheckpointError(f"no directory {name}; give the folder of a pipeline, or a hub id")
+        hint = similar_model(name)
+        raise CheckpointError(
+            f"no directory {name}{hint}; give the folder of a pipeline, or a hub id"
+        )
     wanted = [INDEX, *(f"{part}/*{ending}" for part in COMPONENTS for ending in ENDINGS)]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, **options))
@@ -264,6 +270,7 @@ def _find_folder(place: Any, options: dict[str, Any]) -> Path:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise CheckpointError(
             f"cannot fetch {name!r}: {type(error).__name__}: {reason}; it is no local folder either"
+            f"{similar_model(name)}"
         ) from error
 
 

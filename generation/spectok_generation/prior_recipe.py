@@ -12,9 +12,11 @@ from pydantic import Field
 from spectok.data.choice import data_override
 from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
+from spectok.loading import model_folder
 from spectok.recipes.files import RUN_RECIPE, list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, validate_section
+from spectok.trained.names import find_model, is_model
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 from spectok.training.train_config import TrainConfig
 from spectok_generation.text.clip_recipe import TextConfig
@@ -95,7 +97,7 @@ def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
     """Return the recipe that a ``tokenizer:`` entry names; None if it names no recipe."""
     names = list_recipes()
     known = {*names, *(name.removeprefix(f"{TokenizerRecipe.folder}/") for name in names)}
-    if os.path.isdir(tokenizer):
+    if os.path.isdir(tokenizer) or is_model(tokenizer, TokenizerRecipe.folder):
         return None
     if Path(tokenizer).suffix in (".yaml", ".yml") or tokenizer in known:
         return load_tokenizer_recipe(tokenizer)
@@ -109,7 +111,8 @@ def tokenizer_data(tokenizer: str) -> dict[str, Any]:
         ConfigError: If no recipe lies beside the tokenizer.
     """
     recipe = tokenizer_recipe(tokenizer)
-    for folder in (Path(tokenizer), Path(tokenizer).parent):
+    place = Path(model_folder(tokenizer))
+    for folder in (place, place.parent):
         if recipe is None and os.path.isfile(folder / RUN_RECIPE):
             recipe = load_tokenizer_recipe(folder / RUN_RECIPE)
     if recipe is None:
@@ -149,7 +152,9 @@ def held_out(
     Raises:
         ConfigError: If no recipe beside the prior says what it was trained on.
     """
-    own: Any = data_override(data)[1] if data is not None else _data_of_run(Path(prior))
+    own: Any = (
+        data_override(data)[1] if data is not None else _data_of_run(Path(model_folder(prior)))
+    )
     changes = [f"data.{override}" for override in overrides]
     raw = apply_overrides({"data": {**own, **settings}}, changes)
     return validate_section(DataConfig, raw["data"], "data")
@@ -180,6 +185,8 @@ def default_output(name: str, recipe: PriorRecipe) -> Path:
         return path.parent  # a recipe written by a run stands for that run
     words = [path.stem] if path.suffix in (".yaml", ".yml") else list(path.parts)
     source = Path(recipe.tokenizer or recipe.tokens or "")
-    if not tokenizer_recipe(str(source)):
+    if find_model(str(source)):
+        words += source.parts
+    elif not tokenizer_recipe(str(source)):
         words.append((source.parent if source.name == "model" else source).name)
     return Path("runs", "-".join(w for w in words if w != PriorRecipe.folder))

@@ -418,7 +418,7 @@ def test_a_place_that_fails_when_it_is_used_is_named(place):
     assert "ema" in list_registered("quantizer")
 
 
-@pytest.mark.parametrize("kind", [k for k in HOOKS if k not in ("dataset", "foreign_model")])
+@pytest.mark.parametrize("kind", sorted({*HOOKS} - {"dataset", "foreign_model", "model"}))
 def test_the_source_tells_of_our_own_classes_what_they_tell_themselves(kind):
     for name, cls in list_registered(kind).items():
         assert summaries(kind)[name][0] == inspect.getdoc(cls).partition("\n")[0]

@@ -32,7 +32,7 @@ LAYERS = (
     {"plugins"},
     {"recipes"},
     {"quantizers", "losses"},
-    {"modeling", "tokenizer", "loading", "foreign"},
+    {"modeling", "tokenizer", "loading", "foreign", "trained"},
     {"nn"},
     {"data"},
     {"metrics", "cards"},

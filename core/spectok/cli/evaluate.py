@@ -270,19 +270,23 @@ def name_competitors(
     """
     from spectok.evaluation.comparison import find_competitor
     from spectok.loading import model_folder
+    from spectok.trained.names import is_model
+    from spectok.training.recipe import TokenizerRecipe
 
     if not names:
         raise ConfigError("nothing to compare; give keys, recipes or folders of trained models")
     found: dict[str, Competitor] = {}
     for name in names:
-        recipe = None if os.path.isdir(name) else resolve(name, data, overrides)
+        installed = is_model(name, TokenizerRecipe.folder)
+        recipe = None if installed or os.path.isdir(name) else resolve(name, data, overrides)
         label = label_of(name)
         if label in found:
             raise ConfigError(
                 f"{found[label].source} and {name} would both be called {label!r}; give one of "
                 "them as a recipe file or folder of another name"
             )
-        found[label] = find_competitor(model_folder(name) if recipe is None else name, recipe)
+        given = recipe is not None or installed
+        found[label] = find_competitor(name if given else model_folder(name), recipe)
     return found
 
 

@@ -17,6 +17,7 @@ class Kind(enum.StrEnum):
     """What can be listed."""
 
     tokenizers = "tokenizers"
+    models = "models"
     foreign = "foreign"
     quantizers = "quantizers"
     discriminators = "discriminators"
@@ -36,8 +37,10 @@ def list_installed(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
-    """List what is installed: tokenizers, quantizers, recipes and so on."""
+    """List what is installed: tokenizers, trained models, quantizers, recipes and so on."""
     rows = _ROWS[kind]()
+    if kind == Kind.models and not as_json:
+        rows = [_model_row(row) for row in rows]
     if as_json:
         say(json.dumps(rows, indent=2, ensure_ascii=False))
         return
@@ -69,6 +72,39 @@ def _foreign() -> list[dict[str, Any]]:
         }
         for name, kind in list_registered("foreign_model").items()
     ]
+
+
+def _models() -> list[dict[str, Any]]:
+    from spectok.cards.summary import summarize
+    from spectok.plugins.registry import list_registered, provider
+
+    return [
+        {"name": name, "kind": model.kind, **summarize(model.folder)}
+        | {"package": provider("model", name)}
+        for name, model in list_registered("model").items()
+    ]
+
+
+def _model_row(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of the table of trained models; what a card does not say is left empty."""
+
+    def show(name: str, form: str) -> str:
+        return "" if facts[name] is None else format(facts[name], form)
+
+    of_data = facts["data_license"]
+    return {
+        "name": facts["name"],
+        "kind": facts["kind"],
+        "data": facts["data"] or "",
+        "bits": show("bits_per_image", ",.0f"),
+        "PSNR, dB": show("psnr", ".2f"),
+        "SSIM": show("ssim", ".3f"),
+        "images": show("num_images", ","),
+        "protocol": facts["protocol"] or "",
+        "size": f"{facts['bytes'] / 1e6:.1f} MB",
+        "licence": (facts["license"] or "") + (f" (data: {of_data})" if of_data else ""),
+        "package": facts["package"],
+    }
 
 
 def _datasets() -> list[dict[str, Any]]:
@@ -119,6 +155,7 @@ def _plugins() -> list[dict[str, Any]]:
 
 _ROWS = {
     Kind.tokenizers: lambda: _described("tokenizer"),
+    Kind.models: _models,
     Kind.foreign: _foreign,
     Kind.quantizers: lambda: _described("quantizer"),
     Kind.discriminators: lambda: _described("discriminator"),
@@ -136,6 +173,7 @@ def _next_command(kind: Kind, rows: list[dict[str, Any]]) -> list[str]:
     train = ["spectok", "train", "TOKENIZER"]
     commands = {
         Kind.tokenizers: ["spectok", "train", first],
+        Kind.models: ["spectok", "info", names[0]],
         Kind.foreign: ["spectok", "info", "FOLDER"],
         Kind.quantizers: [*train, f"tokenizer.quantizer.name={first}"],
         Kind.discriminators: [*train, f"adversarial.discriminator.name={first}"],

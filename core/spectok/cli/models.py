@@ -25,7 +25,9 @@ COLUMNS = 8
 SHOWN_PLACES = 40
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
-Model = Annotated[str, typer.Argument(help="Folder of a trained model or of its run, or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(help="Trained model: its folder, that of its run, a name, or a hub id.")
+]
 Images = Annotated[list[str], typer.Argument(help="Image files, or directories of images.")]
 NumTokens = Annotated[
     int | None, typer.Option(min=0, help="Decode only the first tokens of each image.")
@@ -45,11 +47,11 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Show a tokenizer's tokens, bits per image and size."""
-    from spectok.loading import load_tokenizer, model_folder
+    from spectok.loading import load_tokenizer
     from spectok.plugins.registry import list_tokenizers
 
     is_key = model in list_tokenizers()
-    facts = describe(load_tokenizer(model if is_key else model_folder(model)))
+    facts = describe(load_tokenizer(model))
     if as_json:
         say(json.dumps(facts, indent=2))
         return

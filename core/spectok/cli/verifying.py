@@ -81,10 +81,9 @@ def local_folder(model: str) -> Path:
     """
     from spectok.loading import model_folder
 
-    folder = Path(model_folder(model))
-    if not folder.is_dir():
+    if not Path(model).is_dir():
         raise ConfigError(f"--card writes into the folder of a model, and {model} is none here")
-    return folder
+    return Path(model_folder(model))
 
 
 def _row(check: Check) -> list[str]:

@@ -30,7 +30,7 @@ from spectok.evaluation.terms import (
     seconds_of_run,
     terms_of,
 )
-from spectok.loading import load_tokenizer
+from spectok.loading import load_tokenizer, model_folder
 from spectok.recipes.files import RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import read_yaml
@@ -257,11 +257,11 @@ def find_competitor(name: str, recipe: TokenizerRecipe | None) -> Competitor:
     """Return the competitor that a name stands for.
 
     Args:
-        name: The folder of a trained model or of its run, a key, or a recipe.
-        recipe: The recipe that a key or recipe name resolved to. None: it is a folder.
+        name: The folder of a trained model or of its run, the name of one, a key, or a recipe.
+        recipe: The recipe that a key or recipe name resolved to. None: it is a trained model.
     """
-    folder = Path(name)
     if recipe is None:
+        folder = Path(model_folder(name))
         return Competitor(name, recipe_of_run(folder), folder)
     return Competitor(name, recipe)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spectok.metrics import ImageMetric, SetMetric
     from spectok.quantizers import Quantizer
     from spectok.tokenizer import ImageTokenizer
+    from spectok.trained.model import TrainedModel
 
 GROUP = "spectok.plugins"
 hookspec = pluggy.HookspecMarker("spectok")
@@ -43,6 +44,11 @@ def spectok_tokenizers() -> dict[str, type[ImageTokenizer] | str]:  # type: igno
 @hookspec
 def spectok_foreign_models() -> dict[str, ForeignModel]:  # type: ignore[empty-body]
     """Return kinds of models that spectok did not write, and the classes that load them."""
+
+
+@hookspec
+def spectok_models() -> dict[str, TrainedModel]:  # type: ignore[empty-body]
+    """Return trained models in the plugin's package by name, such as ``"mine/digits"``."""
 
 
 @hookspec

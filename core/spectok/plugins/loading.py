@@ -225,9 +225,15 @@ def _foreign_fault(value: Any) -> str | None:
     return fault and "is not a ForeignModel"
 
 
+def _model_fault(value: Any) -> str | None:
+    fault = _class_fault(type(value), "spectok.trained.model.TrainedModel")
+    return fault and "is not a TrainedModel"
+
+
 _REGISTERED: dict[str, Callable[[Any], str | None]] = {
     "spectok_tokenizers": lambda value: _class_fault(value, "spectok.tokenizer.ImageTokenizer"),
     "spectok_foreign_models": _foreign_fault,
+    "spectok_models": _model_fault,
     "spectok_quantizers": lambda value: _class_fault(value, "spectok.quantizers.Quantizer"),
     "spectok_discriminators": lambda value: _class_fault(value, "torch.nn.Module"),
     "spectok_priors": _class_fault,

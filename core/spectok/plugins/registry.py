@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HOOKS = {
     "tokenizer": "spectok_tokenizers",
     "foreign_model": "spectok_foreign_models",
+    "model": "spectok_models",
     "quantizer": "spectok_quantizers",
     "discriminator": "spectok_discriminators",
     "prior": "spectok_priors",
@@ -32,7 +33,7 @@ def names(kind: str) -> list[str]:
     """Return every registered name of one kind, sorted; nothing is imported for it.
 
     Args:
-        kind: One of ``"tokenizer"``, ``"foreign_model"``, ``"quantizer"``,
+        kind: One of ``"tokenizer"``, ``"foreign_model"``, ``"model"``, ``"quantizer"``,
             ``"discriminator"``, ``"prior"``, ``"dataset"``, ``"metric"``.
     """
     return sorted(installed().collect(HOOKS[kind]))
@@ -190,6 +191,11 @@ def list_quantizers() -> list[str]:
 def list_priors() -> list[str]:
     """Return the names of all registered priors."""
     return names("prior")
+
+
+def list_models() -> list[str]:
+    """Return the names of all trained models that are installed."""
+    return names("model")
 
 
 def list_datasets() -> list[str]:

@@ -19,6 +19,7 @@ from spectok.cli.evaluate import (
 from spectok.cli.evaluations import EvalCommand, evaluations
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
+from spectok.loading import model_folder
 from spectok.messages import count_images, note, progress, say
 from spectok_generation.cli import sampling
 from spectok_generation.cli.device import process_device
@@ -30,6 +31,7 @@ class PriorCommand(EvalCommand):
 
     def takes(self, word: str) -> bool:
         """Return whether a word is the folder of a prior, of its run, or of a pipeline."""
+        word = model_folder(word)
         if not os.path.isdir(word):
             return False
         from spectok_generation.pipeline_folder import is_pipeline

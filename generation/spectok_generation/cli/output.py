@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectok.errors import ConfigError
+from spectok.loading import model_folder
 from spectok.messages import count_images, note, progress, say
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class Folder(Output):
         from spectok.recipes.files import RUN_RECIPE
 
         number = ["--num-images", str(max(2, wanted.num_images))]
-        runs = (Path(model), Path(model).absolute().parent)
+        place = Path(model_folder(model))
+        runs = (place, place.absolute().parent)
         is_known = any((folder / RUN_RECIPE).is_file() for folder in runs)
         data = [] if is_known else ["--data", "DATA"]
         return ["eval", model, *number, *data, *["--trust"] * trust]

@@ -1,0 +1,58 @@
+"""What a plugin registers of the trained models in its package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectok.errors import PluginError, shown
+
+KINDS = ("tokenizer", "prior", "pipeline")
+"""What a trained model may be; a pipeline is a prior with all that it needs to draw images."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model in the package of a plugin.
+
+    Args:
+        folder: What ``save_pretrained`` or, for a pipeline, ``spectok export`` wrote, with a card.
+            A ``recipe.yaml`` in it says what the model was trained on.
+        kind: One of ``"tokenizer"``, ``"prior"`` and ``"pipeline"``.
+
+    Raises:
+        PluginError: If the kind is none of these.
+    """
+
+    folder: Path
+    kind: str = "tokenizer"
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise PluginError(
+                f"{shown(self.kind)} is no kind of trained model; give one of {', '.join(KINDS)}"
+            )
+
+
+def models_below(root: Path) -> dict[str, TrainedModel]:
+    """Return the models that lie below a folder as ``KINDs/NAME/DATA``.
+
+    >>> models_below(Path(__file__).parent)  # tokenizers/mine/digits -> "mine/digits"
+
+    Args:
+        root: Folder with the folders ``tokenizers``, ``priors`` and ``pipelines``, each of which
+            may be missing.
+
+    Returns:
+        ``"NAME/DATA"`` -> model.
+    """
+    return {
+        folder.relative_to(root / f"{kind}s").as_posix(): TrainedModel(folder, kind)
+        for kind in KINDS
+        for folder in _folders(root / f"{kind}s")
+    }
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    return (path for path in sorted(root.glob("*/*")) if path.is_dir())

@@ -1,0 +1,1 @@
+"""The trained models that are installed with spectok."""
