@@ -121,8 +121,7 @@ def run(data_set: str, key: str, data: str, rate: str, further: list[str]) -> di
     folder = train(data_set, key, data, settings, "long")
     words = ["python benchmarks/curves.py --set", data_set, key, "--data DIR --rate", rate]
     command = " ".join([*words, *(["--settings", *further] if further else [])])
-    model = f"benchmarks/models/{data_set}_{key}"  # where one that is kept is copied to
-    result = {"command": command, "model": model} | measure(folder, data)
+    result = {"command": command} | measure(folder, data)
     write(RESULTS / f"{data_set}_{key}.json", result)
     return result
 

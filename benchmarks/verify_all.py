@@ -1,16 +1,15 @@
 """Measure again every committed number that needs no training.
 
-    python benchmarks/verify_all.py --data DIR               # CIFAR-10 as parquet files
-    python benchmarks/verify_all.py --data DIR --limit 2000  # claims on at most 2,000 images
+    python benchmarks/verify_all.py --data DIR              # with DIR/cifar10 and so on
+    python benchmarks/verify_all.py --data DIR --limit 300  # claims on at most 300 images
 
-Every result in ``results`` that names a model in ``models`` is measured again by its own protocol,
+Every claim in the card of a trained model that is installed is measured again by its own protocol,
 as ``spectok eval --verify`` does. Prints a table; the exit status is 1 if a claim does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,27 +19,27 @@ import torch
 from spectok.cards import Claim
 from spectok.evaluation.verifying import Check, Claimed, find_claims, reference_data, verify
 from spectok.loading import load_trained
-
-RESULTS = Path(__file__).parent / "results"
+from spectok.plugins.registry import list_registered
 
 
 def main() -> None:
     """Verify all, and print what holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder with the test images")
+    parser.add_argument("--data", required=True, help="folder with a folder per data set")
     parser.add_argument("--limit", type=int, help="leave out claims on more images than this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     failed, count = 0, 0
-    print(f"{'result':28} {'images':>7} {'claims':>7} {'largest difference':>34} {'s':>6}")
-    for claimed, claim in claims(arguments.limit):
+    print(f"{'model':28} {'images':>7} {'claims':>7} {'largest difference':>34} {'s':>6}")
+    for name, claimed, claim in claims(arguments.limit):
         begin = time.perf_counter()
-        images = reference_data(claim, claimed.model, arguments.data)
+        folder = Path(arguments.data, claim.data["name"])
+        images = reference_data(claim, claimed.model, str(folder))
         checks = verify(claim, load_trained(claimed.model), images)
         wrong = [check.name for check in checks if not check.passed]
         failed, count = failed + bool(wrong), count + 1
         print(
-            f"{claimed.source.stem:28} {len(images):7,} {len(checks):7} {largest(checks):>34} "
+            f"{name:28} {len(images):7,} {len(checks):7} {largest(checks):>34} "
             f"{time.perf_counter() - begin:6.0f} {f'FAIL: {wrong}' if wrong else 'pass'}",
             flush=True,
         )
@@ -48,15 +47,14 @@ def main() -> None:
     raise SystemExit(1 if failed or not count else 0)
 
 
-def claims(limit: int | None) -> Iterator[tuple[Claimed, Claim]]:
-    """Yield every claim of every result that names a model."""
-    for path in sorted(RESULTS.rglob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if "measured" in content:
-            claimed = find_claims(path)
+def claims(limit: int | None) -> Iterator[tuple[str, Claimed, Claim]]:
+    """Yield every claim of every trained tokenizer that is installed."""
+    for name, model in list_registered("model").items():
+        if model.kind == "tokenizer":
+            claimed = find_claims(name)
             for claim in claimed.claims:
                 if limit is None or claim.protocol["num_images"] <= limit:
-                    yield claimed, claim
+                    yield name, claimed, claim
 
 
 def largest(checks: list[Check]) -> str:
