@@ -3,7 +3,7 @@
     python benchmarks/token_bits.py --data DIR                  # every model of CIFAR-10
     python benchmarks/token_bits.py --set mnist --data DIR vqvae qgvae
 
-The models are those of ``curves.py``, kept in ``models/SET_KEY``; all spend the same bits before
+The models are those of ``curves.py``, installed as ``KEY/SET``; all spend the same bits before
 coding. On the tokens of each, the same ``gpt-micro`` is trained without a class, with the same
 steps, batches, rate and seed. Its exact likelihood of the test images' tokens is the length of a
 file that an arithmetic coder would write: fewer bits mean tokens that are easier to predict. Runs
@@ -24,6 +24,7 @@ import torch
 from spectok import load_tokenizer, messages
 from spectok.data import DataConfig
 from spectok.machine import describe_machine
+from spectok.plugins.registry import list_registered
 from spectok_generation import load_prior
 from spectok_generation.extraction import Extraction
 from spectok_generation.prior_recipe import load_prior_recipe
@@ -49,11 +50,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with the data set as parquet files")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    prefix = f"{arguments.set}_"
-    found = sorted(p.name.removeprefix(prefix) for p in (HERE / "models").glob(f"{prefix}*"))
+    ending = f"/{arguments.set}"
+    names = [name for name, model in list_registered("model").items() if model.kind == "tokenizer"]
+    found = [name.removesuffix(ending) for name in names if name.endswith(ending)]
     for key in arguments.keys or found:
         if key not in found:
-            parser.error(f"models/{prefix}{key} does not exist; there are: {', '.join(found)}")
+            parser.error(f"{key}{ending} is not installed; there are: {', '.join(found)}")
         measured = measure(arguments.set, key, arguments.data)
         report = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
         report |= {"command": "python benchmarks/token_bits.py --set SET --data DIR"}
@@ -65,7 +67,7 @@ def main() -> None:
 
 def measure(data_set: str, key: str, data: str) -> dict[str, Any]:
     """Train the transformer on the tokens of a model, and return its bits on the test images."""
-    model, folder = HERE / "models" / f"{data_set}_{key}", Path("runs/token_bits", data_set, key)
+    model, folder = f"{key}/{data_set}", Path("runs/token_bits", data_set, key)
     settings = [f"data.name={data_set}", f"data.path={data}", f"tokenizer={model}", *SETTINGS]
     with messages.silenced():
         train_prior(load_prior_recipe(RECIPE, settings), folder, resume="auto")

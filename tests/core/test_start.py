@@ -34,7 +34,7 @@ ANSWERED = [
     ["eval", "--help"],
     ["sample", "--help"],
     *(["list", kind] for kind in ("tokenizers", "quantizers", "discriminators", "priors")),
-    *(["list", kind] for kind in ("datasets", "metrics", "recipes", "plugins")),
+    *(["list", kind] for kind in ("models", "datasets", "metrics", "recipes", "plugins")),
     ["list", "tokenizers", "--json"],
 ]
 REFUSED = [
