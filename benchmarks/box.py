@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spectok import ImageTokenizer, load_tokenizer
+from spectok import ImageTokenizer, TrainedModel, load_tokenizer
 from spectok.cards import CARD, Subject, write_card
 from spectok.cards.file import read_header, replace_key, seal
 from spectok.cards.folder import CURVE
@@ -42,7 +42,6 @@ from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import RUN_RECIPE
 from spectok.recipes.yaml12 import dump_yaml, read_yaml
 from spectok.saving import give_usual_permissions
-from spectok.trained.model import models_below
 from spectok.training.card import describe_tokenizer
 from spectok.training.log import read_log
 from spectok.weights import find_weights
@@ -275,7 +274,7 @@ def store_prior(model: Path, made: Path, box: Path) -> None:
         CheckpointError: If its tokenizer is not.
     """
     recorded = (read_config(model).get("tokenizer") or {}).get("path")
-    if recorded not in models_below(box):
+    if recorded not in TrainedModel.below(box):
         raise CheckpointError(
             f"the tokenizer of this prior is {recorded}, no trained model that is installed; put "
             f"that one into the box first, and train the prior on it by its name"
@@ -292,7 +291,7 @@ def check_size(made: Path, target: Path, box: Path) -> None:
         CheckpointError: If it is, or all of them are.
     """
     size = size_of(made)
-    others = {model.folder for model in models_below(box).values()} - {target}
+    others = {model.folder for model in TrainedModel.below(box).values()} - {target}
     total = size + sum(map(size_of, others))
     for bytes_, limit, what in (
         (size, LARGEST, f"{target.name} has"),

@@ -10,6 +10,4 @@ from spectok import TrainedModel, hookimpl
 @hookimpl
 def spectok_models() -> dict[str, TrainedModel]:
     """Register the models in ``tokenizers``, ``priors`` and ``pipelines``."""
-    from spectok.trained.model import models_below
-
-    return models_below(Path(__file__).parent)
+    return TrainedModel.below(Path(__file__).parent)

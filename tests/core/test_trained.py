@@ -15,7 +15,6 @@ from spectok.loading import check_trained, model_folder
 from spectok.plugins import hookspecs, registry
 from spectok.testing.small import small_tokenizer
 from spectok.trained import names
-from spectok.trained.model import models_below
 
 IMAGES = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 CODE = """
@@ -24,9 +23,9 @@ from spectok import hookimpl
 
 @hookimpl
 def spectok_models():
-    from spectok.trained.model import TrainedModel, models_below
+    from spectok import TrainedModel
     root = Path(__file__).with_name("PACKAGE_models")
-    return models_below(root)
+    return TrainedModel.below(root)
 """
 
 
@@ -103,14 +102,14 @@ def test_what_is_registered_wrongly_is_named(install, tmp_path):
 
 def test_a_folder_that_is_missing_is_named(install, tmp_path):
     missing = '{"mine/digits": TrainedModel(root / "nowhere")}'
-    code = CODE.replace("models_below(root)", missing)
+    code = CODE.replace("TrainedModel.below(root)", missing)
     install(code=code)
     with pytest.raises(CheckpointError, match=r"registered by mine 1\.0, whose folder .*missing"):
         load_tokenizer("mine/digits")
 
 
 def test_a_plugin_that_registers_something_else_is_left_out(install):
-    code = CODE.replace("models_below(root)", '{"a/b": 3}')
+    code = CODE.replace("TrainedModel.below(root)", '{"a/b": 3}')
     install(code=code)
     with pytest.warns(RuntimeWarning, match="registers 3 as 'a/b', which is not a TrainedModel"):
         assert "a/b" not in list_models()
@@ -186,4 +185,4 @@ def test_a_trained_model_comes_before_a_recipe_of_its_name(install, run):
 
 
 def test_models_below_a_folder_without_any_are_none(tmp_path):
-    assert models_below(tmp_path) == {}
+    assert TrainedModel.below(tmp_path) == {}

@@ -24,8 +24,8 @@ from spectok import hookimpl
 
 @hookimpl
 def spectok_models():
-    from spectok.trained.model import models_below
-    return models_below(Path(__file__).with_name("mine_models"))
+    from spectok import TrainedModel
+    return TrainedModel.below(Path(__file__).with_name("mine_models"))
 """
 PRIOR = "{name: gpt, num_layers: 1, num_heads: 2, width: 16}"
 RECIPE = "tokenizer: {name: vqvae}\ndata: {name: digits, image_size: 16, channels: 1, limit: 40}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,25 +33,22 @@ class TrainedModel:
                 f"{shown(self.kind)} is no kind of trained model; give one of {', '.join(KINDS)}"
             )
 
+    @classmethod
+    def below(cls, root: Path) -> dict[str, TrainedModel]:
+        """Return the models that lie below a folder as ``KINDs/NAME/DATA``.
 
-def models_below(root: Path) -> dict[str, TrainedModel]:
-    """Return the models that lie below a folder as ``KINDs/NAME/DATA``.
+        >>> TrainedModel.below(Path(__file__).parent)  # tokenizers/mine/digits -> "mine/digits"
 
-    >>> models_below(Path(__file__).parent)  # tokenizers/mine/digits -> "mine/digits"
+        Args:
+            root: Folder with the folders ``tokenizers``, ``priors`` and ``pipelines``, each of
+                which may be missing.
 
-    Args:
-        root: Folder with the folders ``tokenizers``, ``priors`` and ``pipelines``, each of which
-            may be missing.
-
-    Returns:
-        ``"NAME/DATA"`` -> model.
-    """
-    return {
-        folder.relative_to(root / f"{kind}s").as_posix(): TrainedModel(folder, kind)
-        for kind in KINDS
-        for folder in _folders(root / f"{kind}s")
-    }
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    return (path for path in sorted(root.glob("*/*")) if path.is_dir())
+        Returns:
+            ``"NAME/DATA"`` -> model.
+        """
+        return {
+            folder.relative_to(root / f"{kind}s").as_posix(): cls(folder, kind)
+            for kind in KINDS
+            for folder in sorted((root / f"{kind}s").glob("*/*"))
+            if folder.is_dir()
+        }
