@@ -12,6 +12,7 @@ from spectok.plugins import registry
 from spectok.quantizers import Quantizer
 from spectok.recipes.options import SUPPLIED, validate_options
 from spectok.saving import first_line
+from spectok.sizes import ImageSize
 from spectok.tokenizer import ImageTokenizer
 
 
@@ -22,7 +23,9 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         name_or_path: A registered key, a directory, or a hub id (``"user/model"``).
         **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
             ``subfolder``, ``revision`` and the like, and ``trust`` (see
-            :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden.
+            :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden, but
+            ``image_size``, one number or (height, width), gives it at another size (see
+            :meth:`ImageTokenizer.at_size`).
 
     Returns:
         A fresh model in training mode, or a trained one in eval mode.
@@ -32,17 +35,23 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         PluginError: If the plugin that provides it is installed but fails to load.
         ConfigError: If an option is unknown, of the wrong type or out of range.
         CheckpointError: If saved weights are unsafe to load or do not fit.
+        InputError: If a trained model does not take images of ``image_size``.
     """
     name = os.fspath(name_or_path)
     if name not in registry.list_tokenizers():
+        size = overrides.pop("image_size", None)
         if os.path.isdir(name):
-            return load_folder(Path(name), **overrides)
+            return _at_size(load_folder(Path(name), **overrides), size)
         if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-            return _load_from_hub(name, **overrides)
+            return _at_size(_load_from_hub(name, **overrides), size)
         if "/" in name:
             raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
     cls = registry.get_registered("tokenizer", name, "A directory or hub id also works")
     return cls(**validate_options(cls, overrides, name))
+
+
+def _at_size(tokenizer: ImageTokenizer, image_size: ImageSize | None) -> ImageTokenizer:
+    return tokenizer if image_size is None else tokenizer.at_size(image_size)
 
 
 def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageTokenizer:

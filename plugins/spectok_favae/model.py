@@ -87,6 +87,8 @@ class FAVAE(ImageTokenizer):
 
     added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -64,6 +64,8 @@ class QGVAE(ImageTokenizer):
             divide ``num_tokens``.
     """
 
+    fixed_size = "each token describes the whole image, through maps of that size"
+
     @register_to_config
     def __init__(
         self,
