@@ -7,7 +7,7 @@ import functools
 from fractions import Fraction
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from spectok.errors import InputError, shown
 
@@ -34,6 +34,11 @@ def as_size(given: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def size_of(images: Tensor) -> tuple[int, int]:
+    """Return height and width of images or of one image, channels first."""
+    return images.shape[-2], images.shape[-1]
+
+
 def times(size: tuple[int, int]) -> str:
     """Return height and width as messages show them."""
     return f"{size[0]}×{size[1]}"
@@ -50,7 +55,7 @@ def rescaled(module: nn.Module, rows: Fraction, columns: Fraction) -> Any:
         rows: New height of the images / height they had.
         columns: The same of the width.
     """
-    twin = copy.copy(module)  # parameters and buffers stay in the dictionaries of both
+    twin: Any = copy.copy(module)  # parameters and buffers stay in the dictionaries of both
     for kind in type(module).__mro__:
         for name, value in vars(kind).items():
             if isinstance(value, functools.cached_property):

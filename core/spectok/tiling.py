@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectok.errors import InputError, TokenError
-from spectok.sizes import ImageSize, as_size, times
+from spectok.sizes import ImageSize, as_size, size_of, times
 
 if TYPE_CHECKING:
     from spectok.tokenizer import ImageTokenizer
@@ -63,8 +63,8 @@ class Tiling:
     @functools.cached_property
     def corners(self) -> list[tuple[int, int]]:
         """Top and left of each tile, in raster order."""
-        sides = zip(self.canvas_size, self.tile_size)
-        return list(itertools.product(*(self._starts(*side) for side in sides)))
+        tops, lefts = map(self._starts, self.canvas_size, self.tile_size)
+        return list(itertools.product(tops, lefts))
 
     @property
     def num_tiles(self) -> int:
@@ -83,9 +83,9 @@ class Tiling:
         Raises:
             InputError: If the images are not of ``image_size``.
         """
-        if tuple(images.shape[-2:]) != self.image_size:
+        if size_of(images) != self.image_size:
             raise InputError(
-                f"images of {times(tuple(images.shape[-2:]))} pixels are not of "
+                f"images of {times(size_of(images))} pixels are not of "
                 f"{times(self.image_size)}, which this tiling is for"
             )
         canvas, (tall, wide) = mirror_to(images, self.canvas_size), self.tile_size
@@ -99,9 +99,9 @@ class Tiling:
             InputError: If their number or size is not this tiling's.
         """
         (tall, wide), (height, width) = self.tile_size, self.canvas_size
-        if tiles.shape[1] != self.num_tiles or tuple(tiles.shape[-2:]) != self.tile_size:
+        if tiles.shape[1] != self.num_tiles or size_of(tiles) != self.tile_size:
             raise InputError(
-                f"{tiles.shape[1]} tiles of {times(tuple(tiles.shape[-2:]))} pixels are not the "
+                f"{tiles.shape[1]} tiles of {times(size_of(tiles))} pixels are not the "
                 f"{self.num_tiles} of {times(self.tile_size)} of this tiling"
             )
         if self.num_tiles == 1:

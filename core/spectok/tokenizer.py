@@ -31,7 +31,7 @@ from spectok.losses.reconstruction import l1, l2
 from spectok.modeling import SpectokModel
 from spectok.outputs import TokenizerOutput
 from spectok.quantizers import Quantizer, outermost_quantizers
-from spectok.sizes import ImageSize, as_size, rescaled, scaled, times
+from spectok.sizes import ImageSize, as_size, rescaled, scaled, size_of, times
 from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
 from spectok.token_spec import Order, Prefix, TokenSpec
 
@@ -330,8 +330,7 @@ class ImageTokenizer(SpectokModel):
         """
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise InputError(f"images {describe_images(images)} are not a tensor (B, C, H, W)")
-        size = (images.shape[2], images.shape[3])
-        tiling = plan_tiles(self, size, tile=tile, overlap=overlap, pad=pad)
+        tiling = plan_tiles(self, size_of(images), tile=tile, overlap=overlap, pad=pad)
         return decode_tiles(self, encode_tiles(self, images, tiling), tiling)
 
     # -- what a subclass may change --------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from PIL import Image
 from torch import nn
 
 from spectok import ImageTokenizer, list_tokenizers, load_tokenizer
+from spectok.data import DataConfig, build_originals, config_for_path
 from spectok.errors import DataError, InputError, TokenError
+from spectok.evaluation import Sizing, evaluate_originals
+from spectok.metrics import psnr
 from spectok.testing.small import small_tokenizer
 from spectok.tiling import Tiling, decode_tiles, encode_tiles, mirror_to, plan_tiles
 from spectok.token_files import read_images, read_tokens, write_tokens
@@ -44,7 +49,7 @@ def test_every_tokenizer_says_whether_it_takes_other_sizes():
         if tokenizer.why_fixed_size() is None:
             taking[key] = tokenizer.size_multiple
         else:
-            assert ONE_SIZE[key] in tokenizer.why_fixed_size()
+            assert ONE_SIZE[key] in str(tokenizer.why_fixed_size())
     assert taking == ANY_SIZE
 
 
@@ -83,7 +88,8 @@ def test_a_class_that_says_nothing_keeps_its_size():
     class Silent(type(small_tokenizer("vqvae"))):
         fixed_size = ImageTokenizer.fixed_size
 
-    tokenizer = Silent(image_size=16).eval()
+    options: Any = {"image_size": 16}
+    tokenizer = Silent(**options).eval()
     with pytest.raises(InputError, match="its class does not say"):
         tokenizer.at_size(32)
 
@@ -130,7 +136,8 @@ def test_local_tokens_do_not_depend_on_the_size_of_the_image():
     tokenizer = small_tokenizer("vqvae", num_blocks=0).eval()
     large = images_of(tokenizer, 64, 48, 1)
     there = tokenizer.at_size((64, 48))
-    tokenizer.quantizer.codebook[0] = there.encode_latents(large).flatten(2)[0, :, ::6].T
+    codebook: Any = tokenizer.quantizer.codebook
+    codebook[0] = there.encode_latents(large).flatten(2)[0, :, ::6].T
     whole = there.encode(large).view(16, 12)
     part = tokenizer.at_size((48, 48)).encode(large[..., 16:, :]).view(12, 12)
     assert torch.equal(whole[8:12], part[4:8])
@@ -279,8 +286,6 @@ def test_files_hold_tokens_of_images_of_several_sizes(vqvae, tmp_path, name):
     ],
 )
 def test_a_file_that_describes_no_tiles_is_one_line(vqvae, tmp_path, size, overlap, images):
-    import json
-
     path = tmp_path / "t.json"
     content = {"token_spec": vqvae.token_spec.to_dict(), "files": ["a"], "indices": [[0] * 16]}
     content["tiles"] = {"size": size, "overlap": overlap, "images": images}
@@ -306,6 +311,11 @@ def folder(vqvae, tmp_path):
     return tmp_path
 
 
+def pixels_of(path):
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image))
+
+
 @pytest.fixture
 def ran(run):
     def call(*words):
@@ -326,13 +336,14 @@ def test_commands_take_images_at_their_own_sizes(folder, ran):
         "encode", model, *images, "--out", str(folder / "t.npz"), "--image-size", "16x64"
     )
     ran("decode", model, str(folder / "t.npz"), "--out", str(folder / "same"))
-    assert Image.open(folder / "same" / "0.png").size == (64, 16)
+    assert pixels_of(folder / "same" / "0.png").shape == (16, 64)
     ran("encode", model, *images, "--out", str(folder / "t.npz"), "--tile", "16")
     ran("decode", model, str(folder / "t.npz"), "--out", str(folder / "own"))
-    assert [Image.open(folder / "own" / f"{i}.png").size for i in range(2)] == [(33, 19), (16, 40)]
-    vqvae, pixels = load_tokenizer(model), np.array(Image.open(images[0]))
-    image = torch.from_numpy(pixels)[None, None] / 127.5 - 1
-    decoded = torch.from_numpy(np.array(Image.open(folder / "own" / "0.png"))) / 127.5 - 1
+    shapes = [pixels_of(folder / "own" / f"{i}.png").shape for i in range(2)]
+    assert shapes == [(19, 33), (40, 16)]
+    vqvae = load_tokenizer(model)
+    image = pixels_of(images[0])[None, None] / 127.5 - 1
+    decoded = pixels_of(folder / "own" / "0.png") / 127.5 - 1
     expected = vqvae.reconstruct(image, tile=16)[0, 0].clamp(-1, 1)
     torch.testing.assert_close(decoded, expected, atol=1 / 127, rtol=0)
 
@@ -352,3 +363,61 @@ def test_options_that_do_not_fit_are_one_line(folder, refused, options, message)
     picture = ["--out", str(folder / "grid.png")]
     words = ["reconstruct", str(folder / "model"), str(folder / "0.png"), *picture]
     assert message in refused(*words, *options)
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def test_numbers_at_original_sizes(folder, vqvae, ran):
+    (folder / "images").mkdir()
+    for number in range(2):
+        (folder / f"{number}.png").rename(folder / "images" / f"{number}.png")
+    config = config_for_path(folder / "images").model_copy(update={"split": "train"})
+    config = config.model_copy(update={"num_held_out": 0})
+    images = build_originals(config, 1)
+    assert sorted(tuple(item["images"].shape) for item in images) == [(1, 19, 33), (1, 40, 16)]
+    whole = evaluate_originals(vqvae, images)
+    tiles = evaluate_originals(vqvae, images, Sizing(16, 0))
+    for result, sizing in ((whole, {}), (tiles, {"tile": 16, "overlap": 0})):
+        values = []
+        for item, found in zip(images, result["images"], strict=True):
+            image = item["images"][None]
+            values.append(float(psnr(image, vqvae.reconstruct(image, **sizing))))
+            assert found["psnr"] == pytest.approx(values[-1])
+        assert result["metrics"]["psnr"] == pytest.approx(np.mean(values))
+    by_size = {tuple(found["size"]): found for found in whole["images"]}
+    assert by_size[19, 33]["bits"] == 5 * 9 * 5  # 20x36 pixels in squares of 4, 32 codes
+    assert [found["tiles"] for found in whole["images"]] == [1, 1]
+    assert sorted(found["tiles"] for found in tiles["images"]) == [3, 6]
+    assert tiles["bits_per_pixel"] == pytest.approx(9 * 16 * 5 / (19 * 33 + 40 * 16))
+    assert whole["protocol"]["id"] != tiles["protocol"]["id"]
+    assert whole["protocol"]["reference"] == tiles["protocol"]["reference"]
+    with pytest.raises(InputError, match=r"image \S+: images of \d+×\d+ pixels are not a multiple"):
+        evaluate_originals(vqvae, images, Sizing(pad=False))
+
+    model, out = str(folder / "model"), folder / "result.json"
+    words = ["eval", model, "--data", str(folder / "images"), "--split", "train", "num_held_out=0"]
+    assert "bits_per_pixel" in ran(*words, "--tile", "16", "--overlap", "0", "--out", str(out))
+    assert json.loads(out.read_text())["metrics"] == tiles["metrics"]
+    again = ran("eval", "--verify", str(out), "--data", str(folder / "images"))
+    assert "at their own sizes" in again
+    assert "pass: all that" in again
+
+
+def test_photos_are_measured_where_no_training_crop_is():
+    config = DataConfig.model_validate({"name": "photos", "split": "test"})
+    held_out = build_originals(config, 3)
+    train = build_originals(config.model_copy(update={"split": "train"}), 3)
+    assert len(held_out) == len(train) == 9
+    for one, other in zip(held_out, train, strict=True):
+        assert one["images"].shape[:2] == other["images"].shape[:2]
+        assert one["images"].shape[2] < other["images"].shape[2]
+
+
+def test_originals_that_cannot_be_read_are_named(folder):
+    (folder / "0.png").write_bytes(b"no image")
+    config = config_for_path(folder).model_copy(update={"split": "train", "num_held_out": 0})
+    with pytest.raises(DataError, match=r"0\.png"):
+        build_originals(config, 1)
+    with pytest.raises(InputError, match="has not"):
+        Sizing.from_dict({"tile": 3})

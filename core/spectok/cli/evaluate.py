@@ -130,6 +130,8 @@ def evaluate(
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     check_sizing(None, original, tile, overlap)
     own_sizes = original or tile is not None
+    if not pad and not own_sizes:
+        raise ConfigError("--no-pad is for images at their own sizes; give --original or --tile")
     if own_sizes and (card or picture is not None):
         raise ConfigError(
             "a card, and a picture, are of images at the tokenizer's own size; leave out --card "

@@ -130,6 +130,7 @@ def reconstruct(
 
     from spectok.images import enlarge, on_white, save_grid
     from spectok.metrics import psnr
+    from spectok.sizes import size_of
     from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
 
     check_picture(out)
@@ -147,7 +148,7 @@ def reconstruct(
     pairs, bits = [], 0.0
     with torch.no_grad():
         for batch in load(files, tokenizer, "reconstructing"):
-            tiling = plan_tiles(tokenizer, batch.shape[-2:], tile=tile, overlap=overlap)
+            tiling = plan_tiles(tokenizer, size_of(batch), tile=tile, overlap=overlap)
             indices = encode_tiles(tokenizer, batch, tiling)
             decoded = decode_tiles(tokenizer, indices, tiling, num_tokens)
             spec = tokenizer.token_spec_at(tiling.tile_size)

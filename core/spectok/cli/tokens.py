@@ -53,6 +53,7 @@ def encode(
     """Turn images into tokens."""
     import torch
 
+    from spectok.sizes import size_of
     from spectok.tiling import Tiling, encode_tiles, plan_tiles
     from spectok.token_files import write_tokens
 
@@ -66,7 +67,7 @@ def encode(
     if tile is not None:
         tilings = []
         for image in originals(files, tokenizer, "encoding"):
-            tilings.append(plan_tiles(tokenizer, image.shape[-2:], tile=tile, overlap=overlap))
+            tilings.append(plan_tiles(tokenizer, size_of(image), tile=tile, overlap=overlap))
             parts.append(encode_tiles(tokenizer, image, tilings[-1])[0].cpu())
         tokenizer = tokenizer.at_size(tile)
     else:

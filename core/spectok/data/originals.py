@@ -56,7 +56,8 @@ class OriginalImages(Dataset[dict[str, Any]]):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Everything that decides the pixels, ready for JSON."""
-        return {"steps": [], "channels": self._channels, "max_value": self._max_value}
+        scale = {} if self._max_value is None else {"max_value": self._max_value}
+        return {"steps": [], "filter": None, "channels": self._channels, **scale}
 
     def name_of(self, index: int) -> str:
         """Return the file name of an image, or its row in the data."""

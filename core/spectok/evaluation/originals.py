@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from spectok.data.originals import OriginalImages
-from spectok.errors import InputError
+from spectok.errors import InputError, shown
 from spectok.evaluation.measuring import choose_metrics, type_name
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import start_metric
 from spectok.machine import describe_machine
 from spectok.metrics import ImageMean, codebook_statistics, count_codes
-from spectok.sizes import ImageSize, as_size
+from spectok.sizes import ImageSize, as_size, size_of
 from spectok.tiling import Tiling, decode_tiles, encode_tiles, plan_tiles
 from spectok.tokenizer import ImageTokenizer
 
+SIZING = "sizing"
+"""Key of a protocol of images at their own sizes: how they were encoded."""
 OF_SETS = "defined for images of one size; evaluate without --original and --tile"
 
 
@@ -39,6 +41,22 @@ class Sizing:
     tile: ImageSize | None = None
     overlap: int | None = None
     pad: bool = True
+
+    @classmethod
+    def from_dict(cls, described: Any) -> Sizing:
+        """Return the sizing that a protocol records.
+
+        Raises:
+            InputError: If it records none.
+        """
+        keys = {"tile", "overlap", "pad"}
+        if not isinstance(described, Mapping) or described.keys() != keys:
+            raise InputError(f"{SIZING} {shown(described)} of a protocol has not {sorted(keys)}")
+        if described["tile"] is None:
+            return cls(pad=described["pad"] is True)
+        if type(described["overlap"]) is not int:
+            raise InputError(f"overlap {shown(described['overlap'])} is not a number of pixels")
+        return cls(as_size(described["tile"]), described["overlap"], described["pad"] is True)
 
 
 @torch.no_grad()
@@ -111,7 +129,7 @@ def evaluate_originals(
         "images": found,
         "not_measured": not_measured | {name: OF_SETS for name in metrics if name not in means},
         "protocol": make_protocol(
-            dataset, type_name(tokenizer.dtype), seed, {}, None, sizing=described
+            dataset, type_name(tokenizer.dtype), seed, {}, None, **{SIZING: described}
         ),
         "machine": describe_machine(),
     }
@@ -125,10 +143,10 @@ def _plan(
     Raises:
         InputError: Names the image that the tokenizer does not take.
     """
-    height, width = dataset[number]["images"].shape[-2:]
+    size = size_of(dataset[number]["images"])
     how = {"tile": sizing.tile, "overlap": sizing.overlap, "pad": sizing.pad}
     try:
-        return plan_tiles(tokenizer, (height, width), **how)
+        return plan_tiles(tokenizer, size, **how)
     except InputError as error:
         raise InputError(f"image {dataset.name_of(number)}: {error}") from error
 
