@@ -337,3 +337,37 @@ def test_readme_claims_what_is_registered(row: str, names: Any):
     works, not_yet = (set(re.findall(r"`(\w+)`", cell)) for cell in found.groups())
     assert works == set(names()), f"README.md, 'What works today', {row}: not what is registered"
     assert not not_yet & set(names()), f"README.md, 'What works today', {row}: done by now"
+
+
+TEXTS = (".md", ".py", ".yaml", ".yml", ".toml", ".json", ".txt", ".cfg", "")
+FOLDERS = ("core", "plugins", "generation", "tests", "configs", "docs", "examples", "benchmarks")
+
+
+def test_no_file_holds_the_marks_of_an_unfinished_merge():
+    files = [p for p in ROOT.iterdir() if p.is_file()]
+    files += [p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.is_file()]
+    marks = tuple(mark * 7 for mark in ("<", ">", "|"))
+    found = [
+        str(p.relative_to(ROOT))
+        for p in files
+        if p.suffix in TEXTS
+        for line in p.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith(marks)
+    ]
+    assert not found
+
+
+def test_each_claim_has_one_row_of_full_cells():
+    rows = [
+        row.strip("|").split(" | ") for row in read("docs/claims.md").splitlines() if "|" in row
+    ]
+    claims = [
+        [cell.strip() for cell in row] for row in rows if re.fullmatch(r"[A-Z]\d+", row[0].strip())
+    ]
+    numbers = [row[0] for row in claims]
+    assert len(numbers) > 60
+    assert len(set(numbers)) == len(numbers)
+    assert all(len(row) == 5 and all(row) for row in claims)
+    for letter in "QFACH":
+        own = [int(number[1:]) for number in numbers if number[0] == letter]
+        assert own == list(range(1, len(own) + 1))

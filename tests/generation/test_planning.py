@@ -17,6 +17,7 @@ from spectok.planning import Hardware, StepCost, Stored, Subject, make_plan, mea
 from spectok.planning.plan import memory_per_gpu, shown
 from spectok.planning.storage import StorageWatch, storage_bytes
 from spectok.planning.subjects import blank_perceptual
+from spectok.recipes.files import list_recipes
 from spectok.training import Callbacks, Phase, StepOutput, TrainConfig
 from spectok.training.batches import seeded
 from spectok.training.ema import WeightEMA
@@ -41,6 +42,7 @@ COST = StepCost(
     samples=16,
 )
 WITHIN = 0.1
+PLANNED = sorted(n for n in list_recipes() if "clip" not in n and not n.startswith("demo/"))
 
 
 def allocated_at_peak(make, config, folder):
@@ -120,6 +122,14 @@ def test_time_and_disk_follow_from_the_rows_they_name():
     faster = make_plan(COST, config, Hardware(2, tflops=624.0, utilisation=0.5), stored)
     assert {row.name: row.value for row in faster}["hours"] == pytest.approx(rows["hours"] / 2)
     assert all(row.formula for row in faster)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANNED)
+def test_every_recipe_of_a_tokenizer_or_prior_is_planned(name):
+    planned = measure_step(lambda: find(name, [], False)[0], find(name, [], False)[2])
+    assert planned.flops > 0
+    assert planned.peak > planned.weights
 
 
 @pytest.mark.parametrize("wrong", [{"gpus": 0}, {"tflops": 0.0}, {"utilisation": 1.5}])
