@@ -15,10 +15,12 @@ images (B,C,H,W)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +28,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spectok.device import send
-from spectok.errors import InputError
+from spectok.errors import CheckpointError, InputError
 from spectok.losses.reconstruction import l1, l2
-from spectok.modeling import SpectokModel
+from spectok.modeling import PROCESSOR_FILE, SpectokModel
 from spectok.outputs import TokenizerOutput
+from spectok.processing import ImageProcessor
 from spectok.quantizers import Quantizer, outermost_quantizers
 from spectok.sizes import ImageSize, as_size, rescaled, scaled, size_of, times
 from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
@@ -94,6 +97,8 @@ class ImageTokenizer(SpectokModel):
             if whole levels follow one another and the quantizer's first levels decode.
         interior: ``(top, left, height, width)`` of the pixels that training compares if the data
             has an added border; None for all. Set by the trainer, not saved.
+        recomputed_units: Classes of the modules that ``train.gradient_checkpointing`` computes
+            again instead of keeping what is inside them; called, and nothing else, in training.
         fixed_size: Why the weights serve images of one size alone, in words that follow a colon;
             None: they serve any multiple of :attr:`size_multiple`, as those of networks without
             anything learned per place do. A class or its constructor sets it.
@@ -108,8 +113,9 @@ class ImageTokenizer(SpectokModel):
     order: Order = "level"
     prefix: Prefix = "none"
     interior: tuple[int, int, int, int] | None = None
+    recomputed_units: tuple[str, ...] = ("ResidualBlock", "PixelAttention")
     fixed_size: str | None = "its class does not say that its networks take others"
-    _resized: bool = False
+    _built_size: tuple[int, int] | None = None
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
 
@@ -210,12 +216,66 @@ class ImageTokenizer(SpectokModel):
         z = self.token_space.to_vectors(latents.to(self.dtype))
         return self.decode(self._to_sequence(self.quantizer.encode(z)))
 
+    # -- images as people have them --------------------------------------------------------------
+
+    @property
+    def processor(self) -> ImageProcessor:
+        """Brings images of any kind and size to batches of this tokenizer's, and back to PIL."""
+        return ImageProcessor(self.image_shape)
+
+    def encode_rows(
+        self, rows: Mapping[str, Sequence[Any]], column: str = "image", tokens: str = "tokens"
+    ) -> dict[str, list[list[int]]]:
+        """Encode a batch of rows, as ``dataset.map(tokenizer.encode_rows, batched=True)`` wants it.
+
+        Args:
+            rows: Column -> values, one of which holds images of any kind that
+                :class:`~spectok.processing.ImageProcessor` takes.
+            column: The column of the images.
+            tokens: The column to return.
+
+        Returns:
+            One list of T integers per row.
+
+        Raises:
+            InputError: If there is no such column, or a value in it is no image.
+        """
+        if column not in rows:
+            raise InputError(f"rows have no column {column!r}; there are {', '.join(rows)}")
+        images = self.processor(list(rows[column])).to(self.device)
+        return {tokens: self.encode(images).tolist()}
+
+    def save_more(self, folder: Path, target: Path) -> None:
+        """Write ``preprocessor_config.json``, unless the target has the same already."""
+        shape = (self.image_shape[0], *self.built_size)
+        processor = ImageProcessor(shape)
+        if (target / PROCESSOR_FILE).is_file():
+            with contextlib.suppress(CheckpointError):
+                if ImageProcessor.from_pretrained(target).image_shape == shape:
+                    return
+        processor.save_pretrained(folder)
+
+    def load_more(self, folder: Path) -> None:
+        """Check that images are prepared as this version does; earlier models do not say."""
+        if (folder / PROCESSOR_FILE).is_file():
+            found = ImageProcessor.from_pretrained(folder).image_shape
+            if found != tuple(self.image_shape):
+                raise CheckpointError(
+                    f"{folder / PROCESSOR_FILE} is for images of shape {found}, and the model for "
+                    f"{tuple(self.image_shape)}; remove it, or save the model again"
+                )
+
     # -- images of other sizes -------------------------------------------------------------------
 
     @property
     def size_multiple(self) -> int:
         """Pixels of which the height and the width of images are multiples: a token's side."""
         return self.image_shape[1] // min(level.shape[0] for level in self.token_spec.levels)
+
+    @property
+    def built_size(self) -> tuple[int, int]:
+        """Height and width that the tokenizer was built for, also after :meth:`at_size`."""
+        return self._built_size or (self.image_shape[1], self.image_shape[2])
 
     def why_fixed_size(self) -> str | None:
         """Return why images must be of ``image_shape``; None if they need not."""
@@ -272,7 +332,7 @@ class ImageTokenizer(SpectokModel):
                 f"a {type(self).__name__} in training mode keeps its size; call eval() first"
             )
         twin = rescaled(self, Fraction(size[0], own[0]), Fraction(size[1], own[1]))
-        twin._resized = True
+        twin._built_size = self.built_size
         return twin
 
     def token_spec_at(self, image_size: ImageSize) -> TokenSpec:
@@ -300,7 +360,7 @@ class ImageTokenizer(SpectokModel):
         Raises:
             InputError: If a tokenizer from :meth:`at_size` is to be trained.
         """
-        if mode and self._resized:
+        if mode and self._built_size is not None:
             raise InputError(
                 "a tokenizer at another size than its own is not trained; train the one it came "
                 "from, or build one of this size"

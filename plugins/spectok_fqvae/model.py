@@ -98,6 +98,8 @@ class FQVAE(ImageTokenizer):
         "parseval_weights": False,
     }
 
+    recomputed_units = ("ResidualBlock", "NormBlock", "AttentionBlock")
+
     @register_to_config
     def __init__(
         self,
