@@ -459,7 +459,15 @@ def test_what_does_not_go_with_saving(saved, tmp_path):
     pipeline.to(torch.bfloat16)
     message = refusal(InputError, pipeline.save_pretrained, tmp_path / "p")
     assert "was cast to torch.bfloat16" in message
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("a ring", num_images=2, output_type="pt").images  # all three parts in 16 bits
+    assert torch.as_tensor(drawn).isfinite().all()
     assert not (tmp_path / "p").exists()
+
+
+def test_diffusers_own_loader_does_not_know_the_pipeline(saved):
+    with pytest.raises(AttributeError, match="TokenPipeline"):
+        DiffusionPipeline.from_pretrained(saved)  # it looks for the class among its own
 
 
 # -- the hub ---------------------------------------------------------------------------------------
