@@ -316,7 +316,9 @@ def check_device_map(given: Any) -> None:
     Raises:
         ConfigError: If it is anything else, such as ``"auto"``.
     """
-    places = list(given.values()) if isinstance(given, dict) and set(given) == {""} else [given]
+    places: list[Any] = [given]
+    if isinstance(given, dict) and set(given) == {""}:
+        places = list(given.values())
     try:
         for place in places:
             torch.device("cpu" if place is None else place)

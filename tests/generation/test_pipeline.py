@@ -166,6 +166,7 @@ def test_the_folder_is_a_pipeline_of_diffusers(make_run, tmp_path):
     weights = "diffusion_pytorch_model.safetensors"
     expected = [f"{part}/{name}" for part in ("prior", "tokenizer") for name in ("config.json",)]
     expected += ["model_index.json", f"prior/{weights}", f"tokenizer/{weights}"]
+    expected += ["tokenizer/preprocessor_config.json"]
     assert files_of(tmp_path / "pipe") == sorted(expected)
     assert DiffusionPipeline.load_config(tmp_path / "pipe")["prior"] == index["prior"]
     pipeline = TokenPipeline.from_pretrained(tmp_path / "pipe")
