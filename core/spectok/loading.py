@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectok.errors import CheckpointError, ConfigError
-from spectok.modeling import check_loading_options, read_config, saved_class
 from spectok.plugins import registry
-from spectok.quantizers import Quantizer
-from spectok.recipes.options import SUPPLIED, validate_options
-from spectok.saving import first_line
-from spectok.sizes import ImageSize
-from spectok.tokenizer import ImageTokenizer
+
+if TYPE_CHECKING:
+    from spectok.quantizers import Quantizer
+    from spectok.sizes import ImageSize
+    from spectok.tokenizer import ImageTokenizer
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> ImageTokenizer:
@@ -42,12 +41,24 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         size = overrides.pop("image_size", None)
         if os.path.isdir(name):
             return _at_size(load_folder(Path(name), **overrides), size)
-        if name.count("/") == 1 and not name.startswith((".", "~", "/")):
+        if _may_be_on_hub(name):
             return _at_size(_load_from_hub(name, **overrides), size)
-        if "/" in name:
-            raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
-    cls = registry.get_registered("tokenizer", name, "A directory or hub id also works")
+    _check_key(name)
+
+    from spectok.recipes.options import validate_options
+
+    cls = registry.get_tokenizer(name)
     return cls(**validate_options(cls, overrides, name))
+
+
+def _may_be_on_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "~", "/"))
+
+
+def _check_key(name: str) -> None:
+    if "/" in name and name not in registry.list_tokenizers():
+        raise CheckpointError(f"no directory {name}; give a key, a saved model or a hub id")
+    registry.check_name("tokenizer", name, "A directory or hub id also works")
 
 
 def _at_size(tokenizer: ImageTokenizer, image_size: ImageSize | None) -> ImageTokenizer:
@@ -65,16 +76,38 @@ def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageT
         ConfigError: If it is a registered key, which has no weights.
         CheckpointError: If it cannot be loaded.
     """
-    name = os.fspath(path)
-    if name in registry.list_tokenizers() and not os.path.isdir(name):
-        raise ConfigError(
-            f"{name!r} names an untrained tokenizer; give a trained one, such as the folder that "
-            f"'spectok train {name}' ends with"
-        )
+    name = check_trained(path)
     folder = Path(model_folder(name))
     if os.path.isdir(folder):
         return load_folder(folder, trust=trust)
     return load_tokenizer(name, trust=trust)
+
+
+def check_trained(path: str | os.PathLike[str]) -> str:
+    """Check that a trained tokenizer may be there, without importing what reads it.
+
+    Args:
+        path: Folder of a model or of a run, or a hub id; no hub is asked.
+
+    Returns:
+        The path as text.
+
+    Raises:
+        UnknownNameError: If it is neither a key, a directory nor a hub id.
+        ConfigError: If it is a registered key, which has no weights.
+        CheckpointError: If it is a path, and no directory.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        return name
+    if name in registry.list_tokenizers():
+        raise ConfigError(
+            f"{name!r} names an untrained tokenizer; give a trained one, such as the folder that "
+            f"'spectok train {name}' ends with"
+        )
+    if not _may_be_on_hub(name):
+        _check_key(name)
+    return name
 
 
 def model_folder(path: str) -> str:
@@ -85,6 +118,9 @@ def model_folder(path: str) -> str:
 
 def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:
     """Load a trained tokenizer of any registered class from a directory."""
+    from spectok.modeling import read_config
+    from spectok.saving import check_loading_options
+
     check_loading_options(overrides)
     root = folder / str(overrides.get("subfolder") or "")
     return class_of(read_config(root), str(root)).from_pretrained(folder, **overrides)
@@ -96,14 +132,16 @@ def class_of(config: dict[str, Any], place: str) -> type[ImageTokenizer]:
     Raises:
         CheckpointError: If no installed plugin provides it.
     """
+    from spectok.modeling import saved_class
+
     wanted = saved_class(config, place)
-    classes = {cls.__name__: cls for cls in registry.list_registered("tokenizer").values()}
-    if wanted not in classes:
+    classes = registry.classes_named("tokenizer", wanted)
+    if not classes:
         raise CheckpointError(
             f"{place} holds a {wanted[:80]}, which no installed plugin provides as a tokenizer; "
-            f"installed: {', '.join(sorted(classes))}"
+            f"installed: {', '.join(sorted(registry.class_names('tokenizer').values()))}"
         )
-    return classes[wanted]
+    return classes[-1]
 
 
 def create_quantizer(
@@ -122,6 +160,8 @@ def create_quantizer(
         UnknownNameError: If no quantizer of that name is registered.
         ConfigError: If an option is unknown, of the wrong type or out of range.
     """
+    from spectok.recipes.options import SUPPLIED, validate_options
+
     cls = registry.get_quantizer(name)
     options = validate_options(cls, options, f"quantizer {name!r}", SUPPLIED["quantizer"])
     return cls(dim=dim, num_tokens=num_tokens, codebook_size=codebook_size, **options)
@@ -147,6 +187,8 @@ def build_quantizer(
 def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
     from huggingface_hub import hf_hub_download
 
+    from spectok.saving import check_loading_options, first_line
+
     check_loading_options(overrides)
     keys = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
     chosen = {k: overrides[k] for k in keys if k in overrides}
@@ -157,5 +199,8 @@ def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
             f"cannot fetch {repo_id!r}: {first_line(error)}. It is neither a "
             f"registered key ({', '.join(registry.list_tokenizers())}) nor a local directory"
         ) from error
+
+    from spectok.modeling import read_config
+
     cls = class_of(read_config(Path(path).parent), repo_id)
     return cls.from_pretrained(repo_id, **overrides)

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
@@ -27,7 +27,15 @@ from spectok.bounds import bounded_building, check_layout, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.reading import read_json
 from spectok.recipes.schema import section_model, validate_section
-from spectok.saving import first_line, resolve, saving, was_cut_short
+from spectok.saving import (
+    HUB_OPTIONS,
+    LOADING_OPTIONS,
+    check_loading_options,
+    first_line,
+    resolve,
+    saving,
+    was_cut_short,
+)
 from spectok.token_spec import TokenSpec
 from spectok.weights import (
     ENDING,
@@ -44,17 +52,6 @@ from spectok.weights import (
 )
 
 PROCESSOR_FILE = "preprocessor_config.json"
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-LOADING_OPTIONS = (
-    *HUB_OPTIONS,
-    "device_map",
-    "dtype",
-    "low_cpu_mem_usage",
-    "subfolder",
-    "torch_dtype",
-    "trust",
-    "variant",
-)
 DIFFUSERS_OPTIONS = (
     "disable_mmap",
     "max_memory",
@@ -291,20 +288,6 @@ def forget_origin(config: Path) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     content.pop("_name_or_path", None)
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def check_loading_options(options: Iterable[str], known: Iterable[str] = LOADING_OPTIONS) -> None:
-    """Refuse options that diffusers would ignore, or let override the saved config.
-
-    Raises:
-        ConfigError: Names the option, and those that loading takes.
-    """
-    for name in options:
-        if name not in known:
-            raise ConfigError(
-                f"{name} cannot be set on a trained model: its config.json decides; loading takes "
-                f"{', '.join(LOADING_OPTIONS)}"
-            )
 
 
 def check_device_map(given: Any) -> None:

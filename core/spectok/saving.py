@@ -12,10 +12,22 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from spectok.errors import CheckpointError
+from spectok.errors import CheckpointError, ConfigError
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+LOADING_OPTIONS = (
+    *HUB_OPTIONS,
+    "device_map",
+    "dtype",
+    "low_cpu_mem_usage",
+    "subfolder",
+    "torch_dtype",
+    "trust",
+    "variant",
+)
 
 PARTIAL = ".partial"
 REPLACED = "replaced"
@@ -106,3 +118,17 @@ def _install(temporary: Path, target: Path, last: str, own: re.Pattern[str]) -> 
 
 def _are_equal(one: Path, other: Path) -> bool:
     return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def check_loading_options(options: Iterable[str], known: Iterable[str] = LOADING_OPTIONS) -> None:
+    """Refuse options that diffusers would ignore, or let override the saved config.
+
+    Raises:
+        ConfigError: Names the option, and those that loading takes.
+    """
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"{name} cannot be set on a trained model: its config.json decides; loading takes "
+                f"{', '.join(LOADING_OPTIONS)}"
+            )

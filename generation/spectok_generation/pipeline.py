@@ -17,8 +17,8 @@ from diffusers.utils.constants import CONFIG_NAME
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_pil
-from spectok.modeling import HUB_OPTIONS, read_dtype
-from spectok.saving import resolve, saving, was_cut_short
+from spectok.modeling import read_dtype
+from spectok.saving import HUB_OPTIONS, resolve, saving, was_cut_short
 from spectok_generation.conditions import Condition
 from spectok_generation.drawing import DRAWABLE, choose_labels, draw_images, make_options
 from spectok_generation.guidance import TEXT_GUIDANCE

@@ -87,10 +87,7 @@ def find_class(kind: str, module: str, name: str, *, trust: bool = False) -> Any
     Raises:
         CheckpointError: If no plugin registers it; nothing is imported then, unless trusted.
     """
-    registered = registry.list_registered(kind).values()
-    named = sorted(
-        (cls for cls in registered if cls.__name__ == name), key=lambda c: c.__module__ != module
-    )
+    named = sorted(registry.classes_named(kind, name), key=lambda cls: cls.__module__ != module)
     if named:  # if it is of another module, its package has moved it
         return named[0]
     shown = f"{module}.{name}"[:120]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spectok import hookimpl
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 @hookimpl
-def spectok_priors() -> dict[str, type[Any]]:
+def spectok_priors() -> dict[str, str]:
     """Register the priors."""
-    from spectok_generation.diffusion.model import LDM
-    from spectok_generation.priors.cat import CAT
-    from spectok_generation.priors.gpt import GPT
-    from spectok_generation.priors.pixelcnn import PixelCNN
-
-    return {"cat": CAT, "gpt": GPT, "ldm": LDM, "pixelcnn": PixelCNN}
+    return {
+        "cat": "spectok_generation.priors.cat:CAT",
+        "gpt": "spectok_generation.priors.gpt:GPT",
+        "ldm": "spectok_generation.diffusion.model:LDM",
+        "pixelcnn": "spectok_generation.priors.pixelcnn:PixelCNN",
+    }
 
 
 @hookimpl

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``favae``."""
-    from spectok_favae.model import FAVAE
-
-    return {"favae": FAVAE}
+    return {"favae": "spectok_favae.model:FAVAE"}
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``cosine``."""
-    from spectok_favae.quantizer import CosineQuantizer
-
-    return {"cosine": CosineQuantizer}
+    return {"cosine": "spectok_favae.quantizer:CosineQuantizer"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spectok import hookimpl
 
@@ -11,19 +11,18 @@ if TYPE_CHECKING:
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``fqvae``."""
-    from spectok_fqvae.model import FQVAE
-
-    return {"fqvae": FQVAE}
+    return {"fqvae": "spectok_fqvae.model:FQVAE"}
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``cvq`` and ``cvq_pearson``."""
-    from spectok_fqvae.quantizer import ClusteringQuantizer, PearsonQuantizer
-
-    return {"cvq": ClusteringQuantizer, "cvq_pearson": PearsonQuantizer}
+    return {
+        "cvq": "spectok_fqvae.quantizer:ClusteringQuantizer",
+        "cvq_pearson": "spectok_fqvae.quantizer:PearsonQuantizer",
+    }
 
 
 @hookimpl

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``hrvqvae``."""
-    from spectok_hrvqvae.model import HRVQVAE
-
-    return {"hrvqvae": HRVQVAE}
+    return {"hrvqvae": "spectok_hrvqvae.model:HRVQVAE"}
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``tree``."""
-    from spectok_hrvqvae.quantizer import TreeQuantizer
-
-    return {"tree": TreeQuantizer}
+    return {"tree": "spectok_hrvqvae.quantizer:TreeQuantizer"}

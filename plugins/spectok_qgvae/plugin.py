@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``qgvae``."""
-    from spectok_qgvae.model import QGVAE
-
-    return {"qgvae": QGVAE}
+    return {"qgvae": "spectok_qgvae.model:QGVAE"}
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``voronoi``."""
-    from spectok_qgvae.quantizer import VoronoiQuantizer
-
-    return {"voronoi": VoronoiQuantizer}
+    return {"voronoi": "spectok_qgvae.quantizer:VoronoiQuantizer"}
 
 
 @hookimpl
-def spectok_discriminators() -> dict[str, Any]:
+def spectok_discriminators() -> dict[str, str]:
     """Register ``pixel_unet``."""
-    from spectok_qgvae.discriminator import PixelUNet
-
-    return {"pixel_unet": PixelUNet}
+    return {"pixel_unet": "spectok_qgvae.discriminator:PixelUNet"}

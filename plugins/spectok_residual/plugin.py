@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``rqvae`` and ``hqvae``."""
-    from spectok_residual.hqvae import HQVAE
-    from spectok_residual.rqvae import RQVAE
-
-    return {"rqvae": RQVAE, "hqvae": HQVAE}
+    return {"rqvae": "spectok_residual.rqvae:RQVAE", "hqvae": "spectok_residual.hqvae:HQVAE"}
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``rq`` and ``hq``."""
-    from spectok_residual.hierarchical import HierarchicalQuantizer
-    from spectok_residual.residual import ResidualQuantizer
-
-    return {"rq": ResidualQuantizer, "hq": HierarchicalQuantizer}
+    return {
+        "rq": "spectok_residual.residual:ResidualQuantizer",
+        "hq": "spectok_residual.hierarchical:HierarchicalQuantizer",
+    }

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``sqvae`` and ``hvqvae``."""
-    from spectok_stochastic.hierarchy import HVQVAE
-    from spectok_stochastic.model import SQVAE
-
-    return {"sqvae": SQVAE, "hvqvae": HVQVAE}
+    return {
+        "sqvae": "spectok_stochastic.model:SQVAE",
+        "hvqvae": "spectok_stochastic.hierarchy:HVQVAE",
+    }
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``sq``, ``gumbel`` and ``hqa``."""
-    from spectok_stochastic.probabilistic import ProbabilisticQuantizer
-    from spectok_stochastic.quantizer import GumbelQuantizer, StochasticQuantizer
-
-    return {"sq": StochasticQuantizer, "gumbel": GumbelQuantizer, "hqa": ProbabilisticQuantizer}
+    return {
+        "sq": "spectok_stochastic.quantizer:StochasticQuantizer",
+        "gumbel": "spectok_stochastic.quantizer:GumbelQuantizer",
+        "hqa": "spectok_stochastic.probabilistic:ProbabilisticQuantizer",
+    }

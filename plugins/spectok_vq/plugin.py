@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_tokenizers() -> dict[str, Any]:
+def spectok_tokenizers() -> dict[str, str]:
     """Register ``vqvae``, ``vqvae2``, ``cvqvae``, ``vqwae``, ``vqgan`` and ``dqvae``."""
-    from spectok_vq.cvqvae import CVQVAE
-    from spectok_vq.dqvae import DQVAE
-    from spectok_vq.model import VQVAE
-    from spectok_vq.vqgan import VQGAN
-    from spectok_vq.vqvae2 import VQVAE2
-    from spectok_vq.vqwae import VQWAE
-
     return {
-        "vqvae": VQVAE,
-        "vqvae2": VQVAE2,
-        "cvqvae": CVQVAE,
-        "vqgan": VQGAN,
-        "dqvae": DQVAE,
-        "vqwae": VQWAE,
+        "vqvae": "spectok_vq.model:VQVAE",
+        "vqvae2": "spectok_vq.vqvae2:VQVAE2",
+        "cvqvae": "spectok_vq.cvqvae:CVQVAE",
+        "vqgan": "spectok_vq.vqgan:VQGAN",
+        "dqvae": "spectok_vq.dqvae:DQVAE",
+        "vqwae": "spectok_vq.vqwae:VQWAE",
     }
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``vq``, ``ema`` and ``wasserstein``."""
-    from spectok_vq.quantizer import EMAQuantizer, GradientQuantizer
-    from spectok_vq.wasserstein import WassersteinQuantizer
+    return {
+        "vq": "spectok_vq.quantizer:GradientQuantizer",
+        "ema": "spectok_vq.quantizer:EMAQuantizer",
+        "wasserstein": "spectok_vq.wasserstein:WassersteinQuantizer",
+    }
 
-    return {"vq": GradientQuantizer, "ema": EMAQuantizer, "wasserstein": WassersteinQuantizer}
+
+@hookimpl
+def spectok_checkpoint_formats() -> dict[str, str]:
+    """Register ``taming`` and ``llamagen``."""
+    return {
+        "taming": "spectok_vq.originals:from_taming",
+        "llamagen": "spectok_vq.originals:from_llamagen",
+    }

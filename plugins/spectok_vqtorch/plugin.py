@@ -5,28 +5,18 @@ The classes can be listed, and their options checked, without the library; build
 
 from __future__ import annotations
 
-from typing import Any
-
 from spectok import hookimpl
 
 
 @hookimpl
-def spectok_quantizers() -> dict[str, Any]:
+def spectok_quantizers() -> dict[str, str]:
     """Register ``fsq``, ``lfq``, ``bsq``, ``simvq`` and their residual forms."""
-    from spectok_vqtorch.bits import (
-        BinarySphericalQuantizer,
-        LookupFreeQuantizer,
-        ResidualLookupFreeQuantizer,
-    )
-    from spectok_vqtorch.scalars import FiniteScalarQuantizer, ResidualFiniteScalarQuantizer
-    from spectok_vqtorch.transformed import ResidualSimVQuantizer, SimVQuantizer
-
     return {
-        "fsq": FiniteScalarQuantizer,
-        "lfq": LookupFreeQuantizer,
-        "bsq": BinarySphericalQuantizer,
-        "simvq": SimVQuantizer,
-        "residual_fsq": ResidualFiniteScalarQuantizer,
-        "residual_lfq": ResidualLookupFreeQuantizer,
-        "residual_simvq": ResidualSimVQuantizer,
+        "fsq": "spectok_vqtorch.scalars:FiniteScalarQuantizer",
+        "lfq": "spectok_vqtorch.bits:LookupFreeQuantizer",
+        "bsq": "spectok_vqtorch.bits:BinarySphericalQuantizer",
+        "simvq": "spectok_vqtorch.transformed:SimVQuantizer",
+        "residual_fsq": "spectok_vqtorch.scalars:ResidualFiniteScalarQuantizer",
+        "residual_lfq": "spectok_vqtorch.bits:ResidualLookupFreeQuantizer",
+        "residual_simvq": "spectok_vqtorch.transformed:ResidualSimVQuantizer",
     }

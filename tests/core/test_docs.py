@@ -122,7 +122,8 @@ def sign_package(tmp_path: Path) -> Path:
 def test_the_documented_plugin_is_found(sign_package: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(sign_package)
     found = plugins.load_plugins(list(entry_points(group=hookspecs.GROUP)))
-    quantizer_class, plugin = found.collect("spectok_quantizers")["sign"]
+    value, plugin = found.collect("spectok_quantizers")["sign"]
+    quantizer_class = found.resolve("spectok_quantizers", "sign", value, plugin)
     assert plugin.distribution == "spectok-sign 0.1.0"
     quantizer = quantizer_class(dim=6, num_tokens=16, codebook_size=64)
     output = quantizer(torch.randn(2, 16, 6))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 import sys
 import warnings
 from dataclasses import replace
@@ -15,8 +17,19 @@ from spectok.cli import main
 from spectok.errors import InputError, PluginError, UnknownNameError
 from spectok.plugins import hookspecs
 from spectok.plugins.loading import load_plugins
-from spectok.plugins.registry import HOOKS, get_quantizer, list_registered, provider
+from spectok.plugins.registry import (
+    HOOKS,
+    class_names,
+    get_quantizer,
+    known_options,
+    list_registered,
+    names,
+    provider,
+    renamed_options,
+    summaries,
+)
 from spectok.recipes.files import list_recipes
+from spectok.recipes.schema import section_model
 from spectok_vq.quantizer import EMAQuantizer
 
 GOOD = """
@@ -312,6 +325,114 @@ def test_what_a_plugin_raises_is_one_line_that_names_it(install, capsys, tmp_pat
         "error: plugin 'sphere_pack' of sphere_pack 1.0 failed (ValueError: no\\nerror: good "
         "news); --debug shows where"
     )
+
+
+# Registered by place, "module:Name".
+
+PLACED = """
+from spectok import hookimpl
+
+@hookimpl
+def spectok_quantizers():
+    return {"sphere": "PLACE"}
+"""
+QUANTIZER = """
+from spectok_vq.quantizer import EMAQuantizer
+
+class Base(EMAQuantizer):
+    renamed_options = {"rate": "decay"}
+
+class Sphere(Base):
+    "One code, on a sphere."
+"""
+
+
+@pytest.fixture
+def place(install, tmp_path):
+    """Install a plugin that registers a place, and the module there."""
+
+    def install_both(name, code=QUANTIZER):
+        (tmp_path / "sphere_code.py").write_text(code)
+        install("sphere_pack", PLACED.replace("PLACE", name))
+
+    return install_both
+
+
+def test_a_place_is_listed_and_described_without_being_imported(place):
+    place("sphere_code:Sphere")
+    assert "sphere" in list_quantizers()
+    assert summaries("quantizer")["sphere"] == ("One code, on a sphere.", "sphere_pack 1.0")
+    assert provider("quantizer", "sphere") == "sphere_pack 1.0"
+    assert "sphere_code" not in sys.modules
+
+
+def test_a_place_is_imported_when_it_is_used(place):
+    place("sphere_code:Sphere")
+    assert "sphere_code" not in sys.modules
+    assert get_quantizer("ema") is EMAQuantizer
+    assert "sphere_code" not in sys.modules
+    quantizer = create_quantizer("sphere", dim=4, num_tokens=4, codebook_size=8)
+    assert type(quantizer) is sys.modules["sphere_code"].Sphere
+    assert type(pickle.loads(pickle.dumps(quantizer))) is type(quantizer)
+    assert list_registered("quantizer")["sphere"] is type(quantizer)
+
+
+def test_options_of_a_place_that_its_base_has_renamed(place):
+    place("sphere_code:Sphere")
+    assert "sphere_code" not in sys.modules
+    assert renamed_options("quantizer", "sphere") == {"rate": "decay"}
+    assert "sphere_code" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "reason"),
+    [
+        ("no_such_code:Sphere", QUANTIZER, "ModuleNotFoundError: No module named 'no_such_code'"),
+        ("sphere_code:Spehre", QUANTIZER, "has no attribute 'Spehre'"),
+        ("sphere_code:Sphere", "class Sphere(:", "SyntaxError"),
+        ("sphere_code:Sphere", "Sphere = 3", "registers 3 as 'sphere', which is not a class"),
+        ("sphere_code:Sphere", "class Sphere: pass", "is not a subclass of spectok.quantizers.Qua"),
+    ],
+)
+def test_a_place_where_nothing_is_costs_only_its_plugin(place, name, code, reason):
+    place(name, code)
+    with pytest.warns(RuntimeWarning, match="plugin 'sphere_pack' of sphere_pack 1.0") as caught:
+        found = summaries("quantizer")
+    assert len(caught) == 1
+    assert reason in str(caught[0].message)
+    assert "ema" in found
+    assert "sphere" not in found
+    assert "sphere" not in list_quantizers()
+    with pytest.raises(UnknownNameError, match="Plugins that failed to load: sphere_pack"):
+        get_quantizer("sphere")
+
+
+def test_a_place_that_fails_when_it_is_used_is_named(place):
+    place("sphere_code:Sphere", f"import no_such_library{QUANTIZER}")
+    assert summaries("quantizer")["sphere"][0] == "One code, on a sphere."
+    with (
+        pytest.warns(RuntimeWarning, match=r"'sphere_pack'.*No module named 'no_such_library'"),
+        pytest.raises(PluginError, match="'sphere' belongs to a plugin that fails to load: Module"),
+    ):
+        get_quantizer("sphere")
+    assert "ema" in list_registered("quantizer")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HOOKS if kind != "dataset"])
+def test_the_source_tells_of_our_own_classes_what_they_tell_themselves(kind):
+    for name, cls in list_registered(kind).items():
+        assert summaries(kind)[name][0] == inspect.getdoc(cls).partition("\n")[0]
+        assert class_names(kind)[name] == cls.__name__
+        if kind == "metric":
+            continue
+        assert renamed_options(kind, name) == getattr(cls, "renamed_options", {})
+        known = known_options(kind, name)
+        assert known in (None, list(section_model(cls).model_fields)), name
+
+
+def test_the_source_tells_the_options_of_every_tokenizer_and_prior_of_our_own():
+    for kind in ("tokenizer", "prior"):
+        assert all(known_options(kind, name) for name in names(kind))
 
 
 def test_functions_without_the_marker_are_not_called(install):

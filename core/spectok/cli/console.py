@@ -43,12 +43,13 @@ def say_next(*commands: list[str]) -> None:
 
 def load_on_device(model: str) -> ImageTokenizer:
     """Load a trained tokenizer, in eval mode, on the GPU if there is one; see ``load_trained``."""
-    import torch
-
     from spectok.loading import load_trained
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_trained(model)
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return tokenizer.to(device)  # pyright: ignore - diffusers wraps the signature away
 
 

@@ -11,6 +11,7 @@ from spectok.cli.evaluate import DataSettings, Limit, held_out
 from spectok.cli.models import AsJson, Model
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
+from spectok.loading import check_trained
 from spectok.messages import note, progress, say
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look for what is wrong with a trained tokenizer; exit status 1 if it is damaged."""
+    wanted = data is not None or bool(overrides)
+    if not wanted and (limit is not None or split is not None):
+        raise ConfigError("--limit and --split are of images, and none are looked at; give --data")
+    check_trained(model)
+
     import torch
 
     from spectok.data import build_dataset
@@ -44,9 +50,6 @@ def doctor(
         settings = shape | {"split": split or "test", "limit": limit}
         return build_dataset(held_out(model, data, settings, overrides or []), train=False)
 
-    wanted = data is not None or bool(overrides)
-    if not wanted and (limit is not None or split is not None):
-        raise ConfigError("--limit and --split are of images, and none are looked at; give --data")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress("looking at images", limit or 0) as advance:
         found = examine(model, images if wanted else None, device=device, on_images=advance)

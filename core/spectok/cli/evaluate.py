@@ -36,6 +36,7 @@ from spectok.cli.train import (
 )
 from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
+from spectok.loading import check_trained
 from spectok.messages import count_images, note, progress, say
 
 if TYPE_CHECKING:
@@ -116,14 +117,6 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure what a trained tokenizer keeps of held-out images, and what it spends on them."""
-    from spectok.data import build_dataset, build_originals
-    from spectok.evaluation import Evaluation, Networks, Sizing, evaluate_originals
-    from spectok.evaluation import evaluate as run
-    from spectok.evaluation.comparison import write_json
-    from spectok.evaluation.numbers import record_numbers
-    from spectok.evaluation.terms import data_section
-    from spectok.training.card import weights_of
-
     if picture is not None:
         check_picture(picture, "--picture")
     if out is not None and out.suffix != ".json":
@@ -137,6 +130,17 @@ def evaluate(
             "a card, and a picture, are of images at the tokenizer's own size; leave out --card "
             "and --picture ('spectok reconstruct --original' draws one)"
         )
+    if not verify and not card:
+        check_trained(model)
+
+    from spectok.data import build_dataset, build_originals
+    from spectok.evaluation import Evaluation, Networks, Sizing, evaluate_originals
+    from spectok.evaluation import evaluate as run
+    from spectok.evaluation.comparison import write_json
+    from spectok.evaluation.numbers import record_numbers
+    from spectok.evaluation.terms import data_section
+    from spectok.training.card import weights_of
+
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)
     if verify:

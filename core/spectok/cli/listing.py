@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-import inspect
 import json
 from typing import Annotated, Any
 
@@ -47,12 +47,12 @@ def list_installed(
     say_next(_next_command(kind, rows))
 
 
-def _classes(kind: str) -> list[dict[str, Any]]:
-    from spectok.plugins.registry import list_registered, provider
+def _described(kind: str) -> list[dict[str, Any]]:
+    from spectok.plugins.registry import summaries
 
     return [
-        {"name": name, "summary": _first_line(cls), "package": provider(kind, name)}
-        for name, cls in list_registered(kind).items()
+        {"name": name, "summary": summary, "package": package}
+        for name, (summary, package) in summaries(kind).items()
     ]
 
 
@@ -83,11 +83,15 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _plugins() -> list[dict[str, Any]]:
+    from spectok.errors import PluginError
     from spectok.plugins.loading import installed
+    from spectok.plugins.registry import HOOKS, summaries
 
     plugins = installed()
-    for hook in ("tokenizers", "quantizers", "discriminators", "priors", "datasets", "metrics"):
-        plugins.call(f"spectok_{hook}")  # a plugin may import, and then fail to register
+    for kind, hook in HOOKS.items():
+        plugins.call(hook)  # a plugin may import, and then fail to register
+        with contextlib.suppress(PluginError):  # of one name claimed twice, which costs no plugin
+            summaries(kind)
     rows = [
         {"name": p.name, "package": p.distribution, "status": "ok", "module": p.module.__name__}
         for p in plugins.loaded
@@ -99,12 +103,12 @@ def _plugins() -> list[dict[str, Any]]:
 
 
 _ROWS = {
-    Kind.tokenizers: lambda: _classes("tokenizer"),
-    Kind.quantizers: lambda: _classes("quantizer"),
-    Kind.discriminators: lambda: _classes("discriminator"),
-    Kind.priors: lambda: _classes("prior"),
+    Kind.tokenizers: lambda: _described("tokenizer"),
+    Kind.quantizers: lambda: _described("quantizer"),
+    Kind.discriminators: lambda: _described("discriminator"),
+    Kind.priors: lambda: _described("prior"),
     Kind.datasets: _datasets,
-    Kind.metrics: lambda: _classes("metric"),
+    Kind.metrics: lambda: _described("metric"),
     Kind.recipes: _recipes,
     Kind.plugins: _plugins,
 }
@@ -125,7 +129,3 @@ def _next_command(kind: Kind, rows: list[dict[str, Any]]) -> list[str]:
         Kind.plugins: ["spectok", "list", "tokenizers"],
     }
     return commands[kind]
-
-
-def _first_line(cls: Any) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0]

@@ -126,13 +126,6 @@ def reconstruct(
     overlap: Overlap = None,
 ) -> None:
     """Show images above their reconstructions by a tokenizer."""
-    import torch
-
-    from spectok.images import enlarge, on_white, save_grid
-    from spectok.metrics import psnr
-    from spectok.sizes import size_of
-    from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
-
     check_picture(out)
     check_sizing(image_size, original, tile, overlap)
     files = find_images(images)
@@ -140,6 +133,14 @@ def reconstruct(
         note(f"showing the first {limit} of {len(files)} images; --limit shows more")
         files = files[:limit]
     tokenizer = load_on_device(model)
+
+    import torch
+
+    from spectok.images import enlarge, on_white, save_grid
+    from spectok.metrics import psnr
+    from spectok.sizes import size_of
+    from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
+
     own_sizes = original or tile is not None
     if not own_sizes:
         tokenizer = tokenizer.at_size(parse_size(image_size)) if image_size else tokenizer
@@ -170,14 +171,15 @@ def changes(
     as_json: AsJson = False,
 ) -> None:
     """Show which tokens an edit of an image changes (Fig. 12 of QG-VAE)."""
-    import torch
-
-    from spectok.images import enlarge, save_grid
-
     if out is not None:
         check_picture(out)
     files = [find_images([name])[0] for name in (before, after)]
     tokenizer = load_on_device(model)
+
+    import torch
+
+    from spectok.images import enlarge, save_grid
+
     note_resizing(files, tokenizer.image_shape)
     with torch.no_grad():
         images = torch.cat([batch for batch in batches(files, tokenizer, "encoding")])

@@ -51,17 +51,18 @@ def encode(
     overlap: Overlap = None,
 ) -> None:
     """Turn images into tokens."""
+    check_sizing(image_size, False, tile, overlap)
+    if out.suffix not in FORMATS:
+        raise ConfigError(f"--out {out} does not end in .npz or .json")
+    files = find_images(images)
+    tokenizer = load_on_device(model)
+
     import torch
 
     from spectok.sizes import size_of
     from spectok.tiling import Tiling, encode_tiles, plan_tiles
     from spectok.token_files import write_tokens
 
-    check_sizing(image_size, False, tile, overlap)
-    if out.suffix not in FORMATS:
-        raise ConfigError(f"--out {out} does not end in .npz or .json")
-    files = find_images(images)
-    tokenizer = load_on_device(model)
     names, tilings = [str(file) for file in files], None
     parts: list[Tensor] = []
     if tile is not None:
@@ -92,13 +93,14 @@ def decode(
     num_tokens: NumTokens = None,
 ) -> None:
     """Turn tokens into images."""
+    tokenizer = load_on_device(model)
+
     import torch
 
     from spectok.images import save_picture, to_pil
     from spectok.tiling import decode_tiles
     from spectok.token_files import read_images
 
-    tokenizer = load_on_device(model)
     stored = read_images(tokens, tokenizer)
     files = [out / f"{name}.png" for name in distinct_stems([image.name for image in stored])]
     alike = itertools.groupby(zip(stored, files), key=lambda pair: pair[0].tiling)

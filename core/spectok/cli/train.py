@@ -115,10 +115,12 @@ def train_tokenizer(
     resume: ResumeOption = None,
 ) -> None:
     """Train a tokenizer."""
-    from spectok.data.choice import data_override
+    from spectok.data.choice import check_choice, data_override
     from spectok.training.recipe import load_tokenizer_recipe
 
     prepared = recipe_for(recipe, data)
+    if data and prepared is None:
+        check_choice(data)
     own_data = [data_override(data)] if data and prepared is None else []
     resolved = load_tokenizer_recipe(prepared or recipe, [*own_data, *(overrides or [])])
     folder = Path(output or resolved.output or default_output(recipe, resolved))

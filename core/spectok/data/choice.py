@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from spectok.data.data_config import kind_of_path
 from spectok.data.listing import local_path
+from spectok.data.own import check_exists
 from spectok.errors import UnknownNameError
 from spectok.plugins import registry
 from spectok.recipes.recipe import Override
 
 
 def data_override(choice: str) -> Override:
-    """Return the override for ``--data``: a registered data set, or one's own data."""
-    if choice in registry.list_registered("dataset") and not local_path(choice).exists():
+    """Return the override for ``--data``: a registered data set, or one's own data.
+
+    Raises:
+        UnknownNameError: If it is neither a data set nor a path.
+    """
+    if choice in registry.names("dataset") and not local_path(choice).exists():
         return "data", {"name": choice}
     if "/" not in choice and not local_path(choice).exists():
         note = "A directory of images, a parquet file, tar shards or a hub id also work"
-        raise UnknownNameError("dataset", choice, registry.list_registered("dataset"), note)
+        raise UnknownNameError("dataset", choice, registry.names("dataset"), note)
     return "data", {"name": kind_of_path(choice), "path": choice}
+
+
+def check_choice(choice: str) -> None:
+    """Check that what ``--data`` was given is there, as far as this machine can tell.
+
+    Raises:
+        DataError: If a local path does not exist.
+        UnknownNameError: If it is neither a data set nor a path.
+    """
+    override: Any = data_override(choice)[1]
+    if "path" in override:
+        check_exists(choice, override["name"])

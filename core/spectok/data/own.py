@@ -48,6 +48,20 @@ def own_data() -> dict[str, DatasetSource]:
     return {kind: OwnData(kind) for kind in _SUMMARIES}
 
 
+def check_exists(path: str, kind: str) -> None:
+    """Check that there is something at a local path; patterns and hub ids are not looked at.
+
+    Args:
+        path: Local path, pattern, or hub id.
+        kind: How it is read.
+
+    Raises:
+        DataError: If nothing is there.
+    """
+    if kind in ("folder", "parquet") and not local_path(path).exists():
+        raise DataError(f"{path} does not exist; give {_SUMMARIES[kind]}")
+
+
 def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:
     """Return the images at a path.
 
@@ -65,9 +79,8 @@ def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:
         from spectok.data.shards import read_shards
 
         return read_shards(path, config)
+    check_exists(path, kind)
     local = local_path(path)
-    if not local.exists():
-        raise DataError(f"{path} does not exist; give {_SUMMARIES[kind]}")
     if kind == "parquet":
         from spectok.data.tables import read_parquet
 

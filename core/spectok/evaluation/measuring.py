@@ -20,7 +20,7 @@ from spectok.evaluation.reconstruction import evaluate_reconstruction
 from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
 from spectok.machine import describe_machine, forget_peak_memory, peak_memory_bytes
 from spectok.metrics import SSIM_WINDOW
-from spectok.plugins.registry import list_registered
+from spectok.plugins import registry
 from spectok.tokenizer import ImageTokenizer
 
 SPEED_SECONDS = 0.5
@@ -125,7 +125,7 @@ def choose_metrics(
     """Return the registered metrics to compute, and the reasons for those left out."""
     if chosen is not None:
         return tuple(chosen), {}
-    names = tuple(list_registered("metric"))
+    names = tuple(registry.names("metric"))
     if size >= SSIM_WINDOW:
         return names, {}
     reason = f"images of {size} pixels are smaller than its window of {SSIM_WINDOW}"

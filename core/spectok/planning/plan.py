@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectok.errors import ConfigError
-from spectok.planning.measuring import StepCost
-from spectok.training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from spectok.planning.measuring import StepCost
+    from spectok.training.train_config import TrainConfig
 
 PEAK_TFLOPS = {"bf16": 312.0, "fp16": 312.0, "tf32": 156.0, "float32": 19.5}
 """Dense peak of an NVIDIA A100 by the type it multiplies in, as its data sheet states."""

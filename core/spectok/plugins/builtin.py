@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 from spectok.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from spectok.data.sources import DatasetSource
-    from spectok.metrics import ImageMetric, SetMetric
 
 
 @hookimpl
@@ -22,17 +19,19 @@ def spectok_datasets() -> dict[str, DatasetSource]:
 
 
 @hookimpl
-def spectok_metrics() -> dict[str, ImageMetric | type[SetMetric]]:
+def spectok_metrics() -> dict[str, str]:
     """Register the metrics that need no network weights."""
-    from spectok import metrics
-
-    return {"psnr": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}
+    return {
+        "psnr": "spectok.metrics:psnr",
+        "ssim": "spectok.metrics:ssim",
+        "mse": "spectok.metrics:mse",
+    }
 
 
 @hookimpl
-def spectok_discriminators() -> dict[str, type[nn.Module]]:
+def spectok_discriminators() -> dict[str, str]:
     """Register ``patchgan`` and ``stylegan2``."""
-    from spectok.nn.discriminators import PatchGAN
-    from spectok.nn.stylegan import StyleGAN2Discriminator
-
-    return {"patchgan": PatchGAN, "stylegan2": StyleGAN2Discriminator}
+    return {
+        "patchgan": "spectok.nn.discriminators:PatchGAN",
+        "stylegan2": "spectok.nn.stylegan:StyleGAN2Discriminator",
+    }

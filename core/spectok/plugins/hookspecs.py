@@ -5,8 +5,9 @@ A plugin is any importable module named by an entry point in the group ``spectok
     [project.entry-points."spectok.plugins"]
     mine = "my_package.plugin"
 
-It marks functions with :data:`spectok.hookimpl` and *returns* what it registers. Import heavy
-libraries inside the function, not at the top of the module: ``spectok --help`` reads every plugin.
+It marks functions with :data:`spectok.hookimpl` and *returns* what it registers: an object, or its
+place as ``"my_package.model:Mine"``, which is imported where it is used. Import heavy libraries
+inside the function, not at the top of the module: ``spectok --help`` reads every plugin.
 Names are lowercase; two plugins that claim one name are an error that names both.
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spectok.data.sources import DatasetSource
+    from spectok.importing import CheckpointFormat
     from spectok.metrics import ImageMetric, SetMetric
     from spectok.quantizers import Quantizer
     from spectok.tokenizer import ImageTokenizer
@@ -33,33 +35,38 @@ hookimpl = pluggy.HookimplMarker("spectok")
 
 
 @hookspec
-def spectok_tokenizers() -> dict[str, type[ImageTokenizer]]:  # type: ignore[empty-body]
+def spectok_tokenizers() -> dict[str, type[ImageTokenizer] | str]:  # type: ignore[empty-body]
     """Return tokenizer classes by key, such as ``{"mine": MyTokenizer}``."""
 
 
 @hookspec
-def spectok_quantizers() -> dict[str, type[Quantizer]]:  # type: ignore[empty-body]
+def spectok_quantizers() -> dict[str, type[Quantizer] | str]:  # type: ignore[empty-body]
     """Return quantizer classes by name; every one runs inside every tokenizer."""
 
 
 @hookspec
-def spectok_discriminators() -> dict[str, type[nn.Module]]:  # type: ignore[empty-body]
+def spectok_discriminators() -> dict[str, type[nn.Module] | str]:  # type: ignore[empty-body]
     """Return discriminators by name: built with ``image_shape``, they map images to logits."""
 
 
 @hookspec
-def spectok_priors() -> dict[str, type[Any]]:  # type: ignore[empty-body]
+def spectok_priors() -> dict[str, type[Any] | str]:  # type: ignore[empty-body]
     """Return prior classes by name: models of ``p(indices)`` for any ``TokenSpec``."""
 
 
 @hookspec
-def spectok_datasets() -> dict[str, DatasetSource]:  # type: ignore[empty-body]
+def spectok_datasets() -> dict[str, DatasetSource | str]:  # type: ignore[empty-body]
     """Return data set definitions by name."""
 
 
 @hookspec
-def spectok_metrics() -> dict[str, ImageMetric | type[SetMetric]]:  # type: ignore[empty-body]
+def spectok_metrics() -> dict[str, ImageMetric | type[SetMetric] | str]:  # type: ignore[empty-body]
     """Return functions ``(images, reconstruction) -> (B,)`` or ``SetMetric`` classes by name."""
+
+
+@hookspec
+def spectok_checkpoint_formats() -> dict[str, CheckpointFormat]:  # type: ignore[empty-body]
+    """Return functions that turn other projects' tensors into tokenizers, by format."""
 
 
 @hookspec

@@ -20,6 +20,7 @@ import pluggy
 
 from spectok.errors import SHOWN, PluginError, did_you_mean, shown
 from spectok.plugins import hookspecs
+from spectok.plugins.references import Reference
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Plugins:
     def collect(self, hook: str) -> dict[str, tuple[Any, Plugin]]:
         """Call a ``dict``-returning hook on each plugin; return ``{name: (object, plugin)}``.
 
-        A plugin that returns anything else, or registers what the hook is not for, becomes broken.
+        What is registered as ``"module:Name"`` is a :class:`Reference`, for :meth:`resolve`. A
+        plugin that returns anything else, or registers what the hook is not for, becomes broken.
 
         Raises:
             PluginError: If two plugins claim one name.
@@ -64,7 +66,30 @@ class Plugins:
                         f"{first.distribution} and by plugin {plugin.name!r} of "
                         f"{plugin.distribution}; uninstall one of them"
                     )
-                found[name] = (value, plugin)
+                found[name] = (Reference.parse(value) or value, plugin)
+        return found
+
+    def resolve(self, hook: str, name: str, value: Any, plugin: Plugin) -> Any:
+        """Return what :meth:`collect` found under a name; what is only referred to is imported.
+
+        Raises:
+            PluginError: If it cannot be imported or is not what the hook is for; its plugin becomes
+                broken.
+        """
+        if not isinstance(value, Reference):
+            return value
+        try:
+            found = value.load()
+            if fault := _value_fault(hook, name, found):
+                raise TypeError(f"{hook}() {fault}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self.drop(plugin, error)
+            kind, reason = hook.removeprefix("spectok_").removesuffix("s"), self.broken[plugin.name]
+            raise PluginError(
+                f"{kind} {name!r} belongs to a plugin that fails to load: {reason}"
+            ) from error
         return found
 
     def call(self, hook: str, **kwargs: Any) -> list[tuple[Plugin, Any]]:
@@ -92,8 +117,9 @@ class Plugins:
 
     def drop(self, plugin: Plugin, error: BaseException) -> None:
         """Continue without a loaded plugin whose hook failed."""
-        self.mark_broken(plugin.name, plugin.distribution, error)
-        self.loaded.remove(plugin)
+        if plugin in self.loaded:
+            self.mark_broken(plugin.name, plugin.distribution, error)
+            self.loaded.remove(plugin)
 
     def mark_broken(self, name: str, distribution: str, error: BaseException) -> None:
         """Remember why a plugin does not work and warn once."""
@@ -163,9 +189,14 @@ def _fault(hook: str, result: Any) -> str | None:
     for name, value in result.items():
         if not isinstance(name, str) or not name.strip():
             return f"registers the name {shown(name)}, which is no text"
-        if fault := _REGISTERED[hook](value):
-            return f"registers {shown(value)} as {shown(name)}, which {fault}"
+        if Reference.parse(value) is None and (fault := _value_fault(hook, name, value)):
+            return fault
     return None
+
+
+def _value_fault(hook: str, name: str, value: Any) -> str | None:
+    fault = _REGISTERED[hook](value)
+    return fault and f"registers {shown(value)} as {shown(name)}, which {fault}"
 
 
 def _class_fault(value: Any, base: str | None = None) -> str | None:
@@ -185,13 +216,18 @@ def _dataset_fault(value: Any) -> str | None:
     return fault and "is not a DatasetSource"
 
 
+def _call_fault(value: Any) -> str | None:
+    return None if callable(value) else "cannot be called"
+
+
 _REGISTERED: dict[str, Callable[[Any], str | None]] = {
     "spectok_tokenizers": lambda value: _class_fault(value, "spectok.tokenizer.ImageTokenizer"),
     "spectok_quantizers": lambda value: _class_fault(value, "spectok.quantizers.Quantizer"),
     "spectok_discriminators": lambda value: _class_fault(value, "torch.nn.Module"),
     "spectok_priors": _class_fault,
     "spectok_datasets": _dataset_fault,
-    "spectok_metrics": lambda value: None if callable(value) else "cannot be called",
+    "spectok_metrics": _call_fault,
+    "spectok_checkpoint_formats": _call_fault,
 }
 """What each hook registers: a check of one value."""
 

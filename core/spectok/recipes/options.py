@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from spectok.errors import ConfigError, UnknownNameError, shown
 from spectok.plugins import registry
-from spectok.recipes.schema import Registered, join_path, section_model, validate_section
+from spectok.recipes.schema import (
+    Registered,
+    join_path,
+    section_model,
+    unknown_key,
+    validate_section,
+)
 
 SUPPLIED = {
     "quantizer": ("dim", "num_tokens", "codebook_size"),
@@ -66,6 +72,33 @@ def validate_options(
             f"{join_path(path, twice[0])}: is now called {renamed[twice[0]]!r}, which is given too"
         )
     return validate_registered(section_model(function, supplied), current, path)
+
+
+def check_keys(
+    options: Mapping[str, Any],
+    path: str,
+    known: Sequence[str] | None,
+    supplied: tuple[str, ...] = (),
+    renamed: Iterable[str] = (),
+) -> None:
+    """Check that a class has options of these names, without the class.
+
+    Args:
+        options: ``name`` and the options.
+        path: Dotted path of the section, for messages.
+        known: The arguments of its constructor; None if they are not known.
+        supplied: Arguments that the caller provides and a recipe may not.
+        renamed: Earlier names of options, which still work.
+
+    Raises:
+        ConfigError: One line per unknown key.
+    """
+    if known is None:
+        return
+    allowed = [key for key in known if key not in supplied]
+    wrong = [key for key in options if key not in {"name", *allowed, *renamed}]
+    if wrong:
+        raise ConfigError(*(str(unknown_key(path, key, allowed)) for key in wrong))
 
 
 def validate_registered(
@@ -131,6 +164,7 @@ def upgrade_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for kind in ("tokenizer", "prior"):
         section = sections.get(kind)
         if isinstance(section, Mapping):
-            cls = registry.list_registered(kind).get(str(section.get("name")))
+            name = section.get("name")
+            cls = registry.get_registered(kind, name) if name in registry.names(kind) else None
             sections[kind] = getattr(cls, "upgraded", dict)(section)
     return sections

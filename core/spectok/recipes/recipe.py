@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from spectok.errors import SHOWN, ConfigError, UnknownNameError, shown
 from spectok.plugins import registry
 from spectok.recipes.files import RUN_RECIPE, is_run_recipe, list_recipes
-from spectok.recipes.options import validate_named, validate_registered
+from spectok.recipes.options import SUPPLIED, check_keys, validate_named, validate_registered
 from spectok.recipes.schema import (
     Registered,
     Section,
@@ -140,8 +140,7 @@ def _current_name(path: list[str], section: dict[str, Any]) -> str:
     key, kind = path[-1], path[0]
     if len(path) != 2 or kind not in registry.HOOKS:
         return key
-    cls = registry.list_registered(kind).get(str(section.get("name")))
-    renamed = getattr(cls, "renamed_options", {})
+    renamed = registry.renamed_options(kind, str(section.get("name")))
     current = renamed.get(key, key)
     for before, now in renamed.items():
         if now == current:
@@ -151,6 +150,9 @@ def _current_name(path: list[str], section: dict[str, Any]) -> str:
 
 def resolve_recipe(raw: Mapping[str, Any], model: type[RecipeT]) -> RecipeT:
     """Validate a recipe: the registered names, then what sections imply, then every key.
+
+    What is wrong without a look at the registered classes is told before these are imported, which
+    takes seconds.
 
     Raises:
         ConfigError: One line per problem.
@@ -163,7 +165,8 @@ def resolve_recipe(raw: Mapping[str, Any], model: type[RecipeT]) -> RecipeT:
         problems += _problems(_check_name, kind, raw[name], name)
     if problems:
         _raise_all(unknown + problems)
-    raw, problems = model.complete(raw), unknown
+    _raise_all(unknown + _plain_problems(raw, model))
+    raw, problems = model.complete(raw), []
     for name, kind in named.items():
         if typing.get_origin(model.model_fields[name].annotation) is dict:
             problems += _problems(_validate_into, raw, name, kind)
@@ -176,9 +179,25 @@ def resolve_recipe(raw: Mapping[str, Any], model: type[RecipeT]) -> RecipeT:
     return validate_section(model, raw, "")
 
 
+def _plain_problems(raw: Mapping[str, Any], model: type[Recipe]) -> list[str]:
+    """Return the problems of a recipe that are found without importing a registered class."""
+    problems: list[str] = []
+    for name, kind in _named_sections(model).items():
+        if typing.get_origin(model.model_fields[name].annotation) is dict:
+            registered, supplied = raw[name]["name"], SUPPLIED.get(kind, ())
+            known = registry.known_options(kind, registered)
+            renamed = registry.renamed_options(kind, registered) if known else ()
+            problems += _problems(check_keys, raw[name], name, known, supplied, renamed)
+    for name in model.model_fields:
+        section = subsection(model, name)
+        if section and isinstance(raw.get(name), Mapping):
+            problems += _problems(validate_section, section, raw[name], name)
+    return problems
+
+
 def _find(name: str, model: type[Recipe]) -> Path | None:
     """Return the file of a recipe, or None for a key that has no recipe called ``default``."""
-    recipes, keys = list_recipes(), registry.list_registered(model.main)
+    recipes, keys = list_recipes(), registry.names(model.main)
     if name in keys:
         return recipes.get(f"{model.folder}/{name}/default")
     for candidate in (name, f"{model.folder}/{name}"):
@@ -239,11 +258,9 @@ def _default_name(model: type[Recipe], section: str) -> dict[str, str]:
 
 def _check_name(kind: str, section: dict[str, Any], path: str) -> None:
     if not isinstance(section.get("name"), str):
-        raise ConfigError(
-            f"{path}.name: missing; one of {', '.join(registry.list_registered(kind))}"
-        )
+        raise ConfigError(f"{path}.name: missing; one of {', '.join(registry.names(kind))}")
     try:
-        registry.get_registered(kind, section["name"])
+        registry.check_name(kind, section["name"])
     except UnknownNameError as error:
         raise ConfigError(f"{path}.name: {error}") from error
 

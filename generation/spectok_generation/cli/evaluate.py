@@ -22,6 +22,7 @@ from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
 from spectok_generation.cli import sampling
 from spectok_generation.cli.device import process_device
+from spectok_generation.folders import prior_folder
 
 
 class PriorCommand(EvalCommand):
@@ -75,6 +76,10 @@ def evaluate(
     trust: sampling.Trust = False,
 ) -> None:
     """Measure how close images that a trained prior draws are to held-out ones."""
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
+    prior_folder(prior)
+
     from spectok.data import build_dataset
     from spectok.evaluation import Networks
     from spectok.evaluation.comparison import write_json
@@ -86,8 +91,6 @@ def evaluate(
     from spectok_generation.prior_recipe import held_out
     from spectok_generation.sample_folder import check_is_ours
 
-    if out is not None and out.suffix != ".json":
-        raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     if images is not None:
         check_is_ours(images)
     with process_device() as device:

@@ -46,11 +46,14 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a training needs: memory per GPU, time and disk; nothing is computed."""
-    from spectok.planning import Hardware, make_plan, measure_step
-    from spectok.planning.plan import to_dict
+    from spectok.planning import Hardware
 
     hardware = Hardware(gpus, tflops, utilisation, fsdp)
     subject, stored, config = find(recipe, overrides or [], fsdp)
+
+    from spectok.planning import make_plan, measure_step
+    from spectok.planning.plan import to_dict
+
     cost = measure_step(lambda: subject, config)
     rows = make_plan(cost, config, hardware, stored, images)
     if as_json:
@@ -73,14 +76,14 @@ def find(
     Raises:
         ConfigError: If it is neither, or FSDP is wanted for a tokenizer.
     """
-    from spectok.planning import Stored, tokenizer_subject
     from spectok.training import load_tokenizer_recipe
     from spectok_generation.prior_recipe import load_prior_recipe
 
     if is_prior(name, overrides):
+        prior = load_prior_recipe(name, overrides)
+
         from spectok_generation.planning import prior_subject
 
-        prior = load_prior_recipe(name, overrides)
         return *prior_subject(prior, device), prior.train
     tokenizer = load_tokenizer_recipe(name, overrides)
     if fsdp:
@@ -88,6 +91,9 @@ def find(
             "--fsdp: tokenizers are not sharded, because quantizers edit whole codebooks between "
             "steps; leave it out"
         )
+
+    from spectok.planning import Stored, tokenizer_subject
+
     subject = tokenizer_subject(tokenizer, device)
     shape: Any = subject.batch["images"].shape
     return subject, Stored(int(shape[1:].numel())), tokenizer.train

@@ -13,6 +13,7 @@ from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok_generation.cli.device import process_device
 from spectok_generation.cli.sampling import Trust
+from spectok_generation.folders import prior_folder
 
 PRIOR = "gpt"
 TOKENIZER_HELP = "Trained tokenizer: its folder or that of its run; or the name of a recipe."
@@ -123,6 +124,8 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write prior, tokenizer and text encoder as one folder, a diffusers pipeline."""
+    prior_folder(run)
+
     from spectok_generation.pipeline import TokenPipeline
 
     pipeline = TokenPipeline.from_run(run, tokenizer, text, trust=trust)

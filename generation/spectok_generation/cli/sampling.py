@@ -11,6 +11,7 @@ from spectok.cli.console import say_next
 from spectok.errors import ConfigError
 from spectok_generation.cli.device import process_device
 from spectok_generation.cli.output import choose_output
+from spectok_generation.folders import prior_folder
 
 Out = Annotated[
     Path,
@@ -106,14 +107,16 @@ def sample(
     trust: Trust = False,
 ) -> None:
     """Draw new images from a trained prior."""
+    output = choose_output(out, batch_size, columns, compiled)
+    if keep is not None and complete is None:
+        raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
+    prior_folder(prior)
+
     from spectok_generation.cli.completion import read_known
     from spectok_generation.drawing import choose_labels, make_options
     from spectok_generation.pairs import load_pair
     from spectok_generation.sample_folder import Wanted
 
-    output = choose_output(out, batch_size, columns, compiled)
-    if keep is not None and complete is None:
-        raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
     values = {
         "temperature": temperature,
         "top_k": top_k,
@@ -162,14 +165,16 @@ def text_to_image(
     trust: Trust = False,
 ) -> None:
     """Draw images of a text."""
+    output = choose_output(out, batch_size, columns, compiled)
+    if pretrained is not None and text is None:
+        raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
+    prior_folder(model)
+
     from spectok_generation.drawing import make_options
     from spectok_generation.guidance import TEXT_GUIDANCE
     from spectok_generation.pairs import load_encoder, load_pair
     from spectok_generation.sample_folder import Wanted
 
-    output = choose_output(out, batch_size, columns, compiled)
-    if pretrained is not None and text is None:
-        raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
     values = {
         "temperature": temperature,
         "top_k": top_k,

@@ -13,6 +13,7 @@ from spectok.loading import model_folder
 from spectok.modeling import read_config, saved_class
 from spectok.plugins import registry
 from spectok.recipes.options import SUPPLIED, validate_options
+from spectok_generation.folders import prior_folder
 from spectok_generation.priors.base import Prior
 
 
@@ -83,7 +84,7 @@ def check_reads_text(name: str, cls: type[Prior]) -> None:
 
 def holds_prior(path: str | os.PathLike[str]) -> bool:
     """Return whether a folder, or that of a run, holds a prior of a registered class."""
-    names = {cls.__name__ for cls in registry.list_registered("prior").values()}
+    names = registry.class_names("prior").values()
     try:
         folder = Path(model_folder(os.fspath(path)))
         return saved_class(read_config(folder), str(folder)) in names
@@ -101,14 +102,12 @@ def load_prior(path: str | os.PathLike[str], *, trust: bool = False) -> Prior:
     Raises:
         CheckpointError: If it is missing, no plugin provides its class, or weights do not fit.
     """
-    folder = Path(model_folder(os.fspath(path)))
-    if not os.path.isdir(folder):
-        raise CheckpointError(f"no directory {folder}; give a trained prior, or train one first")
+    folder = prior_folder(path)
     wanted = saved_class(read_config(folder), str(folder))
-    classes = {cls.__name__: cls for cls in registry.list_registered("prior").values()}
-    if wanted not in classes:
+    classes = registry.classes_named("prior", wanted)
+    if not classes:
         raise CheckpointError(
             f"{folder} holds a {wanted[:80]}, which no installed plugin provides as a prior; "
-            f"installed: {', '.join(sorted(classes))}"
+            f"installed: {', '.join(sorted(registry.class_names('prior').values()))}"
         )
-    return classes[wanted].from_pretrained(folder, trust=trust)
+    return classes[-1].from_pretrained(folder, trust=trust)

@@ -1,0 +1,39 @@
+"""``spectok import``: another project's checkpoint becomes a model folder of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectok.cli.console import say_next
+from spectok.errors import ConfigError
+from spectok.messages import say
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("import")(import_model)
+
+
+def import_model(
+    file: Annotated[Path, typer.Argument(help="The checkpoint: .safetensors, .ckpt, .pt.")],
+    format: Annotated[
+        str, typer.Option("--format", help="Whose checkpoint it is, such as taming or llamagen.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model; new or empty.")],
+    image_size: Annotated[
+        int, typer.Option(min=1, help="Height and width of the images it was trained on.")
+    ] = 256,
+) -> None:
+    """Turn a checkpoint of another project into a model that can be used and trained further."""
+    from spectok.importing import import_checkpoint
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out: {out} exists and is not an empty folder; choose a new one")
+    tokenizer = import_checkpoint(file, format, image_size)
+    tokenizer.save_pretrained(out)
+    count = sum(parameter.numel() for parameter in tokenizer.parameters())
+    say(f"{type(tokenizer).__name__} with {count:,} parameters saved in {out}")
+    say_next(["spectok", "info", str(out)])
