@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +17,6 @@ from torch import Tensor
 
 from spectok.errors import InputError, TokenError
 from spectok.sizes import ImageSize, as_size, size_of, times
-
-if TYPE_CHECKING:
-    from spectok.tokenizer import ImageTokenizer
 
 TILES_AT_ONCE = 32
 OVERLAP = 4
@@ -141,7 +138,7 @@ def _mirrored(length: int, longer: int, device: torch.device) -> Int[Tensor, "n"
 
 
 def plan_tiles(
-    tokenizer: ImageTokenizer,
+    tokenizer: Any,
     image_size: ImageSize,
     *,
     tile: ImageSize | None = None,
@@ -151,7 +148,8 @@ def plan_tiles(
     """Return how a tokenizer takes images of some size: as one tile, or as several.
 
     Args:
-        tokenizer: Any tokenizer; one that takes a single size needs tiles of that size.
+        tokenizer: An :class:`~spectok.ImageTokenizer`; one that takes a single size needs tiles of
+            that size.
         image_size: Of the images.
         tile: Size of the tiles; None: the whole image, with each side brought to a multiple of
             :attr:`~spectok.ImageTokenizer.size_multiple`.
@@ -191,12 +189,12 @@ def plan_tiles(
 
 @torch.no_grad()
 def encode_tiles(
-    tokenizer: ImageTokenizer, images: Float[Tensor, "b c h w"], tiling: Tiling
+    tokenizer: Any, images: Float[Tensor, "b c h w"], tiling: Tiling
 ) -> Int[Tensor, "b n t"]:
     """Return the tokens of each tile of images, in raster order.
 
     Args:
-        tokenizer: Any; at the size of the tiles, see :meth:`~spectok.ImageTokenizer.at_size`.
+        tokenizer: An :class:`~spectok.ImageTokenizer` that takes tiles of that size.
         images: In [-1, 1], of the tiling's size.
         tiling: From :func:`plan_tiles`.
     """
@@ -209,7 +207,7 @@ def encode_tiles(
 
 @torch.no_grad()
 def decode_tiles(
-    tokenizer: ImageTokenizer,
+    tokenizer: Any,
     indices: Int[Tensor, "b n t"],
     tiling: Tiling,
     num_tokens: int | None = None,

@@ -23,8 +23,6 @@ from spectok.writing import whole_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from spectok.tokenizer import ImageTokenizer
-
 MAX_BYTES = 1 << 30
 """Largest JSON file of tokens."""
 MAX_PIXELS = 1 << 28
@@ -103,12 +101,12 @@ def read_tokens(path: Path, spec: TokenSpec) -> tuple[np.ndarray, list[str]]:
     return indices, names
 
 
-def read_images(path: Path, tokenizer: ImageTokenizer) -> list[StoredImage]:
+def read_images(path: Path, tokenizer: Any) -> list[StoredImage]:
     """Read what :func:`write_tokens` wrote, at whatever image size, in tiles or not.
 
     Args:
         path: The file.
-        tokenizer: The one that wrote it.
+        tokenizer: The :class:`~spectok.ImageTokenizer` that wrote it.
 
     Raises:
         DataError: If the file is missing, damaged or not a file of tokens.
