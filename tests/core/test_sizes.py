@@ -374,7 +374,7 @@ def test_numbers_at_original_sizes(folder, vqvae, ran):
         (folder / f"{number}.png").rename(folder / "images" / f"{number}.png")
     config = config_for_path(folder / "images").model_copy(update={"split": "train"})
     config = config.model_copy(update={"num_held_out": 0})
-    images = build_originals(config, 1)
+    images: Any = build_originals(config, 1)
     assert sorted(tuple(item["images"].shape) for item in images) == [(1, 19, 33), (1, 40, 16)]
     whole = evaluate_originals(vqvae, images)
     tiles = evaluate_originals(vqvae, images, Sizing(16, 0))
@@ -406,8 +406,8 @@ def test_numbers_at_original_sizes(folder, vqvae, ran):
 
 def test_photos_are_measured_where_no_training_crop_is():
     config = DataConfig.model_validate({"name": "photos", "split": "test"})
-    held_out = build_originals(config, 3)
-    train = build_originals(config.model_copy(update={"split": "train"}), 3)
+    held_out: Any = build_originals(config, 3)
+    train: Any = build_originals(config.model_copy(update={"split": "train"}), 3)
     assert len(held_out) == len(train) == 9
     for one, other in zip(held_out, train, strict=True):
         assert one["images"].shape[:2] == other["images"].shape[:2]
