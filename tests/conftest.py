@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import warnings
@@ -107,6 +108,14 @@ def seeded():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries draw from the global state
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Let each test compute latents anew, and leave none in the home directory."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    monkeypatch.setenv("SPECTOK_CACHE", str(folder))
 
 
 @pytest.fixture(autouse=True)

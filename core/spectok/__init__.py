@@ -15,13 +15,17 @@ Tokenizers
 Quantizers
     :class:`Quantizer` and :class:`QuantizerOutput`.
 
+Models of other libraries
+    :class:`ForeignModel` says which saved models a plugin loads, :class:`ForeignTokenizer` is the
+    base of the classes that do, and :class:`ForeignFolder` is what they are given.
+
 Data sets and metrics
     :class:`DatasetSource`, with :class:`DatasetCard`, :class:`DataConfig` and :class:`Rows`;
     :class:`SetMetric`.
 
 Errors
     :class:`SpectokError` is the base of all; plugins raise :class:`ConfigError`,
-    :class:`InputError`, :class:`TokenError` and :class:`PluginError`.
+    :class:`CheckpointError`, :class:`InputError`, :class:`TokenError` and :class:`PluginError`.
 
 All names but :func:`hookimpl`, which marks a plugin's hooks, load on first use, so
 ``import spectok`` does not import torch.
@@ -36,7 +40,15 @@ from spectok.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from spectok.data import DataConfig, DatasetCard, DatasetSource, Rows
-    from spectok.errors import ConfigError, InputError, PluginError, SpectokError, TokenError
+    from spectok.errors import (
+        CheckpointError,
+        ConfigError,
+        InputError,
+        PluginError,
+        SpectokError,
+        TokenError,
+    )
+    from spectok.foreign import ForeignFolder, ForeignModel, ForeignTokenizer
     from spectok.loading import build_quantizer, create_quantizer, load_tokenizer
     from spectok.metrics import SetMetric
     from spectok.nn import GridTokens, ListTokens
@@ -55,10 +67,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CheckpointError": "spectok.errors",
     "ConfigError": "spectok.errors",
     "DataConfig": "spectok.data",
     "DatasetCard": "spectok.data",
     "DatasetSource": "spectok.data",
+    "ForeignFolder": "spectok.foreign",
+    "ForeignModel": "spectok.foreign",
+    "ForeignTokenizer": "spectok.foreign",
     "GridTokens": "spectok.nn",
     "ImageTokenizer": "spectok.tokenizer",
     "InputError": "spectok.errors",
@@ -86,10 +102,14 @@ _HOME = {
 }
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataConfig",
     "DatasetCard",
     "DatasetSource",
+    "ForeignFolder",
+    "ForeignModel",
+    "ForeignTokenizer",
     "GridTokens",
     "ImageTokenizer",
     "InputError",

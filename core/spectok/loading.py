@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from spectok.errors import CheckpointError, ConfigError
 from spectok.plugins import registry
+from spectok.saving import HUB_OPTIONS, LOADING_OPTIONS, check_loading_options
 
 if TYPE_CHECKING:
+    from spectok.foreign import ForeignFolder, ForeignModel, ForeignTokenizer
     from spectok.quantizers import Quantizer
     from spectok.sizes import ImageSize
     from spectok.tokenizer import ImageTokenizer
+
+FOREIGN_OPTIONS = (*LOADING_OPTIONS, "image_size")
+"""What loading a model takes if another library saved it."""
+IGNORED_OPTIONS = (*HUB_OPTIONS, "low_cpu_mem_usage")
+CONFIGS = ("*config.json", "model_index.json", "*.index.json", "*.index.*.json")
+"""Patterns of what tells, on the hub, which model it is and which files hold its weights."""
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> ImageTokenizer:
@@ -21,10 +29,11 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     Args:
         name_or_path: A registered key, a directory, or a hub id (``"user/model"``).
         **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
-            ``subfolder``, ``revision`` and the like, and ``trust`` (see
+            ``subfolder``, ``variant``, ``revision`` and the like, and ``trust`` (see
             :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden, but
             ``image_size``, one number or (height, width), gives it at another size (see
-            :meth:`ImageTokenizer.at_size`).
+            :meth:`ImageTokenizer.at_size`). The subfolder of a pipeline of diffusers is found in
+            its ``model_index.json``.
 
     Returns:
         A fresh model in training mode, or a trained one in eval mode.
@@ -38,11 +47,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     """
     name = os.fspath(name_or_path)
     if name not in registry.list_tokenizers():
-        size = overrides.pop("image_size", None)
         if os.path.isdir(name):
-            return _at_size(load_folder(Path(name), **overrides), size)
+            return load_folder(Path(model_folder(name)), **overrides)
         if _may_be_on_hub(name):
-            return _at_size(_load_from_hub(name, **overrides), size)
+            return _load_from_hub(name, **overrides)
     _check_key(name)
 
     from spectok.recipes.options import validate_options
@@ -117,31 +125,48 @@ def model_folder(path: str) -> str:
 
 
 def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:
-    """Load a trained tokenizer of any registered class from a directory."""
-    from spectok.modeling import read_config
-    from spectok.saving import check_loading_options
+    """Load a trained tokenizer of any registered class, or of another library, from a directory."""
+    from spectok.foreign import ForeignModel
+    from spectok.foreign.claims import load_class
+    from spectok.foreign.opening import open_folder
 
+    check_loading_options(overrides, FOREIGN_OPTIONS)
+    saved = open_folder(folder, overrides.pop("subfolder", None), str(folder))
+    kind = identify(saved)
+    if isinstance(kind, ForeignModel):
+        return _load_foreign(load_class(kind), saved, overrides)
+    size = overrides.pop("image_size", None)
     check_loading_options(overrides)
-    root = folder / str(overrides.get("subfolder") or "")
-    return class_of(read_config(root), str(root)).from_pretrained(folder, **overrides)
+    return _at_size(kind.from_pretrained(saved.folder, **overrides), size)
 
 
-def class_of(config: dict[str, Any], place: str) -> type[ImageTokenizer]:
-    """Return the registered class that a saved config names.
+def identify(saved: ForeignFolder) -> type[ImageTokenizer] | ForeignModel:
+    """Return the class that saved a model, or the kind of foreign model it is.
 
     Raises:
-        CheckpointError: If no installed plugin provides it.
+        CheckpointError: If no installed plugin provides, or loads, it.
+        PluginError: If several plugins claim it.
     """
-    from spectok.modeling import saved_class
+    from spectok.foreign.claims import claimed
+    from spectok.foreign.opening import unclaimed
 
-    wanted = saved_class(config, place)
-    classes = registry.classes_named("tokenizer", wanted)
-    if not classes:
-        raise CheckpointError(
-            f"{place} holds a {wanted[:80]}, which no installed plugin provides as a tokenizer; "
-            f"installed: {', '.join(sorted(registry.class_names('tokenizer').values()))}"
-        )
-    return classes[-1]
+    name = saved.config.get("_class_name")
+    own = _provided(name) if isinstance(name, str) else None
+    kind = own or claimed(saved.config, saved.files, saved.place)
+    if kind is None:
+        raise unclaimed(saved)
+    return kind
+
+
+def _provided(class_name: str) -> type[ImageTokenizer] | None:
+    """Return the class whose models are saved under a name; None if no plugin provides it."""
+    from spectok.foreign.claims import load_class, saved_by
+
+    classes = registry.classes_named("tokenizer", class_name)
+    if classes:
+        return classes[-1]
+    kind = saved_by(class_name)
+    return None if kind is None else load_class(kind)
 
 
 def create_quantizer(
@@ -185,22 +210,56 @@ def build_quantizer(
 
 
 def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
-    from huggingface_hub import hf_hub_download
+    from diffusers.utils.constants import CONFIG_NAME
 
-    from spectok.saving import check_loading_options, first_line
+    from spectok.foreign import ForeignModel
+    from spectok.foreign.claims import foreign_models, load_class
+    from spectok.foreign.opening import check_inside, open_folder
+    from spectok.hub import download
 
-    check_loading_options(overrides)
-    keys = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
-    chosen = {k: overrides[k] for k in keys if k in overrides}
+    check_loading_options(overrides, FOREIGN_OPTIONS)
+    hub = {key: overrides[key] for key in HUB_OPTIONS if key in overrides}
+    subfolder = overrides.pop("subfolder", None)
+    check_inside(subfolder or "", repo_id)
     try:
-        path = hf_hub_download(repo_id, "config.json", **chosen)
-    except Exception as error:
+        root = download(repo_id, list(CONFIGS), hub)
+        if not any(root.rglob(CONFIG_NAME)):
+            root = download(
+                repo_id, [n for k in foreign_models().values() for n in k.file_names], hub
+            )
+    except CheckpointError as error:
         raise CheckpointError(
-            f"cannot fetch {repo_id!r}: {first_line(error)}. It is neither a "
-            f"registered key ({', '.join(registry.list_tokenizers())}) nor a local directory"
+            f"{error}. It is neither a registered key ({', '.join(registry.list_tokenizers())}) "
+            f"nor a local directory"
         ) from error
+    saved = open_folder(root, subfolder, repo_id)
+    kind = identify(saved)
+    inside = saved.folder.relative_to(root).as_posix()
+    if not isinstance(kind, ForeignModel):
+        size = overrides.pop("image_size", None)
+        check_loading_options(overrides)
+        within = "" if inside == "." else inside
+        return _at_size(kind.from_pretrained(repo_id, subfolder=within, **overrides), size)
+    cls = load_class(kind)
+    files = cls.weight_files(saved, overrides.get("variant"), exist=False)
+    download(repo_id, [file.relative_to(root).as_posix() for file in files], hub)
+    return _load_foreign(cls, saved, overrides)
 
-    from spectok.modeling import read_config
 
-    cls = class_of(read_config(Path(path).parent), repo_id)
-    return cls.from_pretrained(repo_id, **overrides)
+def _load_foreign(
+    cls: type[ForeignTokenizer], saved: ForeignFolder, options: dict[str, Any]
+) -> ImageTokenizer:
+    """Load a model of another library with the options of ``load_tokenizer``.
+
+    Raises:
+        ConfigError: If an option is one that such models do not take.
+    """
+    options = {key: value for key, value in options.items() if key not in IGNORED_OPTIONS}
+    if "dtype" in options:
+        options["torch_dtype"] = options.pop("dtype")
+    if "device_map" in options:
+        raise ConfigError(
+            f"device_map does not apply to {cls.__name__}, a model of another library; load it and "
+            f"call .to(device)"
+        )
+    return cls.from_foreign(saved, **options)

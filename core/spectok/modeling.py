@@ -25,6 +25,7 @@ from torch import nn
 
 from spectok.bounds import bounded_building, check_layout, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
+from spectok.hub import download
 from spectok.reading import read_json
 from spectok.recipes.schema import section_model, validate_section
 from spectok.saving import (
@@ -350,7 +351,9 @@ def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path
     if not os.path.isdir(place):
         if _looks_like_path(name):
             raise CheckpointError(f"{name} is not a directory; give a saved model or a hub id")
-        place = _download(os.fspath(name), [CONFIG_NAME, *_patterns(options)], subfolder, hub)
+        files = [CONFIG_NAME, *_patterns(options)]
+        wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
+        place = download(os.fspath(name), wanted, hub)
     if not os.path.isdir(place / inside):
         raise CheckpointError(f"{name} has no folder {subfolder}; give a saved model")
     return place / inside
@@ -361,18 +364,6 @@ def _patterns(options: dict[str, Any]) -> list[str]:
     middle = f".{options['variant']}" if options.get("variant") else ""
     files = [PROCESSOR_FILE, f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
     return [*files, *index_names(options.get("variant"))]
-
-
-def _download(name: str, files: list[str], subfolder: str, options: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, **options))
-    except Exception as error:
-        raise CheckpointError(
-            f"cannot fetch {name!r}: {first_line(error)}; it is no local directory either"
-        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

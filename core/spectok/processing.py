@@ -24,11 +24,11 @@ from spectok.writing import write_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BICUBIC = 3  # the number that Pillow, and so the hub's files, have for it
+RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""Pillow's filters, by the numbers that the hub's files have for them."""
 SETTINGS: dict[str, Any] = {
     "image_processor_type": "ImageProcessor",
     "do_resize": True,
-    "resample": BICUBIC,
     "do_center_crop": True,
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -45,11 +45,12 @@ class ImageProcessor:
 
     Args:
         image_shape: ``(C, H, W)`` of the batch, such as ``tokenizer.image_shape``.
+        filter: Pillow's resampling filter, such as ``tokenizer.resize_filter``.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int]):
+    def __init__(self, image_shape: tuple[int, int, int], filter: str = "bicubic"):
         channels, height, width = image_shape
-        self.image_shape = (channels, height, width)
+        self.image_shape, self.filter = (channels, height, width), filter
 
     def __call__(self, images: Any) -> Float[Tensor, "b c h w"]:
         """Return a batch in [-1, 1].
@@ -92,7 +93,9 @@ class ImageProcessor:
 
         reference = _as_reference(item)
         try:
-            return to_float(torch.from_numpy(fit_image(open_image(reference), self.image_shape)))
+            return to_float(
+                torch.from_numpy(fit_image(open_image(reference), self.image_shape, self.filter))
+            )
         except UnreadableImage as error:
             raise InputError(f"it cannot be read ({error})") from error
 
@@ -118,6 +121,7 @@ class ImageProcessor:
         channels, height, width = self.image_shape
         halves = [0.5] * channels
         return SETTINGS | {
+            "resample": RESAMPLING[self.filter],
             "size": {"shortest_edge": height} if height == width else self._size,
             "crop_size": self._size,
             "do_convert_rgb": channels == 3,
@@ -155,13 +159,14 @@ class ImageProcessor:
         try:
             height, width = (content["crop_size"][side] for side in ("height", "width"))
             channels = len(content["image_mean"])
+            filter = {number: name for name, number in RESAMPLING.items()}[content["resample"]]
             if not all(type(side) is int and side > 0 for side in (height, width)):
                 raise TypeError
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path} has no crop_size and image_mean; save the model again"
+                f"{path} has no crop_size, image_mean or resample; save the model again"
             ) from error
-        processor = cls((channels, height, width))
+        processor = cls((channels, height, width), filter)
         for key, value in processor.to_dict().items():
             if content.get(key) != value:
                 raise CheckpointError(
@@ -169,6 +174,16 @@ class ImageProcessor:
                     "that spectok does; prepare images yourself, or save the model again"
                 )
         return processor
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether a folder has a file of this class, and not that of another library."""
+    path = folder / PROCESSOR_FILE
+    if not path.is_file():
+        return False
+    content = read_json(path, CheckpointError)
+    kind = content.get("image_processor_type") if isinstance(content, Mapping) else None
+    return kind == SETTINGS["image_processor_type"]
 
 
 def _items(images: Any) -> Iterable[Any]:

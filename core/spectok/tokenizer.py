@@ -32,7 +32,7 @@ from spectok.errors import CheckpointError, InputError
 from spectok.losses.reconstruction import l1, l2
 from spectok.modeling import PROCESSOR_FILE, SpectokModel
 from spectok.outputs import TokenizerOutput
-from spectok.processing import ImageProcessor
+from spectok.processing import ImageProcessor, is_own
 from spectok.quantizers import Quantizer, outermost_quantizers
 from spectok.sizes import ImageSize, as_size, rescaled, scaled, size_of, times
 from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
@@ -95,6 +95,7 @@ class ImageTokenizer(SpectokModel):
         order: How several levels become one sequence; see :class:`~spectok.TokenSpec`.
         prefix: Whether the start of a sequence decodes on its own. ``"none"`` becomes ``"levels"``
             if whole levels follow one another and the quantizer's first levels decode.
+        resize_filter: Pillow's filter with which files of images of other sizes are resized.
         interior: ``(top, left, height, width)`` of the pixels that training compares if the data
             has an added border; None for all. Set by the trainer, not saved.
         recomputed_units: Classes of the modules that ``train.gradient_checkpointing`` computes
@@ -112,6 +113,7 @@ class ImageTokenizer(SpectokModel):
     latent_shape: tuple[int, int, int]
     order: Order = "level"
     prefix: Prefix = "none"
+    resize_filter: str = "bicubic"
     interior: tuple[int, int, int, int] | None = None
     recomputed_units: tuple[str, ...] = ("ResidualBlock", "PixelAttention")
     fixed_size: str | None = "its class does not say that its networks take others"
@@ -221,7 +223,7 @@ class ImageTokenizer(SpectokModel):
     @property
     def processor(self) -> ImageProcessor:
         """Brings images of any kind and size to batches of this tokenizer's, and back to PIL."""
-        return ImageProcessor(self.image_shape)
+        return ImageProcessor(self.image_shape, self.resize_filter)
 
     def encode_rows(
         self, rows: Mapping[str, Sequence[Any]], column: str = "image", tokens: str = "tokens"
@@ -248,16 +250,16 @@ class ImageTokenizer(SpectokModel):
     def save_more(self, folder: Path, target: Path) -> None:
         """Write ``preprocessor_config.json``, unless the target has the same already."""
         shape = (self.image_shape[0], *self.built_size)
-        processor = ImageProcessor(shape)
+        processor = ImageProcessor(shape, self.resize_filter)
         if (target / PROCESSOR_FILE).is_file():
             with contextlib.suppress(CheckpointError):
-                if ImageProcessor.from_pretrained(target).image_shape == shape:
+                if ImageProcessor.from_pretrained(target).to_dict() == processor.to_dict():
                     return
         processor.save_pretrained(folder)
 
     def load_more(self, folder: Path) -> None:
         """Check that images are prepared as this version does; earlier models do not say."""
-        if (folder / PROCESSOR_FILE).is_file():
+        if is_own(folder):
             found = ImageProcessor.from_pretrained(folder).image_shape
             if found != tuple(self.image_shape):
                 raise CheckpointError(
@@ -419,6 +421,24 @@ class ImageTokenizer(SpectokModel):
             return images
         top, left, height, width = self.interior
         return images[..., top : top + height, left : left + width]
+
+    @property
+    def trains_on_images(self) -> bool:
+        """Whether the tokenizer's own losses compare images, or latents alone."""
+        return True
+
+    def training_data(self, dataset: Any, with_images: bool) -> Any:
+        """Return what the trainer reads: the data set, or one with latents computed beforehand.
+
+        Called in every process before the first step, and before a run goes on: a tokenizer that
+        measures something on the training data does so here. Where a batch of what it returns has
+        ``latents``, they are passed to :meth:`forward` as such.
+
+        Args:
+            dataset: A :class:`spectok.data.ImageDataset`.
+            with_images: Whether a loss compares images; otherwise they need not be read.
+        """
+        return dataset
 
     def draw_prefix(self, batch_size: int) -> Int[Tensor, "b"] | None:
         """Draw how many leading tokens each training image keeps; None to keep all."""

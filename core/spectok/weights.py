@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,28 +76,44 @@ def weight_names(variant: str | None = None) -> str:
     return "|".join([rf"{STEM}{middle}(-\d+-of-\d+)?\.{ENDING}", *indexes])
 
 
-def index_names(variant: str | None = None) -> list[str]:
+def index_names(variant: str | None = None, stem: str = STEM) -> list[str]:
     """Return the names that the index of several weight files may have, the present one first."""
     if not variant:
-        return [f"{STEM}.{INDEX}.json"]
-    return [f"{STEM}.{INDEX}.{variant}.json", f"{STEM}.{ENDING}.{variant}.index.json"]
+        return [f"{stem}.{INDEX}.json"]
+    return [f"{stem}.{INDEX}.{variant}.json", f"{stem}.{ENDING}.{variant}.index.json"]
 
 
-def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
+def find_weights(
+    folder: Path,
+    variant: str | None = None,
+    stem: str = STEM,
+    wanted: Callable[[str], bool] | None = None,
+    *,
+    exist: bool = True,
+) -> list[Path]:
     """Return the weight files of a saved model: one, or those that its index lists.
+
+    Args:
+        folder: Where they are.
+        variant: Part of their names, such as ``"fp16"``.
+        stem: What their names begin with.
+        wanted: Chooses tensors by name; only the listed files that hold one are returned.
+        exist: Whether a missing file is an error. Otherwise the files to fetch are returned.
 
     Raises:
         CheckpointError: If there are none, a listed one is missing or outside the folder, or there
             are two answers.
     """
-    single = folder / (f"{STEM}.{variant}.{ENDING}" if variant else f"{STEM}.{ENDING}")
-    index, *earlier = (folder / name for name in index_names(variant))
+    single = folder / (f"{stem}.{variant}.{ENDING}" if variant else f"{stem}.{ENDING}")
+    index, *earlier = (folder / name for name in index_names(variant, stem))
     found = [path for path in (single, index, *earlier) if path.exists()]
     if len(found) > 1:
         raise CheckpointError(
             f"{folder} holds {found[0].name} and {found[1].name}, of which one is left over from "
             f"an earlier save; remove that one"
         )
+    if not found and not exist:
+        return [single]
     if not found:
         raise CheckpointError(
             f"cannot load {folder}: it has no {single.name}, and pickles are not read; if files "
@@ -114,11 +130,13 @@ def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
     table = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
         raise CheckpointError(f"{index} lists no weights; copy or save the model again")
-    names = sorted(set(table.values()))
+    names = sorted({file for name, file in table.items() if wanted is None or wanted(name)})
+    if not names:
+        raise CheckpointError(f"{index} lists none of the tokenizer's weights; copy it again")
     for name in names:
         if Path(name).name != name or not name.endswith(f".{ENDING}"):
             raise CheckpointError(f"{index} names {name!r}, which is no file of this folder")
-        if not (folder / name).exists():
+        if exist and not (folder / name).exists():
             raise CheckpointError(f"{folder} has no {name}, which its index names; copy it again")
     return [folder / name for name in names]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError
+from spectok.foreign.claims import load_class, saved_by
 from spectok.plugins import registry
 from spectok.reading import read_json
 from spectok.saving import first_line, was_cut_short
@@ -88,6 +89,8 @@ def find_class(kind: str, module: str, name: str, *, trust: bool = False) -> Any
         CheckpointError: If no plugin registers it; nothing is imported then, unless trusted.
     """
     named = sorted(registry.classes_named(kind, name), key=lambda cls: cls.__module__ != module)
+    if not named and kind == "tokenizer" and (foreign := saved_by(name)) is not None:
+        named = [load_class(foreign)]
     if named:  # if it is of another module, its package has moved it
         return named[0]
     shown = f"{module}.{name}"[:120]

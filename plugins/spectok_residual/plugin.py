@@ -1,4 +1,4 @@
-"""Registers the tokenizers ``rqvae`` and ``hqvae`` and the quantizers ``rq`` and ``hq``."""
+"""Registers the tokenizers ``rqvae`` and ``hqvae``, the quantizers ``rq``, ``hq``, ``product``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def spectok_tokenizers() -> dict[str, str]:
 
 @hookimpl
 def spectok_quantizers() -> dict[str, str]:
-    """Register ``rq`` and ``hq``."""
+    """Register ``rq``, ``hq`` and ``product``."""
     return {
         "rq": "spectok_residual.residual:ResidualQuantizer",
         "hq": "spectok_residual.hierarchical:HierarchicalQuantizer",
+        "product": "spectok_residual.product:ProductQuantizer",
     }

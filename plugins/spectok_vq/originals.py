@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectok.errors import CheckpointError
-from spectok.importing import take
+from spectok.foreign import take_tensors
 from spectok.nn import VQGANEncoder
 from spectok.nn.vqgan import MAX_GROUPS, Downsample, PixelAttention, ResidualBlock
 from spectok_vq.vqgan import VQGAN
@@ -109,7 +109,7 @@ def _convert(
     state = model.state_dict()
     codes = "quantizer.codebook"
     wanted = {ours: tuple(state[ours].shape) for ours in names}
-    found = take(
+    found = take_tensors(
         {**wanted, codes: tuple(state[codes].shape[1:])},
         {**names, codes: [CODES]},
         tensors,

@@ -92,6 +92,11 @@ class TestTokenizers(TokenizerConformance):
             pytest.skip(TRANSPORT)
         super().test_accumulation_equals_one_big_step(build)
 
+    def test_gradient_reaches_the_encoder(self, build, key):
+        if key == "latentvq":
+            pytest.skip("its encoder is a pretrained one and stays as it is")
+        super().test_gradient_reaches_the_encoder(build)
+
     def test_embed_is_z_q(self, build, key):
         if key == "hvqvae":
             pytest.skip("its lower layers quantise too, but the tokens are the top layer's")

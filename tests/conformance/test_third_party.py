@@ -52,9 +52,9 @@ def on_path(on_example_path):
 
 @pytest.mark.usefixtures("on_path")
 def test_the_package_is_found_and_listed(capsys):
-    assert "product" in list_quantizers()
+    assert "pq" in list_quantizers()
     assert "strips" in list_tokenizers()
-    for kind, name in [("quantizer", "product"), ("tokenizer", "strips")]:
+    for kind, name in [("quantizer", "pq"), ("tokenizer", "strips")]:
         assert provider(kind, name) == "spectok-product 0.1.0"
         with pytest.raises(SystemExit) as ended:
             cli.main(["list", f"{kind}s", "--json"])
@@ -77,7 +77,7 @@ def test_the_package_passes_the_kits_and_trains_in_every_tokenizer(pytester):
 
 def test_the_package_is_gone_once_uninstalled():
     plugins.installed.cache_clear()
-    assert "product" not in list_quantizers()
+    assert "pq" not in list_quantizers()
     assert "strips" not in list_tokenizers()
 
 
@@ -102,15 +102,15 @@ def test_a_clean_environment(tmp_path):
     where = run(binaries / "python", "-c", "import spectok; print(spectok.__file__)", **options)
     assert where.startswith(str(tmp_path / "venv"))
     listing = run(binaries / "spectok", "list", "quantizers", **options)
-    assert "product" in listing
+    assert " pq " in listing
     tests = EXAMPLE / "tests" / "test_product.py"
     (home / tests.name).write_bytes(tests.read_bytes())
     run(binaries / "python", "-m", "pytest", "-q", tests.name, **options)
     for key in ("qgvae", "vqvae"):
-        words = ["train", f"smoke/{key}", "tokenizer.quantizer=product", "train.steps=4"]
+        words = ["train", f"smoke/{key}", "tokenizer.quantizer=pq", "train.steps=4"]
         run(binaries / "spectok", *words, "--output", home / key, **options)
         config = json.loads((home / key / "model" / "config.json").read_text())
-        assert config["quantizer"]["name"] == "product"
+        assert config["quantizer"]["name"] == "pq"
     words = ["train", "strips", "--data", "digits", "train.steps=4"]
     run(binaries / "spectok", *words, "--output", home / "strips", **options)
     words = ["train", "prior", "smoke/prior_gpt", "--tokenizer", home / "strips", "train.steps=2"]

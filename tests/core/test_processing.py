@@ -99,7 +99,7 @@ def test_the_processor_is_saved_with_the_model_and_loaded_with_it(tokenizer, tmp
     content = json.loads((tmp_path / FILE).read_text())
     for key, value in {
         "crop_size": {"height": 8, "width": 8},
-        "resample": 2,
+        "resample": 9,
         "image_mean": 3,
     }.items():
         (tmp_path / FILE).write_text(json.dumps(content | {key: value}))

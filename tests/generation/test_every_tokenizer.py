@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import VQModel
 
-from spectok import list_priors, list_tokenizers
+from spectok import list_priors, list_tokenizers, load_tokenizer
 from spectok.data import DataConfig
 from spectok.testing.small import small_tokenizer
 from spectok_generation.diffusion import DiffusionOptions, sample_latents
@@ -26,8 +27,14 @@ DATA = {"name": "shapes", "limit": 16, "image_size": SHAPE[1], "channels": SHAPE
 PROMPTS = ["a large red circle", "a small blue ring", "a green cross"]
 
 TOKENIZERS = {name: {} for name in list_tokenizers()}
-TOKENIZERS |= {"strips": {}, "vqvae with product": {"name": "vqvae", "quantizer": "product"}}
+TOKENIZERS |= {"strips": {}, "vqvae with pq": {"name": "vqvae", "quantizer": "pq"}}
+TOKENIZERS |= {"qgvae with product": {"name": "qgvae", "quantizer": "product"}}
+FROZEN = {"name": "latentvq", "train_decoder": False}
+TOKENIZERS |= {"latentvq, frozen": FROZEN | {"quantizer": "product"}}
+TOKENIZERS |= {"latentvq of frequencies": FROZEN | {"token_space": "frequency"}}
 TOKENIZERS |= {"vqvae2 with three grids": {"name": "vqvae2", "num_grids": 3}}
+FOREIGN = "VQModel of diffusers"  # in the folder that its library writes
+TOKENIZERS[FOREIGN] = {}
 PRIORS = {
     "gpt": {"num_layers": 1, "num_heads": 2, "width": 16, "dropout": 0.0},
     "pixelcnn": {"num_layers": 2, "width": 8, "first_kernel": 3, "head_width": 16},
@@ -52,14 +59,31 @@ def clip(save_small_clip, tmp_path_factory):
     return folder
 
 
+def save_foreign(folder):
+    """Save a small model with diffusers, its codes spread so that several are used."""
+    model = VQModel(
+        block_out_channels=(32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        num_vq_embeddings=32,
+        sample_size=SHAPE[1],
+    )
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    model.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def made(request, example_package, tmp_path_factory):
     """Return the folder of a saved tokenizer with random weights, and that of its tokens."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(1)
     options = {"name": request.param, "in_channels": SHAPE[0]} | TOKENIZERS[request.param]
-    tokenizer = small_tokenizer(**options)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    if request.param == FOREIGN:
+        save_foreign(folder / "tokenizer")
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    else:
+        tokenizer = small_tokenizer(**options)
+        tokenizer.save_pretrained(folder / "tokenizer")
     data = DataConfig(**DATA)
     where = str(folder / "tokenizer")
     extract_data(tokenizer, data, folder / "tokens", Extraction(), path=where)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from spectok import load_tokenizer
 from spectok.cli import main
 from spectok.errors import CheckpointError, InputError, UnknownNameError
-from spectok.importing import import_checkpoint, read_tensors
+from spectok.foreign.importing import import_checkpoint, read_tensors
 
 SIZE, CODES, LEVELS = 32, 300, 3
 PARTS = {

@@ -147,7 +147,8 @@ def batches(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator
     with progress(what, len(files)) as advance:
         for start in range(0, len(files), BATCH_SIZE):
             part = files[start : start + BATCH_SIZE]
-            images = torch.stack([load_image(file, tokenizer.image_shape) for file in part])
+            shape, by = tokenizer.image_shape, tokenizer.resize_filter
+            images = torch.stack([load_image(file, shape, by) for file in part])
             yield images.to(tokenizer.device)
             advance(len(part))
 

@@ -28,7 +28,7 @@ def import_model(
     ] = 256,
 ) -> None:
     """Turn a checkpoint of another project into a model that can be used and trained further."""
-    from spectok.importing import import_checkpoint
+    from spectok.foreign.importing import import_checkpoint
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} exists and is not an empty folder; choose a new one")

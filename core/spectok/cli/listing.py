@@ -17,6 +17,7 @@ class Kind(enum.StrEnum):
     """What can be listed."""
 
     tokenizers = "tokenizers"
+    foreign = "foreign"
     quantizers = "quantizers"
     discriminators = "discriminators"
     priors = "priors"
@@ -53,6 +54,20 @@ def _described(kind: str) -> list[dict[str, Any]]:
     return [
         {"name": name, "summary": summary, "package": package}
         for name, (summary, package) in summaries(kind).items()
+    ]
+
+
+def _foreign() -> list[dict[str, Any]]:
+    from spectok.plugins.registry import list_registered, provider
+
+    return [
+        {
+            "name": name,
+            "summary": kind.summary,
+            "claims": ", ".join((*kind.class_names, *kind.model_types, *kind.file_names)),
+            "package": provider("foreign_model", name),
+        }
+        for name, kind in list_registered("foreign_model").items()
     ]
 
 
@@ -104,6 +119,7 @@ def _plugins() -> list[dict[str, Any]]:
 
 _ROWS = {
     Kind.tokenizers: lambda: _described("tokenizer"),
+    Kind.foreign: _foreign,
     Kind.quantizers: lambda: _described("quantizer"),
     Kind.discriminators: lambda: _described("discriminator"),
     Kind.priors: lambda: _described("prior"),
@@ -120,6 +136,7 @@ def _next_command(kind: Kind, rows: list[dict[str, Any]]) -> list[str]:
     train = ["spectok", "train", "TOKENIZER"]
     commands = {
         Kind.tokenizers: ["spectok", "train", first],
+        Kind.foreign: ["spectok", "info", "FOLDER"],
         Kind.quantizers: [*train, f"tokenizer.quantizer.name={first}"],
         Kind.discriminators: [*train, f"adversarial.discriminator.name={first}"],
         Kind.priors: ["spectok", "train", "prior", "--help"],

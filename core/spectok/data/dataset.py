@@ -83,6 +83,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return self._preprocessing.interior
 
     @property
+    def augments(self) -> bool:
+        """Whether images change at random from epoch to epoch."""
+        return bool(self._augmentation)
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """Everything that decides the pixels before augmentation, ready for JSON."""
         return self._preprocessing.to_dict()

@@ -36,6 +36,7 @@ from spectok.evaluation.stored import (
     check_subnormal,
     read_tensors,
 )
+from spectok.foreign import ForeignTokenizer
 from spectok.loading import load_trained, model_folder
 from spectok.metrics import count_codes, split_by_codebook
 from spectok.modeling import find_folder
@@ -108,7 +109,8 @@ def examine(
             raise
         found.not_checked["everything else"] = "the model cannot be loaded"
         return found
-    examine_weights(found, tokenizer, read_tensors(folder))
+    own = not isinstance(tokenizer, ForeignTokenizer)  # of others, as they were loaded
+    examine_weights(found, tokenizer, read_tensors(folder) if own else tokenizer.state_dict())
     if dataset is None:
         for check in ("perplexity", "constant positions", "norms"):
             found.not_checked[check] = NO_DATA

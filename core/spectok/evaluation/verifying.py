@@ -22,8 +22,8 @@ from spectok.evaluation.originals import SIZING, Sizing, evaluate_originals
 from spectok.evaluation.protocol import protocol_id
 from spectok.evaluation.reference import REFERENCE_IMAGES
 from spectok.evaluation.terms import recipe_of_run
-from spectok.loading import class_of, model_folder
-from spectok.modeling import read_config
+from spectok.foreign.opening import open_folder
+from spectok.loading import identify, model_folder
 from spectok.reading import read_json
 from spectok.recipes.schema import validate_section
 from spectok.tokenizer import ImageTokenizer
@@ -121,7 +121,7 @@ def find_claims(path: str | os.PathLike[str]) -> Claimed:
             f"{given} is no folder of a model, no card and no JSON file; give one of these"
         )
     try:
-        class_of(read_config(folder), os.fspath(folder))
+        identify(open_folder(folder, "", os.fspath(folder)))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {REPEAT}") from error
     card = folder / CARD

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spectok.data.sources import DatasetSource
-    from spectok.importing import CheckpointFormat
+    from spectok.foreign.format import CheckpointFormat
+    from spectok.foreign.model import ForeignModel
     from spectok.metrics import ImageMetric, SetMetric
     from spectok.quantizers import Quantizer
     from spectok.tokenizer import ImageTokenizer
@@ -37,6 +38,11 @@ hookimpl = pluggy.HookimplMarker("spectok")
 @hookspec
 def spectok_tokenizers() -> dict[str, type[ImageTokenizer] | str]:  # type: ignore[empty-body]
     """Return tokenizer classes by key, such as ``{"mine": MyTokenizer}``."""
+
+
+@hookspec
+def spectok_foreign_models() -> dict[str, ForeignModel]:  # type: ignore[empty-body]
+    """Return kinds of models that spectok did not write, and the classes that load them."""
 
 
 @hookspec

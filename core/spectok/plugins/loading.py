@@ -220,8 +220,14 @@ def _call_fault(value: Any) -> str | None:
     return None if callable(value) else "cannot be called"
 
 
+def _foreign_fault(value: Any) -> str | None:
+    fault = _class_fault(type(value), "spectok.foreign.model.ForeignModel")
+    return fault and "is not a ForeignModel"
+
+
 _REGISTERED: dict[str, Callable[[Any], str | None]] = {
     "spectok_tokenizers": lambda value: _class_fault(value, "spectok.tokenizer.ImageTokenizer"),
+    "spectok_foreign_models": _foreign_fault,
     "spectok_quantizers": lambda value: _class_fault(value, "spectok.quantizers.Quantizer"),
     "spectok_discriminators": lambda value: _class_fault(value, "torch.nn.Module"),
     "spectok_priors": _class_fault,

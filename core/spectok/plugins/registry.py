@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HOOKS = {
     "tokenizer": "spectok_tokenizers",
+    "foreign_model": "spectok_foreign_models",
     "quantizer": "spectok_quantizers",
     "discriminator": "spectok_discriminators",
     "prior": "spectok_priors",
@@ -31,8 +32,8 @@ def names(kind: str) -> list[str]:
     """Return every registered name of one kind, sorted; nothing is imported for it.
 
     Args:
-        kind: One of ``"tokenizer"``, ``"quantizer"``, ``"discriminator"``, ``"prior"``,
-            ``"dataset"``, ``"metric"``.
+        kind: One of ``"tokenizer"``, ``"foreign_model"``, ``"quantizer"``,
+            ``"discriminator"``, ``"prior"``, ``"dataset"``, ``"metric"``.
     """
     return sorted(installed().collect(HOOKS[kind]))
 
@@ -124,6 +125,11 @@ def known_options(kind: str, name: str) -> list[str] | None:
     """
     value, _ = installed().collect(HOOKS[kind])[name]
     return value.arguments() if isinstance(value, Reference) else None
+
+
+def broken_plugins() -> dict[str, str]:
+    """Return the plugins that did not load, each with the reason."""
+    return dict(installed().broken)
 
 
 def provider(kind: str, name: str) -> str:

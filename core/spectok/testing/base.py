@@ -175,7 +175,7 @@ class Conformance(ABC, Generic[LearnerT]):
                     with torch.autocast("cuda", torch.bfloat16, enabled=low_precision):
                         gpu.step = step
                         objective = learner.objective(batch)
-                    objective.backward()
+                    learner.backward(objective)
                     learner.model.before_step()
                     optimizer.step()
                     optimizer.zero_grad()

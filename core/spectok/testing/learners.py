@@ -40,6 +40,11 @@ class Learner(nn.Module, ABC, Generic[ModelT]):
     def batch(self, size: int) -> Tensor:
         """Draw a batch from torch's global random state."""
 
+    def backward(self, objective: Tensor) -> None:
+        """Compute gradients; a frozen model, none of whose parameters is trained, has none."""
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            objective.backward()
+
     def moving_batches(self, size: int, steps: int) -> list[Tensor]:
         """Draw batches centred off zero that change sides every other step, so that codes die.
 
@@ -123,7 +128,7 @@ def take_step(
     for batch in micro_batches:
         objective = learner.objective(batch)
         expect(objective.isfinite(), f"the training objective is {objective.item()}")
-        (objective / len(micro_batches)).backward()
+        learner.backward(objective / len(micro_batches))
     _average_gradients(learner)
     learner.model.before_step()
     optimizer.step()

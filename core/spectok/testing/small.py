@@ -24,6 +24,8 @@ SMALL: dict[str, Any] = {
     "max_channels": 16,
     "num_blocks": 1,
     "num_heads": 2,
+    # what is otherwise frozen
+    "train_decoder": True,
     # rare events happen within a few steps
     "prefix_probability": 0.5,
     "reset_every": 2,

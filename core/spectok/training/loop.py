@@ -224,7 +224,10 @@ def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Prep
     if config.gradient_checkpointing and phase.name == MAIN:
         recompute_blocks(phase.module)
     optimizer = make_optimizer(phase.module, config)
-    wrapped, prepared = accelerator.prepare(phase.module, optimizer)
+    if any(p.requires_grad for p in phase.module.parameters()):
+        wrapped, prepared = accelerator.prepare(phase.module, optimizer)
+    else:  # no gradients to average: DDP refuses such a module
+        wrapped, prepared = phase.module, accelerator.prepare(optimizer)
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
         # Quantizers keep codebooks and statistics equal, from what all ranks have counted; to send
         # rank 0's in each step as well would only cost time.
@@ -258,7 +261,8 @@ def train_on_batch(state: LoopState, batch: Any, step: int) -> None:
                 output = phase.given.compute_losses(phase.wrapped, batch, shared)
             shared = output.shared if phase.name == MAIN else shared
             objective = torch.stack([loss.float() for loss in output.losses.values()]).sum()
-            accelerator.backward(objective)
+            if objective.requires_grad:  # not where a quantizer averages codes, and nothing else
+                accelerator.backward(objective)
             losses = {f"{phase.prefix}loss/{name}": v for name, v in output.losses.items()}
             losses |= {f"{phase.prefix}loss": objective}
             window.add(losses, step + 1, must_be_finite=True)
@@ -289,8 +293,9 @@ def update(state: LoopState, phase: PreparedPhase, step: int) -> None:
     if state.config.max_grad_norm is not None:
         norm = nn.utils.clip_grad_norm_(phase.parameters, state.config.max_grad_norm)
         state.window.add({f"{phase.prefix}grad_norm": as_plain(norm)}, step + 1)
-    phase.optimizer.step()
-    phase.optimizer.zero_grad()
+    if phase.parameters:  # a gradient scaler refuses to step without any
+        phase.optimizer.step()
+        phase.optimizer.zero_grad()
     if not is_main:
         return
     ema = state.ema

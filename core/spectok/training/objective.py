@@ -44,6 +44,7 @@ class Objective:
     ):
         self.losses = losses or LossConfig.model_validate({})
         self.adversary, self.step, self.inside = adversary, 0, model.inside
+        self.trains_on_images = model.trains_on_images
         self.variance = 1.0
         self.perceptual, section = None, self.losses.perceptual
         if section is not None:
@@ -79,13 +80,16 @@ class Objective:
 
         Args:
             module: The tokenizer, perhaps wrapped.
-            batch: With ``images``.
+            batch: With ``images``, with ``latents`` that were computed beforehand, or with both.
 
         Raises:
             ConfigError: If the recipe names a term that does not exist.
         """
-        output = module(batch["images"])
+        latents = {"latents": batch["latents"]} if "latents" in batch else {}
+        output = module(batch.get("images"), **latents)
         self.check_names(output.losses)
+        if not self.needs_images:
+            return StepOutput(dict(output.losses), dict(output.metrics), shared=output)
         pair = self.inside(batch["images"]), self.inside(output.reconstruction)
         terms = self.terms(output.losses, *pair)
         result = StepOutput(terms, dict(output.metrics), shared=output)
@@ -116,6 +120,12 @@ class Objective:
         """Names of the terms that ``losses:`` adds."""
         weighted = [name for name in ("l1", "l2", "frequency") if getattr(self.losses, name)]
         return weighted + (["perceptual"] if self.losses.perceptual is not None else [])
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether any term compares images with their reconstructions."""
+        compared = bool(self.added) or self.losses.recon_scale is not None
+        return self.trains_on_images or compared or self.adversary is not None
 
     def check_names(self, own: Iterable[str]) -> None:
         """Check every term that the recipe names, long before the step that needs it."""

@@ -40,6 +40,8 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         spared = [p for p in members if p.ndim < 2 or id(p) in codes]
         for params, decay in [(decayed, config.weight_decay), (spared, 0.0)]:
             groups += [{"params": params, "weight_decay": decay, "peak": rate}] if params else []
+    if not groups:  # codes that are averaged in a frozen network: nothing has a gradient
+        groups = [{"params": [], "weight_decay": 0.0, "peak": config.learning_rate}]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.learning_rate, betas=config.betas)
 

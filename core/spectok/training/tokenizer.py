@@ -72,6 +72,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
     model.interior = dataset.interior
     console().print(dataset.report)
     objective.measure(dataset)
+    batches = model.training_data(dataset, objective.needs_images)
 
     def before_step(_: nn.Module) -> dict[str, Tensor]:
         metrics = objective.before_step()
@@ -95,7 +96,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
     )
     run = Run(output, recipe.seed, resume, to_record(recipe))
     phases = [] if adversary is None else [adversary.phase]
-    return fit(model, dataset, objective, recipe.train, run, callbacks=callbacks, phases=phases)
+    return fit(model, batches, objective, recipe.train, run, callbacks=callbacks, phases=phases)
 
 
 def to_record(recipe: TokenizerRecipe) -> dict[str, Any]:

@@ -24,13 +24,13 @@ class TestProduct(QuantizerConformance):
 
     @pytest.fixture
     def option(self):
-        """What a recipe writes: ``quantizer: product``."""
-        return "product"
+        """What a recipe writes: ``quantizer: pq``."""
+        return "pq"
 
     @pytest.fixture
     def build(self):
         """A small model, of the size the checks need."""
-        return lambda: create_quantizer("product", **SIZES, num_parts=2)
+        return lambda: create_quantizer("pq", **SIZES, num_parts=2)
 
 
 class TestStrips(TokenizerConformance):
@@ -44,7 +44,7 @@ class TestStrips(TokenizerConformance):
 
 def test_searching_the_parts_finds_the_nearest_of_all_combinations():
     """The mechanism: K^P codes are searched exactly at the cost of K P."""
-    quantizer = create_quantizer("product", dim=6, num_tokens=5, codebook_size=4, num_parts=3)
+    quantizer = create_quantizer("pq", dim=6, num_tokens=5, codebook_size=4, num_parts=3)
     torch.nn.init.normal_(quantizer.codebooks)
     vectors = torch.randn(7, 5, 6)
     combinations = torch.tensor(list(itertools.product(range(4), repeat=3)))  # (64, 3)
@@ -55,7 +55,7 @@ def test_searching_the_parts_finds_the_nearest_of_all_combinations():
 
 
 def test_one_part_is_plain_vector_quantisation():
-    product = create_quantizer("product", **SIZES, num_parts=1)
+    product = create_quantizer("pq", **SIZES, num_parts=1)
     plain = create_quantizer("vq", **SIZES)
     plain.codebook.data.copy_(product.codebooks.data)
     vectors = torch.randn(2, 16, 8) / 32
@@ -65,13 +65,13 @@ def test_one_part_is_plain_vector_quantisation():
 
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
 def test_bits_grow_with_the_parts(num_parts):
-    option = {"name": "product", "num_parts": num_parts}
+    option = {"name": "pq", "num_parts": num_parts}
     spec = load_tokenizer("vqvae", image_size=16, codebook_size=32, quantizer=option).token_spec
     assert spec.num_levels == num_parts
     assert spec.bits_per_image == 16 * 5 * num_parts
 
 
-@pytest.mark.parametrize(("quantizer", "per_strip"), [("ema", 1), ("product", 2), ("rq", 4)])
+@pytest.mark.parametrize(("quantizer", "per_strip"), [("ema", 1), ("pq", 2), ("rq", 4)])
 def test_a_prefix_is_the_top_of_the_image(quantizer, per_strip):
     """The mechanism: a strip's own tokens alone decide how it looks."""
     tokenizer = small_strips(quantizer=quantizer).eval()
@@ -93,4 +93,4 @@ def test_strips_must_divide_the_image():
 
 def test_parts_must_divide_the_vector():
     with pytest.raises(InputError, match="num_parts 3 does not divide dim 8; choose a divisor"):
-        create_quantizer("product", **SIZES, num_parts=3)
+        create_quantizer("pq", **SIZES, num_parts=3)

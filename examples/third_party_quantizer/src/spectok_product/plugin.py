@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def spectok_quantizers() -> dict[str, type[Quantizer]]:
-    """Register the quantizer ``product``."""
+    """Register the quantizer ``pq``."""
     from spectok_product.quantizer import ProductQuantizer
 
-    return {"product": ProductQuantizer}
+    return {"pq": ProductQuantizer}
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""Any quantizer in the latent space of a pretrained autoencoder of diffusers."""

@@ -1,0 +1,1 @@
+"""Tokenizers whose weights diffusers and transformers save."""
