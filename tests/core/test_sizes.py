@@ -26,7 +26,7 @@ ANY_SIZE = {
     **{"vqwae": 4, "dqvae": 8, "hqvae": 8, "vqvae2": 8, "hrvqvae": 2},
 }
 """Tokenizers that take any multiple of so many pixels, as built by ``small_tokenizer``."""
-ONE_SIZE = {"fqvae": "frequency", "qgvae": "the whole image"}
+ONE_SIZE = {"fqvae": "frequency", "latentvq": "does not say", "qgvae": "the whole image"}
 """Tokenizers that do not, and a part of the reason they give."""
 
 
