@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ from spectok.weights import (
     weight_names,
 )
 
+PROCESSOR_FILE = "preprocessor_config.json"
 DIFFUSERS_OPTIONS = (
     "disable_mmap",
     "max_memory",
@@ -137,6 +139,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
             ConfigError: If an option is unknown or of the wrong type.
         """
         check_loading_options(kwargs, (*LOADING_OPTIONS, *DIFFUSERS_OPTIONS))
+        check_device_map(kwargs.get("device_map"))
         want_info, trust = kwargs.pop("output_loading_info", False), kwargs.pop("trust", False)
         subfolder = str(kwargs.pop("subfolder", None) or "")
         name = pretrained_model_name_or_path
@@ -165,6 +168,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
                 module.float()
         check_fits(model.state_dict(), stored, place, cls.__name__)
         check_finite(model, place)
+        model.load_more(folder)
         return (model, info) if want_info else model
 
     @classmethod
@@ -246,6 +250,38 @@ class SpectokModel(ModelMixin, ConfigMixin):
         with saving(save_directory, CONFIG_NAME, weight_names(variant)) as temporary:
             super().save_pretrained(temporary, variant=variant, max_shard_size=max_shard_size)
             forget_origin(temporary / CONFIG_NAME)
+            self.save_more(temporary, resolve(save_directory))
+
+    def save_more(self, folder: Path, target: Path) -> None:
+        """Write further files of the model, beside its config and weights.
+
+        Args:
+            folder: Where to write.
+            target: Where the files come from there; a file that it has already is not needed again.
+        """
+
+    def load_more(self, folder: Path) -> None:
+        """Read what :meth:`save_more` wrote, from the folder of a model that was just loaded.
+
+        Raises:
+            CheckpointError: If it does not fit the model.
+        """
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast, like any module.
+
+        What has to stay in float32 does so by itself; diffusers would warn that it might not.
+        """
+        logger = logging.getLogger(ModelMixin.__module__)
+        logger.addFilter(_keeps_float32)
+        try:
+            return super().to(*args, **kwargs)
+        finally:
+            logger.removeFilter(_keeps_float32)
+
+
+def _keeps_float32(record: logging.LogRecord) -> bool:
+    return "should be kept in float32" not in record.getMessage()
 
 
 def forget_origin(config: Path) -> None:
@@ -253,6 +289,28 @@ def forget_origin(config: Path) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     content.pop("_name_or_path", None)
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_device_map(given: Any) -> None:
+    """Refuse to split a model among devices, because its parts are called one by one.
+
+    Args:
+        given: A device, ``{"": device}`` or None.
+
+    Raises:
+        ConfigError: If it is anything else, such as ``"auto"``.
+    """
+    places: list[Any] = [given]
+    if isinstance(given, dict) and set(given) == {""}:
+        places = list(given.values())
+    try:
+        for place in places:
+            torch.device("cpu" if place is None else place)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device_map {given!r} is no device: a model stays on one, for its parts are called "
+            "one by one; give e.g. 'cuda:0', or call .to(device) on what is loaded"
+        ) from error
 
 
 def read_dtype(given: Any, auto: torch.dtype) -> torch.dtype | None:
@@ -304,7 +362,7 @@ def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path
 def _patterns(options: dict[str, Any]) -> list[str]:
     """Return patterns of the weight files to download."""
     middle = f".{options['variant']}" if options.get("variant") else ""
-    files = [f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
+    files = [PROCESSOR_FILE, f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
     return [*files, *index_names(options.get("variant"))]
 
 

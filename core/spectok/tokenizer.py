@@ -15,9 +15,12 @@ images (B,C,H,W)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +28,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spectok.device import send
-from spectok.errors import InputError
+from spectok.errors import CheckpointError, InputError
 from spectok.losses.reconstruction import l1, l2
-from spectok.modeling import SpectokModel
+from spectok.modeling import PROCESSOR_FILE, SpectokModel
 from spectok.outputs import TokenizerOutput
+from spectok.processing import ImageProcessor, is_own
 from spectok.quantizers import Quantizer, outermost_quantizers
+from spectok.sizes import ImageSize, as_size, rescaled, scaled, size_of, times
+from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
 from spectok.token_spec import Order, Prefix, TokenSpec
 
 
@@ -65,6 +71,16 @@ class TokenSpace(nn.Module, ABC):
             keep: Number of leading tokens to use per image, if a prefix decodes; None for all.
         """
 
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Change the layout to that of images of another size: called on a copy.
+
+        Args:
+            rows: New height of the images / height they had.
+            columns: The same of the width.
+        """
+        height, width = self.shape
+        self.shape = (scaled(height, rows), scaled(width, columns))
+
 
 class ImageTokenizer(SpectokModel):
     """An autoencoder that turns an image into a short list of integers and back.
@@ -82,6 +98,11 @@ class ImageTokenizer(SpectokModel):
         resize_filter: Pillow's filter with which files of images of other sizes are resized.
         interior: ``(top, left, height, width)`` of the pixels that training compares if the data
             has an added border; None for all. Set by the trainer, not saved.
+        recomputed_units: Classes of the modules that ``train.gradient_checkpointing`` computes
+            again instead of keeping what is inside them; called, and nothing else, in training.
+        fixed_size: Why the weights serve images of one size alone, in words that follow a colon;
+            None: they serve any multiple of :attr:`size_multiple`, as those of networks without
+            anything learned per place do. A class or its constructor sets it.
     """
 
     encoder: nn.Module
@@ -94,6 +115,9 @@ class ImageTokenizer(SpectokModel):
     prefix: Prefix = "none"
     resize_filter: str = "bicubic"
     interior: tuple[int, int, int, int] | None = None
+    recomputed_units: tuple[str, ...] = ("ResidualBlock", "PixelAttention")
+    fixed_size: str | None = "its class does not say that its networks take others"
+    _built_size: tuple[int, int] | None = None
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
 
@@ -194,6 +218,183 @@ class ImageTokenizer(SpectokModel):
         z = self.token_space.to_vectors(latents.to(self.dtype))
         return self.decode(self._to_sequence(self.quantizer.encode(z)))
 
+    # -- images as people have them --------------------------------------------------------------
+
+    @property
+    def processor(self) -> ImageProcessor:
+        """Brings images of any kind and size to batches of this tokenizer's, and back to PIL."""
+        return ImageProcessor(self.image_shape, self.resize_filter)
+
+    def encode_rows(
+        self, rows: Mapping[str, Sequence[Any]], column: str = "image", tokens: str = "tokens"
+    ) -> dict[str, list[list[int]]]:
+        """Encode a batch of rows, as ``dataset.map(tokenizer.encode_rows, batched=True)`` wants it.
+
+        Args:
+            rows: Column -> values, one of which holds images of any kind that
+                :class:`~spectok.processing.ImageProcessor` takes.
+            column: The column of the images.
+            tokens: The column to return.
+
+        Returns:
+            One list of T integers per row.
+
+        Raises:
+            InputError: If there is no such column, or a value in it is no image.
+        """
+        if column not in rows:
+            raise InputError(f"rows have no column {column!r}; there are {', '.join(rows)}")
+        images = self.processor(list(rows[column])).to(self.device)
+        return {tokens: self.encode(images).tolist()}
+
+    def save_more(self, folder: Path, target: Path) -> None:
+        """Write ``preprocessor_config.json``, unless the target has the same already."""
+        shape = (self.image_shape[0], *self.built_size)
+        processor = ImageProcessor(shape, self.resize_filter)
+        if (target / PROCESSOR_FILE).is_file():
+            with contextlib.suppress(CheckpointError):
+                if ImageProcessor.from_pretrained(target).to_dict() == processor.to_dict():
+                    return
+        processor.save_pretrained(folder)
+
+    def load_more(self, folder: Path) -> None:
+        """Check that images are prepared as this version does; earlier models do not say."""
+        if is_own(folder):
+            found = ImageProcessor.from_pretrained(folder).image_shape
+            if found != tuple(self.image_shape):
+                raise CheckpointError(
+                    f"{folder / PROCESSOR_FILE} is for images of shape {found}, and the model for "
+                    f"{tuple(self.image_shape)}; remove it, or save the model again"
+                )
+
+    # -- images of other sizes -------------------------------------------------------------------
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels of which the height and the width of images are multiples: a token's side."""
+        return self.image_shape[1] // min(level.shape[0] for level in self.token_spec.levels)
+
+    @property
+    def built_size(self) -> tuple[int, int]:
+        """Height and width that the tokenizer was built for, also after :meth:`at_size`."""
+        return self._built_size or (self.image_shape[1], self.image_shape[2])
+
+    def why_fixed_size(self) -> str | None:
+        """Return why images must be of ``image_shape``; None if they need not."""
+        if self.fixed_size is not None:
+            return self.fixed_size
+        levels = self.token_spec.levels
+        if any(len(level.shape) == 1 for level in levels):
+            return "its tokens are a list, not a grid"
+        if any(level.codebook == "position" for level in levels):
+            return "its quantizer has several codebooks, each for some places of the grid"
+        return None
+
+    def check_size(self, image_size: ImageSize) -> None:
+        """Check that the weights serve images of a size.
+
+        Raises:
+            InputError: If not; says why, and what to do instead.
+        """
+        size, own, name = as_size(image_size), self.image_shape[1:], type(self).__name__
+        if size == own:
+            return
+        if reason := self.why_fixed_size():
+            raise InputError(
+                f"this {name} takes images of {times(own)} pixels, not {times(size)}: {reason}; "
+                f"resize them, or cut them into tiles of {times(own)}"
+            )
+        step = self.size_multiple
+        if size[0] % step or size[1] % step:
+            larger = [max(1, -(-side // step)) * step for side in size]
+            raise InputError(
+                f"image_size {times(size)} is not a multiple of {step}, which this {name} needs; "
+                f"crop or pad, e.g. to {larger[0]}×{larger[1]}"
+            )
+
+    def at_size(self, image_size: ImageSize) -> ImageTokenizer:
+        """Return this tokenizer for images of another size: the same weights, not a copy of them.
+
+        Its ``image_shape``, ``latent_shape`` and ``token_spec`` are those of the other size.
+        It is for use, not for training, and saved as the tokenizer it came from, whose own size
+        stays what it was trained with.
+
+        Args:
+            image_size: Height and width in pixels, or one number for both.
+
+        Raises:
+            InputError: If the weights do not serve that size, or the model is in training mode.
+        """
+        self.check_size(image_size)
+        size, own = as_size(image_size), self.image_shape[1:]
+        if size == own:
+            return self
+        if self.training:
+            raise InputError(
+                f"a {type(self).__name__} in training mode keeps its size; call eval() first"
+            )
+        twin = rescaled(self, Fraction(size[0], own[0]), Fraction(size[1], own[1]))
+        twin._built_size = self.built_size
+        return twin
+
+    def token_spec_at(self, image_size: ImageSize) -> TokenSpec:
+        """Return the layout of the tokens of images of another size; see :meth:`at_size`."""
+        self.check_size(image_size)
+        size, own = as_size(image_size), self.image_shape[1:]
+        if size == own:
+            return self.token_spec
+        return rescaled(self, Fraction(size[0], own[0]), Fraction(size[1], own[1])).token_spec
+
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Change the shapes to those for another size: called on a copy by :meth:`at_size`.
+
+        Args:
+            rows: New height of the images / height they had.
+            columns: The same of the width.
+        """
+        (channels, height, width), (depth, tall, wide) = self.image_shape, self.latent_shape
+        self.image_shape = (channels, scaled(height, rows), scaled(width, columns))
+        self.latent_shape = (depth, scaled(tall, rows), scaled(wide, columns))
+
+    def train(self, mode: bool = True) -> ImageTokenizer:
+        """Set the mode.
+
+        Raises:
+            InputError: If a tokenizer from :meth:`at_size` is to be trained.
+        """
+        if mode and self._built_size is not None:
+            raise InputError(
+                "a tokenizer at another size than its own is not trained; train the one it came "
+                "from, or build one of this size"
+            )
+        return super().train(mode)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Float[Tensor, "b c h w"],
+        *,
+        tile: ImageSize | None = None,
+        overlap: int | None = None,
+        pad: bool = True,
+    ) -> Float[Tensor, "b c h w"]:
+        """Encode and decode images of any size, whole or in tiles.
+
+        Args:
+            images: In [-1, 1].
+            tile: Size of the tiles, in pixels; None: the whole image. See
+                :func:`~spectok.tiling.plan_tiles` for this and the next two.
+            overlap: Pixels that neighbouring tiles share; they are blended there.
+            pad: Whether to continue images that do not fit by their mirror image.
+
+        Raises:
+            InputError: If the images are no batch, or the tokenizer does not take such sizes.
+        """
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise InputError(f"images {describe_images(images)} are not a tensor (B, C, H, W)")
+        tiling = plan_tiles(self, size_of(images), tile=tile, overlap=overlap, pad=pad)
+        return decode_tiles(self, encode_tiles(self, images, tiling), tiling)
+
     # -- what a subclass may change --------------------------------------------------------------
 
     @property
@@ -279,6 +480,7 @@ class ImageTokenizer(SpectokModel):
             raise InputError(
                 f"images of shape {tuple(images.shape)} do not fit this {type(self).__name__}: it "
                 f"takes (B, {', '.join(map(str, self.image_shape))}); resize or crop them"
+                f"{'' if self.why_fixed_size() else ', or use at_size'}"
             )
 
     def check_prefix(self, num_tokens: int | None) -> None:
@@ -348,6 +550,11 @@ def check_divisible(image_size: int, factor: int) -> None:
             f"image_size {image_size} is not divisible by downsample_factor {factor}; resize or "
             f"crop to a multiple, e.g. {fit}"
         )
+
+
+def describe_images(images: Any) -> str:
+    """Return what was given for images, for messages."""
+    return f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"{type(images)}"
 
 
 def _describe_prefixes(spec: TokenSpec) -> str:
