@@ -166,3 +166,10 @@ def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
         table.add_row(*[escape(str(cell)) for cell in row])
     console = Console() if sys.stdout.isatty() else Console(width=1000)
     console.print(table)
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print names and values in two columns."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        say(f"{name:{width}}  {value}")

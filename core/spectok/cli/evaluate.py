@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.console import load_on_device, print_table, say_next, this_command
-from spectok.cli.evaluations import DEFAULT, GROUP, EvalCommand, EvalGroup
+from spectok.cli.console import (
+    load_on_device,
+    print_table,
+    say_next,
+    this_command,
+)
+from spectok.cli.evaluations import DEFAULT, GROUP, EvalCommand, EvalGroup, show_measured
 from spectok.cli.models import (
     Model,
     Original,
@@ -37,7 +42,7 @@ from spectok.cli.train import (
 from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
-from spectok.messages import count_images, note, progress, say
+from spectok.messages import note, progress, say
 
 if TYPE_CHECKING:
     from spectok.evaluation.comparison import Competitor
@@ -165,7 +170,7 @@ def evaluate(
         dataset = build_dataset(config, train=False)
         with progress("evaluating", len(dataset)) as advance:
             result = run(tokenizer, dataset, how, advance)
-    show(result)
+    show_measured(result)
     if folder is not None:
         say(f"written into the card: {record_numbers(tokenizer, folder, result, config)}")
     if out is not None:
@@ -362,35 +367,6 @@ def common_data(competitors: dict[str, Competitor], data: str | None, limit: int
     shape = load_tokenizer(first.model or first.source).image_shape
     settings = {"channels": shape[0], "image_size": shape[1], "split": "test", "limit": limit}
     return held_out(first.source, data, settings, [])
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print what was measured."""
-    from spectok.evaluation.report import format_metric
-
-    facts = {name: format_metric(name, value) for name, value in result["metrics"].items()}
-    facts["codebook_usage"] = f"{100 * result['codebook_usage']:.1f} %"
-    if result["distinct_usage"] not in (None, result["codebook_usage"]):
-        facts["distinct_usage"] = f"{100 * result['distinct_usage']:.1f} %, twins counted as one"
-        facts["distinct_perplexity"] = f"{result['distinct_perplexity']:,.6g}"
-    for key in ("perplexity", "bits_per_image", "bits_per_pixel", "images_per_second", "seconds"):
-        if key in result:
-            facts[key] = f"{result[key]:,.6g}"
-    facts["parameters"] = f"{result['parameters']:,}"
-    if "peak_memory_bytes" in result:
-        peak = result["peak_memory_bytes"]
-        facts["peak_memory"] = "–" if peak is None else f"{peak / 2**20:,.0f} MiB"
-    print_facts(facts)
-    say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
-    for name, why in result["not_measured"].items():
-        note(f"{name} not measured: {why}")
-
-
-def print_facts(facts: dict[str, str]) -> None:
-    """Print names and values in two columns."""
-    width = max(map(len, facts), default=0)
-    for name, value in facts.items():
-        say(f"{name:{width}}  {value}")
 
 
 def save_pairs(tokenizer: Any, dataset: Any, picture: Path) -> None:
