@@ -210,12 +210,11 @@ def build_quantizer(
 
 
 def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
-    from diffusers.utils.constants import CONFIG_NAME
-
     from spectok.foreign import ForeignModel
     from spectok.foreign.claims import foreign_models, load_class
     from spectok.foreign.opening import check_inside, open_folder
     from spectok.hub import download
+    from spectok.saved_config import CONFIG_NAME
 
     check_loading_options(overrides, FOREIGN_OPTIONS)
     hub = {key: overrides[key] for key in HUB_OPTIONS if key in overrides}

@@ -8,8 +8,6 @@ only safetensors are read, the class named in the config must match, and no weig
 from __future__ import annotations
 
 import contextlib
-import inspect
-import json
 import logging
 import os
 import re
@@ -20,14 +18,13 @@ from typing import Any, ClassVar
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.constants import CONFIG_NAME
 from torch import nn
 
 from spectok.bounds import bounded_building, check_layout, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.hub import download
-from spectok.reading import read_json
 from spectok.recipes.schema import section_model, validate_section
+from spectok.saved_config import CONFIG_NAME, check_config, forget_origin, read_config
 from spectok.saving import (
     HUB_OPTIONS,
     LOADING_OPTIONS,
@@ -35,7 +32,6 @@ from spectok.saving import (
     first_line,
     resolve,
     saving,
-    was_cut_short,
 )
 from spectok.token_spec import TokenSpec
 from spectok.weights import (
@@ -284,13 +280,6 @@ def _keeps_float32(record: logging.LogRecord) -> bool:
     return "should be kept in float32" not in record.getMessage()
 
 
-def forget_origin(config: Path) -> None:
-    """Remove from a config the place that its model was loaded from, which diffusers records."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    content.pop("_name_or_path", None)
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def check_device_map(given: Any) -> None:
     """Refuse to split a model among devices, because its parts are called one by one.
 
@@ -364,55 +353,6 @@ def _patterns(options: dict[str, Any]) -> list[str]:
     middle = f".{options['variant']}" if options.get("variant") else ""
     files = [PROCESSOR_FILE, f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
     return [*files, *index_names(options.get("variant"))]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a model's ``config.json``.
-
-    Raises:
-        CheckpointError: If it is missing or is not JSON.
-    """
-    path = folder / CONFIG_NAME
-    if not os.path.lexists(path):
-        if was_cut_short(folder):
-            raise CheckpointError(
-                f"{folder} has no {CONFIG_NAME}: a save into it was cut short; save it again"
-            )
-        raise CheckpointError(f"{folder} has no {CONFIG_NAME}; is it a saved model?")
-    config = read_json(path, CheckpointError)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return config
-
-
-def saved_class(config: dict[str, Any], place: str) -> str:
-    """Return the name of the class that a config names.
-
-    Raises:
-        CheckpointError: If it names none.
-    """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or not name.isidentifier():
-        raise CheckpointError(f"{place} holds a model of no known class (_class_name); save again")
-    return name
-
-
-def check_config(config: dict[str, Any], cls: type, place: str) -> None:
-    """Refuse a config that another class saved, or that has options this class does not take.
-
-    Raises:
-        CheckpointError: Names both classes, or the options.
-    """
-    found = saved_class(config, place)
-    if found != cls.__name__:
-        raise CheckpointError(f"{place} holds a {found[:80]}, not {cls.__name__}")
-    options = inspect.signature(cls).parameters
-    unknown = sorted(key for key in config if not key.startswith("_") and key not in options)
-    if unknown:
-        raise CheckpointError(
-            f"{place} has options in {CONFIG_NAME} that {cls.__name__} does not take: "
-            f"{', '.join(unknown)}; it may have been saved by another version of spectok"
-        )
 
 
 def _looks_like_path(name: Any) -> bool:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,62 +25,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spectok.any_size import AnySizeModel
 from spectok.device import send
 from spectok.errors import CheckpointError, InputError
 from spectok.losses.reconstruction import l1, l2
-from spectok.modeling import PROCESSOR_FILE, SpectokModel
+from spectok.modeling import PROCESSOR_FILE
 from spectok.outputs import TokenizerOutput
 from spectok.processing import ImageProcessor, is_own
 from spectok.quantizers import Quantizer, outermost_quantizers
-from spectok.sizes import ImageSize, as_size, rescaled, scaled, size_of, times
-from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
+from spectok.token_space import TokenSpace as TokenSpace
 from spectok.token_spec import Order, Prefix, TokenSpec
 
 
-class TokenSpace(nn.Module, ABC):
-    """How latents become the N vectors that are quantised, and how these become latents again.
-
-    Args:
-        shape: Layout of the N tokens: ``(T,)`` or ``(h, w)``.
-        dim: Length D of each vector.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dim: int):
-        super().__init__()
-        self.shape, self.dim = tuple(shape), dim
-
-    @property
-    def num_tokens(self) -> int:
-        """Number N of vectors per image."""
-        return int(torch.Size(self.shape).numel())
-
-    @abstractmethod
-    def to_vectors(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Turn latents into the vectors that are quantised."""
-
-    @abstractmethod
-    def to_latents(
-        self, z_q: Float[Tensor, "b n d"], keep: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """Turn quantised vectors back into latents.
-
-        Args:
-            z_q: Quantised vectors; nothing else may reach the decoder.
-            keep: Number of leading tokens to use per image, if a prefix decodes; None for all.
-        """
-
-    def rescale(self, rows: Fraction, columns: Fraction) -> None:
-        """Change the layout to that of images of another size: called on a copy.
-
-        Args:
-            rows: New height of the images / height they had.
-            columns: The same of the width.
-        """
-        height, width = self.shape
-        self.shape = (scaled(height, rows), scaled(width, columns))
-
-
-class ImageTokenizer(SpectokModel):
+class ImageTokenizer(AnySizeModel):
     """An autoencoder that turns an image into a short list of integers and back.
 
     A subclass's constructor, decorated with ``register_to_config``, builds the four boxes
@@ -109,15 +64,11 @@ class ImageTokenizer(SpectokModel):
     token_space: TokenSpace
     quantizer: Quantizer
     decoder: nn.Module
-    image_shape: tuple[int, int, int]
-    latent_shape: tuple[int, int, int]
     order: Order = "level"
     prefix: Prefix = "none"
     resize_filter: str = "bicubic"
     interior: tuple[int, int, int, int] | None = None
     recomputed_units: tuple[str, ...] = ("ResidualBlock", "PixelAttention")
-    fixed_size: str | None = "its class does not say that its networks take others"
-    _built_size: tuple[int, int] | None = None
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
 
@@ -266,134 +217,6 @@ class ImageTokenizer(SpectokModel):
                     f"{folder / PROCESSOR_FILE} is for images of shape {found}, and the model for "
                     f"{tuple(self.image_shape)}; remove it, or save the model again"
                 )
-
-    # -- images of other sizes -------------------------------------------------------------------
-
-    @property
-    def size_multiple(self) -> int:
-        """Pixels of which the height and the width of images are multiples: a token's side."""
-        return self.image_shape[1] // min(level.shape[0] for level in self.token_spec.levels)
-
-    @property
-    def built_size(self) -> tuple[int, int]:
-        """Height and width that the tokenizer was built for, also after :meth:`at_size`."""
-        return self._built_size or (self.image_shape[1], self.image_shape[2])
-
-    def why_fixed_size(self) -> str | None:
-        """Return why images must be of ``image_shape``; None if they need not."""
-        if self.fixed_size is not None:
-            return self.fixed_size
-        levels = self.token_spec.levels
-        if any(len(level.shape) == 1 for level in levels):
-            return "its tokens are a list, not a grid"
-        if any(level.codebook == "position" for level in levels):
-            return "its quantizer has several codebooks, each for some places of the grid"
-        return None
-
-    def check_size(self, image_size: ImageSize) -> None:
-        """Check that the weights serve images of a size.
-
-        Raises:
-            InputError: If not; says why, and what to do instead.
-        """
-        size, own, name = as_size(image_size), self.image_shape[1:], type(self).__name__
-        if size == own:
-            return
-        if reason := self.why_fixed_size():
-            raise InputError(
-                f"this {name} takes images of {times(own)} pixels, not {times(size)}: {reason}; "
-                f"resize them, or cut them into tiles of {times(own)}"
-            )
-        step = self.size_multiple
-        if size[0] % step or size[1] % step:
-            larger = [max(1, -(-side // step)) * step for side in size]
-            raise InputError(
-                f"image_size {times(size)} is not a multiple of {step}, which this {name} needs; "
-                f"crop or pad, e.g. to {larger[0]}×{larger[1]}"
-            )
-
-    def at_size(self, image_size: ImageSize) -> ImageTokenizer:
-        """Return this tokenizer for images of another size: the same weights, not a copy of them.
-
-        Its ``image_shape``, ``latent_shape`` and ``token_spec`` are those of the other size.
-        It is for use, not for training, and saved as the tokenizer it came from, whose own size
-        stays what it was trained with.
-
-        Args:
-            image_size: Height and width in pixels, or one number for both.
-
-        Raises:
-            InputError: If the weights do not serve that size, or the model is in training mode.
-        """
-        self.check_size(image_size)
-        size, own = as_size(image_size), self.image_shape[1:]
-        if size == own:
-            return self
-        if self.training:
-            raise InputError(
-                f"a {type(self).__name__} in training mode keeps its size; call eval() first"
-            )
-        twin = rescaled(self, Fraction(size[0], own[0]), Fraction(size[1], own[1]))
-        twin._built_size = self.built_size
-        return twin
-
-    def token_spec_at(self, image_size: ImageSize) -> TokenSpec:
-        """Return the layout of the tokens of images of another size; see :meth:`at_size`."""
-        self.check_size(image_size)
-        size, own = as_size(image_size), self.image_shape[1:]
-        if size == own:
-            return self.token_spec
-        return rescaled(self, Fraction(size[0], own[0]), Fraction(size[1], own[1])).token_spec
-
-    def rescale(self, rows: Fraction, columns: Fraction) -> None:
-        """Change the shapes to those for another size: called on a copy by :meth:`at_size`.
-
-        Args:
-            rows: New height of the images / height they had.
-            columns: The same of the width.
-        """
-        (channels, height, width), (depth, tall, wide) = self.image_shape, self.latent_shape
-        self.image_shape = (channels, scaled(height, rows), scaled(width, columns))
-        self.latent_shape = (depth, scaled(tall, rows), scaled(wide, columns))
-
-    def train(self, mode: bool = True) -> ImageTokenizer:
-        """Set the mode.
-
-        Raises:
-            InputError: If a tokenizer from :meth:`at_size` is to be trained.
-        """
-        if mode and self._built_size is not None:
-            raise InputError(
-                "a tokenizer at another size than its own is not trained; train the one it came "
-                "from, or build one of this size"
-            )
-        return super().train(mode)
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        images: Float[Tensor, "b c h w"],
-        *,
-        tile: ImageSize | None = None,
-        overlap: int | None = None,
-        pad: bool = True,
-    ) -> Float[Tensor, "b c h w"]:
-        """Encode and decode images of any size, whole or in tiles.
-
-        Args:
-            images: In [-1, 1].
-            tile: Size of the tiles, in pixels; None: the whole image. See
-                :func:`~spectok.tiling.plan_tiles` for this and the next two.
-            overlap: Pixels that neighbouring tiles share; they are blended there.
-            pad: Whether to continue images that do not fit by their mirror image.
-
-        Raises:
-            InputError: If the images are no batch, or the tokenizer does not take such sizes.
-        """
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            raise InputError(f"images {describe_images(images)} are not a tensor (B, C, H, W)")
-        tiling = plan_tiles(self, size_of(images), tile=tile, overlap=overlap, pad=pad)
-        return decode_tiles(self, encode_tiles(self, images, tiling), tiling)
 
     # -- what a subclass may change --------------------------------------------------------------
 
@@ -550,11 +373,6 @@ def check_divisible(image_size: int, factor: int) -> None:
             f"image_size {image_size} is not divisible by downsample_factor {factor}; resize or "
             f"crop to a multiple, e.g. {fit}"
         )
-
-
-def describe_images(images: Any) -> str:
-    """Return what was given for images, for messages."""
-    return f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"{type(images)}"
 
 
 def _describe_prefixes(spec: TokenSpec) -> str:
