@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,8 @@ from spectok.modeling import SpectokModel
 from spectok.sizes import ImageSize, as_size, rescaled, scaled, size_of, times
 from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
 from spectok.token_spec import TokenSpec
+
+Model = TypeVar("Model", bound="AnySizeModel")
 
 
 class AnySizeModel(SpectokModel):
@@ -77,7 +79,7 @@ class AnySizeModel(SpectokModel):
                 f"crop or pad, e.g. to {larger[0]}×{larger[1]}"
             )
 
-    def at_size(self, image_size: ImageSize) -> Self:
+    def at_size(self: Model, image_size: ImageSize) -> Model:
         """Return this tokenizer for images of another size: the same weights, not a copy of them.
 
         Its ``image_shape``, ``latent_shape`` and ``token_spec`` are those of the other size.
@@ -121,7 +123,7 @@ class AnySizeModel(SpectokModel):
         self.image_shape = (channels, scaled(height, rows), scaled(width, columns))
         self.latent_shape = (depth, scaled(tall, rows), scaled(wide, columns))
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: Model, mode: bool = True) -> Model:
         """Set the mode.
 
         Raises:
