@@ -17,7 +17,8 @@ Quantizers
 
 Models of other libraries
     :class:`ForeignModel` says which saved models a plugin loads, :class:`ForeignTokenizer` is the
-    base of the classes that do, and :class:`ForeignFolder` is what they are given.
+    base of the classes that do, and :class:`ForeignFolder` is what they are given. A
+    :data:`CheckpointFormat` reads another project's checkpoints, by :func:`take_tensors`.
 
 Trained models in a package
     :class:`TrainedModel` is one that a plugin registers.
@@ -51,7 +52,13 @@ if TYPE_CHECKING:
         SpectokError,
         TokenError,
     )
-    from spectok.foreign import ForeignFolder, ForeignModel, ForeignTokenizer
+    from spectok.foreign import (
+        CheckpointFormat,
+        ForeignFolder,
+        ForeignModel,
+        ForeignTokenizer,
+        take_tensors,
+    )
     from spectok.loading import build_quantizer, create_quantizer, load_tokenizer
     from spectok.metrics import SetMetric
     from spectok.nn import GridTokens, ListTokens
@@ -73,6 +80,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CheckpointError": "spectok.errors",
+    "CheckpointFormat": "spectok.foreign",
     "ConfigError": "spectok.errors",
     "DataConfig": "spectok.data",
     "DatasetCard": "spectok.data",
@@ -106,10 +114,12 @@ _HOME = {
     "list_quantizers": "spectok.plugins.registry",
     "list_tokenizers": "spectok.plugins.registry",
     "load_tokenizer": "spectok.loading",
+    "take_tensors": "spectok.foreign",
 }
 
 __all__ = [
     "CheckpointError",
+    "CheckpointFormat",
     "ConfigError",
     "DataConfig",
     "DatasetCard",
@@ -145,6 +155,7 @@ __all__ = [
     "list_quantizers",
     "list_tokenizers",
     "load_tokenizer",
+    "take_tensors",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOME, also=("__version__", "hookimpl"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,22 @@ def enlarge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
     """Repeat the pixels of small images until they are large enough to look at."""
     factor = max(1, SMALLEST_SHOWN // images.shape[-1])
     return torch.nn.functional.interpolate(images, scale_factor=factor)
+
+
+def on_white(images: Sequence[Float[Tensor, "*b c _ _"]]) -> Float[Tensor, "n *b c h w"]:
+    """Stack images of several sizes, those that are smaller at the top left of white.
+
+    Args:
+        images: In [-1, 1].
+    """
+    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+    stacked = [
+        torch.nn.functional.pad(
+            image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=1.0
+        )
+        for image in images
+    ]
+    return torch.stack(stacked)
 
 
 def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> UInt8[Tensor, "c h w"]:

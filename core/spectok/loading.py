@@ -14,6 +14,7 @@ from spectok.trained.names import find_model, similar_model
 if TYPE_CHECKING:
     from spectok.foreign import ForeignFolder, ForeignModel, ForeignTokenizer
     from spectok.quantizers import Quantizer
+    from spectok.sizes import ImageSize
     from spectok.tokenizer import ImageTokenizer
 
 TOKENIZERS = ("tokenizer", "pipeline")
@@ -33,9 +34,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
             (``"hrvqvae/cifar10"``), or a hub id (``"user/model"``); the first that fits.
         **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
             ``subfolder``, ``variant``, ``revision`` and the like, and ``trust`` (see
-            :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden, but a
-            model of another library takes ``image_size``. The subfolder of a pipeline of diffusers
-            is found in its ``model_index.json``.
+            :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden, but
+            ``image_size``, one number or (height, width), gives it at another size (see
+            :meth:`ImageTokenizer.at_size`). The subfolder of a pipeline of diffusers is found in
+            its ``model_index.json``.
 
     Returns:
         A fresh model in training mode, or a trained one in eval mode.
@@ -45,6 +47,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         PluginError: If the plugin that provides it is installed but fails to load.
         ConfigError: If an option is unknown, of the wrong type or out of range.
         CheckpointError: If saved weights are unsafe to load or do not fit.
+        InputError: If a trained model does not take images of ``image_size``.
     """
     name = os.fspath(name_or_path)
     if name not in registry.list_tokenizers():
@@ -73,6 +76,10 @@ def _check_key(name: str) -> None:
     trained = registry.names("model")
     also = f", or a trained model: {', '.join(trained)}" if trained else ""
     registry.check_name("tokenizer", name, f"A directory or hub id also works{also}")
+
+
+def _at_size(tokenizer: ImageTokenizer, image_size: ImageSize | None) -> ImageTokenizer:
+    return tokenizer if image_size is None else tokenizer.at_size(image_size)
 
 
 def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageTokenizer:
@@ -140,8 +147,9 @@ def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:
     kind = identify(saved)
     if isinstance(kind, ForeignModel):
         return _load_foreign(load_class(kind), saved, overrides)
+    size = overrides.pop("image_size", None)
     check_loading_options(overrides)
-    return kind.from_pretrained(saved.folder, **overrides)
+    return _at_size(kind.from_pretrained(saved.folder, **overrides), size)
 
 
 def identify(saved: ForeignFolder) -> type[ImageTokenizer] | ForeignModel:
@@ -214,12 +222,11 @@ def build_quantizer(
 
 
 def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
-    from diffusers.utils.constants import CONFIG_NAME
-
     from spectok.foreign import ForeignModel
     from spectok.foreign.claims import foreign_models, load_class
     from spectok.foreign.opening import check_inside, open_folder
     from spectok.hub import download
+    from spectok.saved_config import CONFIG_NAME
 
     check_loading_options(overrides, FOREIGN_OPTIONS)
     hub = {key: overrides[key] for key in HUB_OPTIONS if key in overrides}
@@ -240,8 +247,10 @@ def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
     kind = identify(saved)
     inside = saved.folder.relative_to(root).as_posix()
     if not isinstance(kind, ForeignModel):
+        size = overrides.pop("image_size", None)
         check_loading_options(overrides)
-        return kind.from_pretrained(repo_id, subfolder="" if inside == "." else inside, **overrides)
+        within = "" if inside == "." else inside
+        return _at_size(kind.from_pretrained(repo_id, subfolder=within, **overrides), size)
     cls = load_class(kind)
     files = cls.weight_files(saved, overrides.get("variant"), exist=False)
     download(repo_id, [file.relative_to(root).as_posix() for file in files], hub)

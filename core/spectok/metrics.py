@@ -130,6 +130,10 @@ class ImageMean(SetMetric):
         """Measure the images of a batch."""
         self._values.append(self._function(images, reconstruction).cpu())
 
+    def values(self) -> list[float]:
+        """Return the number of each image, in the order they were added."""
+        return torch.cat(self._values).tolist()
+
     def result(self) -> float:
         """Return the mean."""
         return float(torch.cat(self._values).double().mean())

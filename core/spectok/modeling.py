@@ -8,8 +8,7 @@ only safetensors are read, the class named in the config must match, and no weig
 from __future__ import annotations
 
 import contextlib
-import inspect
-import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,14 +18,13 @@ from typing import Any, ClassVar
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.constants import CONFIG_NAME
 from torch import nn
 
 from spectok.bounds import bounded_building, check_layout, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.hub import download
-from spectok.reading import read_json
 from spectok.recipes.schema import section_model, validate_section
+from spectok.saved_config import CONFIG_NAME, check_config, forget_origin, read_config
 from spectok.saving import (
     HUB_OPTIONS,
     LOADING_OPTIONS,
@@ -34,7 +32,6 @@ from spectok.saving import (
     first_line,
     resolve,
     saving,
-    was_cut_short,
 )
 from spectok.token_spec import TokenSpec
 from spectok.weights import (
@@ -51,6 +48,7 @@ from spectok.weights import (
     weight_names,
 )
 
+PROCESSOR_FILE = "preprocessor_config.json"
 DIFFUSERS_OPTIONS = (
     "disable_mmap",
     "max_memory",
@@ -137,6 +135,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
             ConfigError: If an option is unknown or of the wrong type.
         """
         check_loading_options(kwargs, (*LOADING_OPTIONS, *DIFFUSERS_OPTIONS))
+        check_device_map(kwargs.get("device_map"))
         want_info, trust = kwargs.pop("output_loading_info", False), kwargs.pop("trust", False)
         subfolder = str(kwargs.pop("subfolder", None) or "")
         name = pretrained_model_name_or_path
@@ -165,6 +164,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
                 module.float()
         check_fits(model.state_dict(), stored, place, cls.__name__)
         check_finite(model, place)
+        model.load_more(folder)
         return (model, info) if want_info else model
 
     @classmethod
@@ -246,13 +246,60 @@ class SpectokModel(ModelMixin, ConfigMixin):
         with saving(save_directory, CONFIG_NAME, weight_names(variant)) as temporary:
             super().save_pretrained(temporary, variant=variant, max_shard_size=max_shard_size)
             forget_origin(temporary / CONFIG_NAME)
+            self.save_more(temporary, resolve(save_directory))
+
+    def save_more(self, folder: Path, target: Path) -> None:
+        """Write further files of the model, beside its config and weights.
+
+        Args:
+            folder: Where to write.
+            target: Where the files come from there; a file that it has already is not needed again.
+        """
+
+    def load_more(self, folder: Path) -> None:
+        """Read what :meth:`save_more` wrote, from the folder of a model that was just loaded.
+
+        Raises:
+            CheckpointError: If it does not fit the model.
+        """
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast, like any module.
+
+        What has to stay in float32 does so by itself; diffusers would warn that it might not.
+        """
+        logger = logging.getLogger(ModelMixin.__module__)
+        logger.addFilter(_keeps_float32)
+        try:
+            return super().to(*args, **kwargs)
+        finally:
+            logger.removeFilter(_keeps_float32)
 
 
-def forget_origin(config: Path) -> None:
-    """Remove from a config the place that its model was loaded from, which diffusers records."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    content.pop("_name_or_path", None)
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _keeps_float32(record: logging.LogRecord) -> bool:
+    return "should be kept in float32" not in record.getMessage()
+
+
+def check_device_map(given: Any) -> None:
+    """Refuse to split a model among devices, because its parts are called one by one.
+
+    Args:
+        given: A device, ``{"": device}`` or None.
+
+    Raises:
+        ConfigError: If it is anything else, such as ``"auto"``.
+    """
+    places: list[Any] = [given]
+    if isinstance(given, dict) and set(given) == {""}:
+        places = list(given.values())
+    try:
+        for place in places:
+            torch.device("cpu" if place is None else place)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device_map {given!r} is no device: a model stays on one, for its parts are called "
+            "one by one; give e.g. 'cuda:0', or call .to(device) on what is loaded"
+        ) from error
 
 
 def read_dtype(given: Any, auto: torch.dtype) -> torch.dtype | None:
@@ -304,57 +351,8 @@ def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path
 def _patterns(options: dict[str, Any]) -> list[str]:
     """Return patterns of the weight files to download."""
     middle = f".{options['variant']}" if options.get("variant") else ""
-    files = [f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
+    files = [PROCESSOR_FILE, f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
     return [*files, *index_names(options.get("variant"))]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a model's ``config.json``.
-
-    Raises:
-        CheckpointError: If it is missing or is not JSON.
-    """
-    path = folder / CONFIG_NAME
-    if not os.path.lexists(path):
-        if was_cut_short(folder):
-            raise CheckpointError(
-                f"{folder} has no {CONFIG_NAME}: a save into it was cut short; save it again"
-            )
-        raise CheckpointError(f"{folder} has no {CONFIG_NAME}; is it a saved model?")
-    config = read_json(path, CheckpointError)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return config
-
-
-def saved_class(config: dict[str, Any], place: str) -> str:
-    """Return the name of the class that a config names.
-
-    Raises:
-        CheckpointError: If it names none.
-    """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or not name.isidentifier():
-        raise CheckpointError(f"{place} holds a model of no known class (_class_name); save again")
-    return name
-
-
-def check_config(config: dict[str, Any], cls: type, place: str) -> None:
-    """Refuse a config that another class saved, or that has options this class does not take.
-
-    Raises:
-        CheckpointError: Names both classes, or the options.
-    """
-    found = saved_class(config, place)
-    if found != cls.__name__:
-        raise CheckpointError(f"{place} holds a {found[:80]}, not {cls.__name__}")
-    options = inspect.signature(cls).parameters
-    unknown = sorted(key for key in config if not key.startswith("_") and key not in options)
-    if unknown:
-        raise CheckpointError(
-            f"{place} has options in {CONFIG_NAME} that {cls.__name__} does not take: "
-            f"{', '.join(unknown)}; it may have been saved by another version of spectok"
-        )
 
 
 def _looks_like_path(name: Any) -> bool:

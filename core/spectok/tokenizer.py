@@ -15,58 +15,29 @@ images (B,C,H,W)
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spectok.any_size import AnySizeModel
 from spectok.device import send
-from spectok.errors import InputError
+from spectok.errors import CheckpointError, InputError
 from spectok.losses.reconstruction import l1, l2
-from spectok.modeling import SpectokModel
+from spectok.modeling import PROCESSOR_FILE
 from spectok.outputs import TokenizerOutput
+from spectok.processing import ImageProcessor, is_own
 from spectok.quantizers import Quantizer, outermost_quantizers
+from spectok.token_space import TokenSpace as TokenSpace
 from spectok.token_spec import Order, Prefix, TokenSpec
 
 
-class TokenSpace(nn.Module, ABC):
-    """How latents become the N vectors that are quantised, and how these become latents again.
-
-    Args:
-        shape: Layout of the N tokens: ``(T,)`` or ``(h, w)``.
-        dim: Length D of each vector.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dim: int):
-        super().__init__()
-        self.shape, self.dim = tuple(shape), dim
-
-    @property
-    def num_tokens(self) -> int:
-        """Number N of vectors per image."""
-        return int(torch.Size(self.shape).numel())
-
-    @abstractmethod
-    def to_vectors(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Turn latents into the vectors that are quantised."""
-
-    @abstractmethod
-    def to_latents(
-        self, z_q: Float[Tensor, "b n d"], keep: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """Turn quantised vectors back into latents.
-
-        Args:
-            z_q: Quantised vectors; nothing else may reach the decoder.
-            keep: Number of leading tokens to use per image, if a prefix decodes; None for all.
-        """
-
-
-class ImageTokenizer(SpectokModel):
+class ImageTokenizer(AnySizeModel):
     """An autoencoder that turns an image into a short list of integers and back.
 
     A subclass's constructor, decorated with ``register_to_config``, builds the four boxes
@@ -82,18 +53,22 @@ class ImageTokenizer(SpectokModel):
         resize_filter: Pillow's filter with which files of images of other sizes are resized.
         interior: ``(top, left, height, width)`` of the pixels that training compares if the data
             has an added border; None for all. Set by the trainer, not saved.
+        recomputed_units: Classes of the modules that ``train.gradient_checkpointing`` computes
+            again instead of keeping what is inside them; called, and nothing else, in training.
+        fixed_size: Why the weights serve images of one size alone, in words that follow a colon;
+            None: they serve any multiple of :attr:`size_multiple`, as those of networks without
+            anything learned per place do. A class or its constructor sets it.
     """
 
     encoder: nn.Module
     token_space: TokenSpace
     quantizer: Quantizer
     decoder: nn.Module
-    image_shape: tuple[int, int, int]
-    latent_shape: tuple[int, int, int]
     order: Order = "level"
     prefix: Prefix = "none"
     resize_filter: str = "bicubic"
     interior: tuple[int, int, int, int] | None = None
+    recomputed_units: tuple[str, ...] = ("ResidualBlock", "PixelAttention")
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
 
@@ -194,6 +169,55 @@ class ImageTokenizer(SpectokModel):
         z = self.token_space.to_vectors(latents.to(self.dtype))
         return self.decode(self._to_sequence(self.quantizer.encode(z)))
 
+    # -- images as people have them --------------------------------------------------------------
+
+    @property
+    def processor(self) -> ImageProcessor:
+        """Brings images of any kind and size to batches of this tokenizer's, and back to PIL."""
+        return ImageProcessor(self.image_shape, self.resize_filter)
+
+    def encode_rows(
+        self, rows: Mapping[str, Sequence[Any]], column: str = "image", tokens: str = "tokens"
+    ) -> dict[str, list[list[int]]]:
+        """Encode a batch of rows, as ``dataset.map(tokenizer.encode_rows, batched=True)`` wants it.
+
+        Args:
+            rows: Column -> values, one of which holds images of any kind that
+                :class:`~spectok.processing.ImageProcessor` takes.
+            column: The column of the images.
+            tokens: The column to return.
+
+        Returns:
+            One list of T integers per row.
+
+        Raises:
+            InputError: If there is no such column, or a value in it is no image.
+        """
+        if column not in rows:
+            raise InputError(f"rows have no column {column!r}; there are {', '.join(rows)}")
+        images = self.processor(list(rows[column])).to(self.device)
+        return {tokens: self.encode(images).tolist()}
+
+    def save_more(self, folder: Path, target: Path) -> None:
+        """Write ``preprocessor_config.json``, unless the target has the same already."""
+        shape = (self.image_shape[0], *self.built_size)
+        processor = ImageProcessor(shape, self.resize_filter)
+        if (target / PROCESSOR_FILE).is_file():
+            with contextlib.suppress(CheckpointError):
+                if ImageProcessor.from_pretrained(target).to_dict() == processor.to_dict():
+                    return
+        processor.save_pretrained(folder)
+
+    def load_more(self, folder: Path) -> None:
+        """Check that images are prepared as this version does; earlier models do not say."""
+        if is_own(folder):
+            found = ImageProcessor.from_pretrained(folder).image_shape
+            if found != tuple(self.image_shape):
+                raise CheckpointError(
+                    f"{folder / PROCESSOR_FILE} is for images of shape {found}, and the model for "
+                    f"{tuple(self.image_shape)}; remove it, or save the model again"
+                )
+
     # -- what a subclass may change --------------------------------------------------------------
 
     @property
@@ -279,6 +303,7 @@ class ImageTokenizer(SpectokModel):
             raise InputError(
                 f"images of shape {tuple(images.shape)} do not fit this {type(self).__name__}: it "
                 f"takes (B, {', '.join(map(str, self.image_shape))}); resize or crop them"
+                f"{'' if self.why_fixed_size() else ', or use at_size'}"
             )
 
     def check_prefix(self, num_tokens: int | None) -> None:

@@ -17,8 +17,8 @@ from diffusers.utils.constants import CONFIG_NAME
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_pil
-from spectok.modeling import HUB_OPTIONS
-from spectok.saving import resolve, saving, was_cut_short
+from spectok.modeling import read_dtype
+from spectok.saving import HUB_OPTIONS, resolve, saving, was_cut_short
 from spectok.trained.names import find_model, similar_model
 from spectok_generation.conditions import Condition
 from spectok_generation.drawing import DRAWABLE, choose_labels, draw_images, make_options
@@ -30,6 +30,7 @@ from spectok_generation.records import PLACES, RECORDS
 from spectok_generation.text.encoder import TextEncoder
 
 COMPONENTS = ("tokenizer", "prior", "text_encoder")
+TYPES = ("torch_dtype", "dtype")
 ENDINGS = (".json", ".safetensors", ".txt", ".model")
 """Endings of the files fetched from the hub: weights, configs and text tokenizers."""
 USUAL = {"safe_serialization": True, "variant": None, "push_to_hub": False}
@@ -116,25 +117,34 @@ class TokenPipeline(DiffusionPipeline):
             trust: Whether the folder may name classes that no plugin registers, whose modules are
                 then imported, bring a tokenizer that runs its own code, and ask for larger
                 networks than its weights suggest.
-            **kwargs: ``tokenizer``, ``prior`` or ``text_encoder`` to replace the saved part; for a
-                hub id also ``revision``, ``token``, ``cache_dir`` and the like.
+            **kwargs: ``tokenizer``, ``prior`` or ``text_encoder`` to replace the saved part;
+                ``torch_dtype`` or ``dtype``, the type of tokenizer and prior, which are checked in
+                float32 before; for a hub id also ``revision``, ``token``, ``cache_dir`` and the
+                like.
 
         Raises:
             CheckpointError: If a part is missing or damaged, or they do not belong together.
             ConfigError: If an option is unknown.
         """
         parts = {name: kwargs.pop(name) for name in COMPONENTS if kwargs.get(name) is not None}
+        wanted = [kwargs.pop(name) for name in TYPES if name in kwargs]
+        dtype = read_dtype(wanted[0], torch.float32) if wanted else None
         if unknown := sorted(set(kwargs) - {*HUB_OPTIONS}):
+            known = (*COMPONENTS, *HUB_OPTIONS, *TYPES, "trust")
             raise ConfigError(
                 f"loading a pipeline does not take {', '.join(unknown)}, only "
-                f"{', '.join((*COMPONENTS, *HUB_OPTIONS, 'trust'))}; call .to(device) afterwards"
+                f"{', '.join(known)}; call .to(device) afterwards"
             )
         folder = _find_folder(pretrained_model_name_or_path, kwargs)
         for name in COMPONENTS:
             needed = name != "text_encoder" or getattr(parts["prior"], "text_width", 0)
             if name not in parts and needed:
                 parts[name] = load_component(folder, name, trust=trust)
-        return cls(**parts)
+        pipeline = cls(**parts)
+        if dtype is not None:
+            for part in (pipeline.tokenizer, pipeline.prior):
+                part.to(dtype)
+        return pipeline
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save all parts into one folder: all of it, or nothing.
@@ -191,7 +201,6 @@ class TokenPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "pt"):
             raise InputError(f"output_type {output_type!r} is not known; take 'pil' or 'pt'")
-        self._check_float32()
         if guidance is None and prompt is not None:
             guidance = TEXT_GUIDANCE
         how = make_options(self.prior, {"guidance": guidance, **options})
@@ -246,8 +255,8 @@ class TokenPipeline(DiffusionPipeline):
         for name, part in self.components.items():
             if part is not None and part.dtype != torch.float32:
                 raise InputError(
-                    f"the {name} was cast to {part.dtype}, but parts are saved, and checked "
-                    f"against one another, in float32; load the pipeline again"
+                    f"the {name} was cast to {part.dtype}, but parts are saved in float32; load "
+                    f"the pipeline again"
                 )
 
 

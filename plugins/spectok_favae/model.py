@@ -87,6 +87,12 @@ class FAVAE(ImageTokenizer):
 
     added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
 
+    recomputed_units = (
+        *ImageTokenizer.recomputed_units,
+        *("ConvComplement", "ResidualComplement", "AttentionComplement"),
+    )
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -20,6 +20,13 @@ from spectok_fqvae.graph import Gate, GraphGate
 from spectok_fqvae.networks import PatchTransformer, UNet
 from spectok_fqvae.token_space import FrequencyTokens, GatedGridTokens, Transform
 
+FIXED_SIZE = {
+    "fft": "its filters have a number for each frequency of that size",
+    "convolution": None,
+    "transformer": "its transformers learned a position for each patch of that size",
+}
+"""Why each extractor serves images of one size; None if it serves others."""
+
 
 class FQVAE(ImageTokenizer):
     """Tokens are filtered frequency maps of the whole image.
@@ -91,6 +98,8 @@ class FQVAE(ImageTokenizer):
         "parseval_weights": False,
     }
 
+    recomputed_units = ("ResidualBlock", "NormBlock", "AttentionBlock")
+
     @register_to_config
     def __init__(
         self,
@@ -133,6 +142,7 @@ class FQVAE(ImageTokenizer):
                 f"downsample_factor {factor} gives a grid of {size}x{size} = {size * size} tokens, "
                 f"not num_tokens {num_tokens}; leave out one of the two"
             )
+        self.fixed_size = FIXED_SIZE[extractor]
         depth: int = codebook_dim if on_grid else latent_channels  # type: ignore[assignment]
         self.image_shape = (in_channels, image_size, image_size)
         self.latent_shape = (depth, size, size)

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, ConfigError
-from spectok.modeling import find_folder, read_config, saved_class
+from spectok.modeling import find_folder
+from spectok.saved_config import read_config, saved_class
 from spectok.saving import first_line
 from spectok.weights import check_finite, find_weights, read_headers
 

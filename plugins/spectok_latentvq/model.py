@@ -71,6 +71,7 @@ class LatentVQ(ImageTokenizer):
     """
 
     token_space: StandardTokens
+    recomputed_units = ("ResnetBlock2D", "ResBlock", "EfficientViTBlock", "AutoencoderTinyBlock")
 
     @register_to_config
     def __init__(

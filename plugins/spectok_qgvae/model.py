@@ -64,6 +64,9 @@ class QGVAE(ImageTokenizer):
             divide ``num_tokens``.
     """
 
+    recomputed_units = ("ConditionedBlock",)
+    fixed_size = "each token describes the whole image, through maps of that size"
+
     @register_to_config
     def __init__(
         self,

@@ -62,6 +62,8 @@ class HQVAE(ImageTokenizer):
 
     added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -59,6 +59,8 @@ class RQVAE(ImageTokenizer):
 
     added_options: ClassVar[Mapping[str, Any]] = {"z_channels": None, "post_quant_conv": False}
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -99,6 +99,8 @@ class HVQVAE(ImageTokenizer):
     encoder: nn.Sequential
     decoder: nn.Sequential
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -55,6 +55,8 @@ class SQVAE(ImageTokenizer):
             as in the released code.
     """
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -74,6 +74,8 @@ class DQVAE(ImageTokenizer):
 
     token_space: DualGrains  # type: ignore[assignment]
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from einops import rearrange, repeat
@@ -14,6 +15,7 @@ from spectok.distributed import draw_per_sample
 from spectok.nn import VQGANEncoder
 from spectok.nn.vqgan import group_norm
 from spectok.quantizers import straight_through, sum_over_ranks, world
+from spectok.sizes import scaled
 
 SMALLEST = 1e-6
 """Uniform numbers keep this far from 0 and 1, where their logits are infinite."""
@@ -72,7 +74,7 @@ class DualGrains(nn.Module):
         attention: bool,
     ):
         super().__init__()
-        self.size, self.dim = size, dim
+        self.shape, self.dim = (size, size), dim
         self.coarsen = VQGANEncoder(
             dim,
             dim,
@@ -87,7 +89,13 @@ class DualGrains(nn.Module):
     @property
     def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Layouts of the regions and of the places."""
-        return (self.size // 2, self.size // 2), (self.size, self.size)
+        height, width = self.shape
+        return (height // 2, width // 2), (height, width)
+
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Change the layout to that of images of another size: called on a copy."""
+        height, width = self.shape
+        self.shape = (scaled(height, rows), scaled(width, columns))
 
     def to_vectors(
         self, latents: Float[Tensor, "b d h w"], *, draw: bool
@@ -107,7 +115,7 @@ class DualGrains(nn.Module):
 
     def to_latents(self, z_q: Float[Tensor, "b n d"]) -> Float[Tensor, "b d h w"]:
         """Put the vectors back on the grid."""
-        return rearrange(z_q, "b (h w) d -> b d h w", h=self.size)
+        return rearrange(z_q, "b (h w) d -> b d h w", h=self.shape[0])
 
     def repeat_first(
         self, places: Num[Tensor, "b n c"], fine: Bool[Tensor, "b rh rw"]
@@ -118,7 +126,7 @@ class DualGrains(nn.Module):
             places: Vectors or indices of all places.
             fine: Which regions are fine.
         """
-        grid = rearrange(places, "b (h w) c -> b c h w", h=self.size)
+        grid = rearrange(places, "b (h w) c -> b c h w", h=self.shape[0])
         first = at_places(grid[..., ::2, ::2])
         chosen = torch.where(at_places(fine).unsqueeze(1), grid, first)
         return rearrange(chosen, "b c h w -> b (h w) c")

@@ -41,6 +41,8 @@ class VQVAE(ImageTokenizer):
         reconstruction_loss: ``"l2"`` as in the paper, or ``"l1"``; on the [-1, 1] scale.
     """
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

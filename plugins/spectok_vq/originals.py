@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectok import take_tensors
 from spectok.errors import CheckpointError
-from spectok.foreign import take_tensors
 from spectok.nn import VQGANEncoder
 from spectok.nn.vqgan import MAX_GROUPS, Downsample, PixelAttention, ResidualBlock
 from spectok_vq.vqgan import VQGAN

@@ -64,6 +64,8 @@ class VQGAN(ImageTokenizer):
         "middle_attention": True,
     }
 
+    fixed_size = None
+
     @register_to_config
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -17,6 +18,7 @@ from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder
 from spectok.outputs import TokenizerOutput
 from spectok.recipes.schema import QuantizerOption
+from spectok.sizes import scaled
 from spectok.token_spec import TokenSpec
 from spectok.tokenizer import ImageTokenizer, check_divisible
 
@@ -50,19 +52,22 @@ class Grids(GridPair):
         dim: Channels D of the latents, and length of a vector on any grid.
         num_grids: Number G of grids; at least 2.
         width: ``channels``, ``num_blocks`` and ``residual_channels`` of the networks between grids.
+
+    Attributes:
+        shapes: Layouts of the grids, coarse to fine.
     """
 
     def __init__(self, size: int, dim: int, num_grids: int, width: Mapping[str, int]):
         super().__init__(dim, (num_grids - 1) * dim, width)
-        self.sizes = [size >> (num_grids - 1 - grid) for grid in range(num_grids)]
+        sizes = [size >> (num_grids - 1 - grid) for grid in range(num_grids)]
+        self.shapes = [(size, size) for size in sizes]
         self.coarser = nn.ModuleList(
             GridPair(dim, grid * dim, width) for grid in range(1, num_grids - 1)
         )
 
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """Layouts of the grids, coarse to fine."""
-        return [(size, size) for size in self.sizes]
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Change the layouts to those of images of another size: called on a copy."""
+        self.shapes = [(scaled(h, rows), scaled(w, columns)) for h, w in self.shapes]
 
     @property
     def pairs(self) -> list[Any]:
@@ -104,7 +109,7 @@ class Grids(GridPair):
             z_q: Its codes.
             told: The same of the next coarser grid; None for the coarsest.
         """
-        codes = rearrange(z_q, "b (h w) d -> b d h w", h=self.sizes[grid])
+        codes = rearrange(z_q, "b (h w) d -> b d h w", h=self.shapes[grid][0])
         if told is None:
             return codes
         return torch.cat([self.pairs[grid - 1].upsample(told), codes], dim=1)
@@ -155,6 +160,8 @@ class VQVAE2(ImageTokenizer):
     _keep_in_fp32_modules = ["quantizer", "top_quantizer", "middle_quantizers"]  # noqa: RUF012
 
     added_options: ClassVar[Mapping[str, Any]] = {"num_grids": 2}
+
+    fixed_size = None
 
     @register_to_config
     def __init__(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spectok.data.files import load_image
+from spectok.data.files import load_image, load_original
 from spectok.errors import DataError, InputError
 from spectok.images import make_grid, save_grid, to_float, to_pil, to_uint8
 
@@ -56,9 +56,21 @@ def test_load_image_says_what_is_wrong(tmp_path):
         load_image(tmp_path / "bad.png", (3, 8, 8))
     with pytest.raises(DataError, match="the file is missing"):
         load_image(tmp_path / "none.png", (3, 8, 8))
-    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
-    with pytest.raises(InputError, match="not square"):
-        load_image(tmp_path / "good.png", (3, 8, 4))
+
+
+def test_images_are_loaded_at_any_size_or_at_their_own(tmp_path):
+    pixels = np.zeros((8, 20, 3), np.uint8)
+    pixels[:, 8:12] = 255  # a white bar in the middle
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    tall = load_image(tmp_path / "wide.png", (1, 8, 4))
+    assert tall.shape == (1, 8, 4)
+    assert (tall == 1).all()  # the centre, whose height was the shorter side already
+    assert load_image(tmp_path / "wide.png", (3, 16, 40)).shape == (3, 16, 40)
+    assert load_original(tmp_path / "wide.png", 1).shape == (1, 8, 20)
+    own = load_original(tmp_path / "wide.png", 3)
+    assert torch.equal(own, to_float(torch.from_numpy(pixels.transpose(2, 0, 1).copy())))
+    with pytest.raises(DataError, match="the file is missing"):
+        load_original(tmp_path / "none.png", 3)
 
 
 def test_shapes_written_in_signatures(checked_shapes, tmp_path):

@@ -202,6 +202,16 @@ def test_results_do_not_depend_on_the_batch_size(tokenizer, dataset, networks, r
     assert result["protocol"] == pieces["protocol"]
 
 
+def test_a_cpu_takes_blocks_of_one_size_whatever_the_batch_size(tokenizer, dataset, monkeypatch):
+    sizes, encode = [], tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda x: sizes.append(len(x)) or encode(x))
+    found = [evaluate_reconstruction(tokenizer, dataset, size) for size in (1, 4, 64)]
+    assert sizes == [16] * 3
+    assert found[0]["num_images"] == len(dataset) == 11
+    assert found[1:] == found[:2]
+
+
+@pytest.mark.slow
 def test_numbers_are_identical_with_any_batch_size_on_a_cpu():
     """Products of QG-VAE's 64 heads round differently with 7 and with 64 rows."""
     torch.manual_seed(0)

@@ -261,7 +261,7 @@ def test_a_config_is_not_believed(folder, change, reason):
     assert reason in refusal(folder)
 
 
-def test_options_that_do_not_apply_are_refused(folder, tmp_path):
+def test_options_that_do_not_apply_are_refused(folder):
     assert "call .to(device)" in refusal(folder, ConfigError, device_map="cpu")
     assert "cannot be set on a trained model" in refusal(folder, ConfigError, channels=3)
     for size in (15, 0, -2, 10**6):
@@ -270,8 +270,6 @@ def test_options_that_do_not_apply_are_refused(folder, tmp_path):
         )
     for size in ("16", 16.0, True):
         assert "is no whole number" in refusal(folder, ConfigError, image_size=size)
-    small_tokenizer("vqvae").save_pretrained(tmp_path / "own")
-    assert "image_size cannot be set" in refusal(tmp_path / "own", ConfigError, image_size=32)
 
 
 # -- commands ---

@@ -89,7 +89,8 @@ def test_a_save_removes_nothing_else(tmp_path):
     (tmp_path / "samples").mkdir()
     kept = {path.name for path in tmp_path.glob("*.ema*")} | {*others, "samples"}
     B.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == kept | {WEIGHTS, "config.json"}
+    own = {WEIGHTS, "config.json", "preprocessor_config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | own
     assert loads(tmp_path, B)
     assert loads(tmp_path, A, variant="ema")
 

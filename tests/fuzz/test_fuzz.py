@@ -24,7 +24,7 @@ CASES = {
     "pipeline": 2_000,
 }
 """How many cases of each kind the whole run has: 100,000 in all."""
-SAMPLE = 40  # cases of each kind in the default run
+SAMPLE = 20  # cases of each kind in the default run
 
 
 def run(targets, count, timeout):

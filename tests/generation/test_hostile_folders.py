@@ -178,7 +178,7 @@ def test_files_of_a_pipeline_are_as_readable_as_any(tmp_path):
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 5
+    assert len(files) == 6
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
 
 

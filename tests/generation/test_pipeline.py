@@ -166,6 +166,7 @@ def test_the_folder_is_a_pipeline_of_diffusers(make_run, tmp_path):
     weights = "diffusion_pytorch_model.safetensors"
     expected = [f"{part}/{name}" for part in ("prior", "tokenizer") for name in ("config.json",)]
     expected += ["model_index.json", f"prior/{weights}", f"tokenizer/{weights}"]
+    expected += ["tokenizer/preprocessor_config.json"]
     assert files_of(tmp_path / "pipe") == sorted(expected)
     assert DiffusionPipeline.load_config(tmp_path / "pipe")["prior"] == index["prior"]
     pipeline = TokenPipeline.from_pretrained(tmp_path / "pipe")
@@ -457,9 +458,17 @@ def test_what_does_not_go_with_saving(saved, tmp_path):
         message = refusal(ConfigError, pipeline.save_pretrained, tmp_path / "p", **options)
         assert "a pipeline cannot be saved with" in message
     pipeline.to(torch.bfloat16)
-    for function, argument in [(pipeline.save_pretrained, tmp_path / "p"), (pipeline, "a ring")]:
-        assert "was cast to torch.bfloat16" in refusal(InputError, function, argument)
+    message = refusal(InputError, pipeline.save_pretrained, tmp_path / "p")
+    assert "was cast to torch.bfloat16" in message
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("a ring", num_images=2, output_type="pt").images  # all three parts in 16 bits
+    assert torch.as_tensor(drawn).isfinite().all()
     assert not (tmp_path / "p").exists()
+
+
+def test_diffusers_own_loader_does_not_know_the_pipeline(saved):
+    with pytest.raises(AttributeError, match="TokenPipeline"):
+        DiffusionPipeline.from_pretrained(saved)  # it looks for the class among its own
 
 
 # -- the hub ---------------------------------------------------------------------------------------
@@ -626,8 +635,10 @@ def test_bad_arguments(saved, make_run, tmp_path):
         pipeline.set_progress_bar_config(disable=True)
         assert words in refusal(InputError, pipeline, **options)
     load = TokenPipeline.from_pretrained
-    message = refusal(ConfigError, load, saved, torch_dtype=torch.float16)
-    assert "does not take torch_dtype" in message
+    message = refusal(ConfigError, load, saved, device_map="auto")
+    assert "does not take device_map" in message
+    message = refusal(ConfigError, load, saved, torch_dtype="int8")
+    assert "torch_dtype 'int8' is none of" in message
     assert "no directory" in refusal(CheckpointError, load, "./no/where")
     message = refusal(CheckpointError, load, make_run("gpt"))
     assert "is not a pipeline (no model_index.json); make one from a run: spectok export" in message

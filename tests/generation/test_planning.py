@@ -168,7 +168,7 @@ def test_a_measurement_leaves_nothing_behind(tmp_path):
     assert math.isfinite(losses["nll"].item())
 
 
-@pytest.mark.parametrize("kind", ["prior", "ldm"])
+@pytest.mark.parametrize("kind", ["prior", "ldm", "tokenizer"])
 def test_checkpointed_blocks_cost_memory_less_and_work_more(kind):
     name, settings = RECIPES[kind]
     kept, again = (
@@ -236,7 +236,10 @@ def test_the_command(spectok):
         (["smoke/clip"], "a plan is for a tokenizer or a prior"),
         (["smoke/nothing"], "no recipe smoke/nothing"),
         (["smoke/vqvae", "--gpus", "0"], "--gpus: 0"),
-        (["smoke/vqvae", "train.gradient_checkpointing=true"], "has no blocks to compute again"),
+        (
+            ["smoke/vqvae", "tokenizer.num_blocks=0", "train.gradient_checkpointing=true"],
+            "has no blocks to compute again",
+        ),
     ],
 )
 def test_what_has_no_plan_is_refused_in_one_line(spectok, words, expected):

@@ -114,6 +114,8 @@ def describe_resizing(preprocessing: Any) -> str:
     if not isinstance(preprocessing, Mapping):
         return "resized in a way that is not recorded"
     steps = [step for step in preprocessing.get("steps", []) if len(step) == 2]
+    if not steps:
+        return "at their own sizes"
     text = ", ".join(f"{str(name).replace('_', ' ')} {size}" for name, size in steps)
     antialias = "antialiased" if preprocessing.get("antialias") else "not antialiased"
     return f"{text} ({preprocessing.get('filter')}, {antialias})"

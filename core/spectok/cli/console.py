@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectok.errors import DataError
+from spectok.errors import ConfigError, DataError
 from spectok.messages import note, progress, say
 
 if TYPE_CHECKING:
@@ -50,6 +51,40 @@ def load_on_device(model: str) -> ImageTokenizer:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return tokenizer.to(device)  # pyright: ignore - diffusers wraps the signature away
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return the height and width that ``--image-size`` gives: ``256``, or ``256x384``.
+
+    Raises:
+        ConfigError: If it gives none.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,5})(?:[x×]([1-9]\d{0,5}))?", text)
+    if found is None:
+        raise ConfigError(
+            f"--image-size {text} is no size in pixels; give e.g. 256, or 256x384 for height and "
+            "width"
+        )
+    return int(found[1]), int(found[2] or found[1])
+
+
+def originals(files: list[Path], tokenizer: ImageTokenizer, what: str) -> Iterator[Tensor]:
+    """Load images at their own sizes, in the channels of a tokenizer, showing progress.
+
+    Args:
+        files: Image files.
+        tokenizer: Decides channels and device.
+        what: Description of the work, for the progress bar.
+
+    Yields:
+        ``(1, C, H, W)`` in [-1, 1].
+    """
+    from spectok.data.files import load_original
+
+    with progress(what, len(files)) as advance:
+        for file in files:
+            yield load_original(file, tokenizer.image_shape[0]).to(tokenizer.device)[None]
+            advance(1)
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
@@ -131,3 +166,10 @@ def print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
         table.add_row(*[escape(str(cell)) for cell in row])
     console = Console() if sys.stdout.isatty() else Console(width=1000)
     console.print(table)
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print names and values in two columns."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        say(f"{name:{width}}  {value}")

@@ -12,9 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.console import load_on_device, print_table, say_next, this_command
-from spectok.cli.evaluations import DEFAULT, GROUP, EvalCommand, EvalGroup
-from spectok.cli.models import Model, check_picture, pair_rows
+from spectok.cli.console import (
+    load_on_device,
+    print_table,
+    say_next,
+    this_command,
+)
+from spectok.cli.evaluations import DEFAULT, GROUP, EvalCommand, EvalGroup, show_measured
+from spectok.cli.models import (
+    Model,
+    Original,
+    Overlap,
+    Tile,
+    check_picture,
+    check_sizing,
+    pair_rows,
+)
 from spectok.cli.train import (
     DEFAULT_DATA,
     Data,
@@ -29,7 +42,7 @@ from spectok.cli.train import (
 from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
-from spectok.messages import count_images, note, progress, say
+from spectok.messages import note, progress, say
 
 if TYPE_CHECKING:
     from spectok.evaluation.comparison import Competitor
@@ -92,6 +105,13 @@ def evaluate(
     card: Annotated[
         bool, typer.Option("--card", help="Write the numbers into the card of the model.")
     ] = False,
+    original: Original = False,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    pad: Annotated[
+        bool,
+        typer.Option(help="With --original: pad images that do not fit, or refuse them."),
+    ] = True,
     verify: Annotated[
         bool,
         typer.Option(
@@ -106,11 +126,20 @@ def evaluate(
         check_picture(picture, "--picture")
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
+    check_sizing(None, original, tile, overlap)
+    own_sizes = original or tile is not None
+    if not pad and not own_sizes:
+        raise ConfigError("--no-pad is for images at their own sizes; give --original or --tile")
+    if own_sizes and (card or picture is not None):
+        raise ConfigError(
+            "a card, and a picture, are of images at the tokenizer's own size; leave out --card "
+            "and --picture ('spectok reconstruct --original' draws one)"
+        )
     if not verify and not card:
         check_trained(model)
 
-    from spectok.data import build_dataset
-    from spectok.evaluation import Evaluation, Networks
+    from spectok.data import build_dataset, build_originals
+    from spectok.evaluation import Evaluation, Networks, Sizing, evaluate_originals
     from spectok.evaluation import evaluate as run
     from spectok.evaluation.comparison import write_json
     from spectok.evaluation.numbers import record_numbers
@@ -120,10 +149,10 @@ def evaluate(
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)
     if verify:
-        if limit is not None or split is not None or card or picture is not None:
+        if limit is not None or split is not None or card or picture is not None or own_sizes:
             raise ConfigError(
                 "--verify measures what is claimed, on the images that were claimed; leave out "
-                "--split, --limit, --card and --picture"
+                "--split, --limit, --card, --picture, --original and --tile"
             )
         verify_claims(model, data, overrides or [], how, out)
         return
@@ -132,10 +161,16 @@ def evaluate(
     shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
     settings = shape | {"split": split or "test", "limit": limit}
     config = held_out(model, data, settings, overrides or [])
-    dataset = build_dataset(config, train=False)
-    with progress("evaluating", len(dataset)) as advance:
-        result = run(tokenizer, dataset, how, advance)
-    show(result)
+    if own_sizes:
+        dataset: Any = build_originals(config, tokenizer.image_shape[0])
+        sizing = Sizing(tile, overlap, pad)
+        with progress("evaluating", len(dataset)) as advance:
+            result = evaluate_originals(tokenizer, dataset, sizing, on_images=advance)
+    else:
+        dataset = build_dataset(config, train=False)
+        with progress("evaluating", len(dataset)) as advance:
+            result = run(tokenizer, dataset, how, advance)
+    show_measured(result)
     if folder is not None:
         say(f"written into the card: {record_numbers(tokenizer, folder, result, config)}")
     if out is not None:
@@ -336,32 +371,6 @@ def common_data(competitors: dict[str, Competitor], data: str | None, limit: int
     shape = load_tokenizer(first.model or first.source).image_shape
     settings = {"channels": shape[0], "image_size": shape[1], "split": "test", "limit": limit}
     return held_out(first.source, data, settings, [])
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print what was measured."""
-    from spectok.evaluation.report import format_metric
-
-    facts = {name: format_metric(name, value) for name, value in result["metrics"].items()}
-    facts["codebook_usage"] = f"{100 * result['codebook_usage']:.1f} %"
-    if result["distinct_usage"] not in (None, result["codebook_usage"]):
-        facts["distinct_usage"] = f"{100 * result['distinct_usage']:.1f} %, twins counted as one"
-        facts["distinct_perplexity"] = f"{result['distinct_perplexity']:,.6g}"
-    for key in ("perplexity", "bits_per_image", "parameters", "images_per_second"):
-        facts[key] = f"{result[key]:,.6g}" if key != "parameters" else f"{result[key]:,}"
-    peak = result["peak_memory_bytes"]
-    facts["peak_memory"] = "–" if peak is None else f"{peak / 2**20:,.0f} MiB"
-    print_facts(facts)
-    say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
-    for name, why in result["not_measured"].items():
-        note(f"{name} not measured: {why}")
-
-
-def print_facts(facts: dict[str, str]) -> None:
-    """Print names and values in two columns."""
-    width = max(map(len, facts), default=0)
-    for name, value in facts.items():
-        say(f"{name:{width}}  {value}")
 
 
 def save_pairs(tokenizer: Any, dataset: Any, picture: Path) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from spectok.cli.console import print_facts
+from spectok.messages import count_images, note, say
+
 GROUP, DEFAULT, VERIFY = "eval", "tokenizer", "--verify"
 
 
@@ -43,3 +46,25 @@ def evaluations(app: typer.Typer) -> typer.Typer:
     """Return the group ``spectok eval``, to which plugins add commands for other models."""
     groups = (info for info in app.registered_groups if info.name == GROUP)
     return next(info.typer_instance for info in groups if info.typer_instance is not None)
+
+
+def show_measured(result: dict[str, Any]) -> None:
+    """Print what was measured."""
+    from spectok.evaluation.report import format_metric
+
+    facts = {name: format_metric(name, value) for name, value in result["metrics"].items()}
+    facts["codebook_usage"] = f"{100 * result['codebook_usage']:.1f} %"
+    if result["distinct_usage"] not in (None, result["codebook_usage"]):
+        facts["distinct_usage"] = f"{100 * result['distinct_usage']:.1f} %, twins counted as one"
+        facts["distinct_perplexity"] = f"{result['distinct_perplexity']:,.6g}"
+    for key in ("perplexity", "bits_per_image", "bits_per_pixel", "images_per_second", "seconds"):
+        if key in result:
+            facts[key] = f"{result[key]:,.6g}"
+    facts["parameters"] = f"{result['parameters']:,}"
+    if "peak_memory_bytes" in result:
+        peak = result["peak_memory_bytes"]
+        facts["peak_memory"] = "–" if peak is None else f"{peak / 2**20:,.0f} MiB"
+    print_facts(facts)
+    say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
+    for name, why in result["not_measured"].items():
+        note(f"{name} not measured: {why}")

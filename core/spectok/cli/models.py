@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.console import batches, find_images, load_on_device, note_resizing, say_next
+from spectok.cli.console import (
+    batches,
+    find_images,
+    load_on_device,
+    note_resizing,
+    originals,
+    parse_size,
+    say_next,
+)
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, say
 
@@ -31,6 +39,19 @@ Model = Annotated[
 Images = Annotated[list[str], typer.Argument(help="Image files, or directories of images.")]
 NumTokens = Annotated[
     int | None, typer.Option(min=0, help="Decode only the first tokens of each image.")
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option("--image-size", help="Size the images are brought to: 256, or 256x384 (H x W)."),
+]
+Original = Annotated[bool, typer.Option("--original", help="Take the images at their own sizes.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(min=1, help="Cut the images, at their own sizes, into tiles of so many pixels."),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(min=0, help="Pixels that tiles share (default: a quarter of a tile)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
@@ -74,6 +95,7 @@ def describe(tokenizer: ImageTokenizer) -> dict[str, Any]:
         "quantizer": type(tokenizer.quantizer).__name__,
         "image_shape": list(tokenizer.image_shape),
         "latent_shape": list(tokenizer.latent_shape),
+        "other_sizes": tokenizer.why_fixed_size() or f"multiples of {tokenizer.size_multiple}",
         "tokens": spec.num_tokens,
         "levels": spec.to_dict()["levels"],
         "order": spec.order,
@@ -100,9 +122,14 @@ def reconstruct(
     out: Annotated[Path, typer.Option(help="Picture to write.")],
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many images.")] = 32,
     num_tokens: NumTokens = None,
+    image_size: ImageSizeOption = None,
+    original: Original = False,
+    tile: Tile = None,
+    overlap: Overlap = None,
 ) -> None:
     """Show images above their reconstructions by a tokenizer."""
     check_picture(out)
+    check_sizing(image_size, original, tile, overlap)
     files = find_images(images)
     if len(files) > limit:
         note(f"showing the first {limit} of {len(files)} images; --limit shows more")
@@ -111,22 +138,30 @@ def reconstruct(
 
     import torch
 
-    from spectok.images import enlarge, save_grid
+    from spectok.images import enlarge, on_white, save_grid
     from spectok.metrics import psnr
+    from spectok.sizes import size_of
+    from spectok.tiling import decode_tiles, encode_tiles, plan_tiles
 
-    note_resizing(files, tokenizer.image_shape)
-    pairs = []
+    own_sizes = original or tile is not None
+    if not own_sizes:
+        tokenizer = tokenizer.at_size(parse_size(image_size)) if image_size else tokenizer
+        note_resizing(files, tokenizer.image_shape)
+    load = originals if own_sizes else batches
+    pairs, bits = [], 0.0
     with torch.no_grad():
-        for batch in batches(files, tokenizer, "reconstructing"):
-            decoded = tokenizer.decode(tokenizer.encode(batch), num_tokens=num_tokens)
-            pairs.append(torch.stack([batch, decoded]).float().cpu())
-    originals, reconstructions = torch.cat(pairs, dim=1)  # (2, N, C, H, W)
+        for batch in load(files, tokenizer, "reconstructing"):
+            tiling = plan_tiles(tokenizer, size_of(batch), tile=tile, overlap=overlap)
+            indices = encode_tiles(tokenizer, batch, tiling)
+            decoded = decode_tiles(tokenizer, indices, tiling, num_tokens)
+            spec = tokenizer.token_spec_at(tiling.tile_size)
+            bits += len(batch) * tiling.num_tiles * spec.bits_per_image / len(files)
+            pairs += torch.stack([batch, decoded], dim=1).float().cpu()  # each (2, C, H, W)
+    quality = torch.cat([psnr(*pair.split(1)) for pair in pairs]).mean()
+    shown, reconstructions = on_white(pairs).unbind(1)
     columns = min(len(files), COLUMNS)
-    save_grid(enlarge(pair_rows(originals, reconstructions, columns)), out, columns)
-    say(
-        f"{count_images(len(files))}, {tokenizer.token_spec.bits_per_image:,.0f} bits each, "
-        f"PSNR {psnr(originals, reconstructions).mean():.2f} dB: {out}"
-    )
+    save_grid(enlarge(pair_rows(shown, reconstructions, columns)), out, columns)
+    say(f"{count_images(len(files))}, {bits:,.0f} bits each, PSNR {quality:.2f} dB: {out}")
     say_next(["spectok", "encode", model, *images, "--out", "tokens.npz"])
 
 
@@ -214,6 +249,23 @@ def _places(positions: list[int]) -> str:
     shown = ", ".join(map(str, positions[:SHOWN_PLACES]))
     more = len(positions) - SHOWN_PLACES
     return f"{shown or 'no place'}{f' and {more} more' if more > 0 else ''}"
+
+
+def check_sizing(
+    image_size: str | None, original: bool, tile: int | None, overlap: int | None
+) -> None:
+    """Refuse options about the size of images that do not go together.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    if image_size is not None and (original or tile is not None):
+        raise ConfigError(
+            "--image-size resizes the images, and --original and --tile leave their sizes alone; "
+            "give one of them"
+        )
+    if overlap is not None and tile is None:
+        raise ConfigError(f"--overlap {overlap} is of tiles; give --tile too")
 
 
 def check_picture(path: Path, option: str = "--out") -> None:

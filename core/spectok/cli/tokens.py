@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,11 +14,24 @@ from spectok.cli.console import (
     find_images,
     load_on_device,
     note_resizing,
+    originals,
+    parse_size,
     say_next,
 )
-from spectok.cli.models import Images, Model, NumTokens
+from spectok.cli.models import (
+    Images,
+    ImageSizeOption,
+    Model,
+    NumTokens,
+    Overlap,
+    Tile,
+    check_sizing,
+)
 from spectok.errors import ConfigError
 from spectok.messages import count_images, progress, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = (".npz", ".json")
 
@@ -32,8 +46,12 @@ def encode(
     model: Model,
     images: Images,
     out: Annotated[Path, typer.Option(help="File of tokens to write: .npz or .json.")],
+    image_size: ImageSizeOption = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
 ) -> None:
     """Turn images into tokens."""
+    check_sizing(image_size, False, tile, overlap)
     if out.suffix not in FORMATS:
         raise ConfigError(f"--out {out} does not end in .npz or .json")
     files = find_images(images)
@@ -41,14 +59,30 @@ def encode(
 
     import torch
 
+    from spectok.sizes import size_of
+    from spectok.tiling import Tiling, encode_tiles, plan_tiles
     from spectok.token_files import write_tokens
 
-    note_resizing(files, tokenizer.image_shape)
-    parts = [tokenizer.encode(batch).cpu() for batch in batches(files, tokenizer, "encoding")]
-    spec = tokenizer.token_spec
-    write_tokens(out, torch.cat(parts).numpy(), [str(file) for file in files], spec)
-    size = f"{spec.num_tokens} tokens and {spec.bits_per_image:,.0f} bits each"
-    say(f"{count_images(len(files))}, {size}: {out}")
+    names, tilings = [str(file) for file in files], None
+    parts: list[Tensor] = []
+    if tile is not None:
+        tilings = []
+        for image in originals(files, tokenizer, "encoding"):
+            tilings.append(plan_tiles(tokenizer, size_of(image), tile=tile, overlap=overlap))
+            parts.append(encode_tiles(tokenizer, image, tilings[-1])[0].cpu())
+        tokenizer = tokenizer.at_size(tile)
+    else:
+        if image_size is not None:
+            tokenizer = tokenizer.at_size(parse_size(image_size))
+            size: Any = tuple(tokenizer.image_shape[1:])
+            tilings = [Tiling(size, size)] * len(files)
+        note_resizing(files, tokenizer.image_shape)
+        parts = [tokenizer.encode(batch).cpu() for batch in batches(files, tokenizer, "encoding")]
+    spec, indices = tokenizer.token_spec, torch.cat(parts).numpy()
+    write_tokens(out, indices, names, spec, tilings)
+    share = len(indices) / len(files)
+    each = f"{spec.num_tokens * share:,.0f} tokens and {spec.bits_per_image * share:,.0f} bits each"
+    say(f"{count_images(len(files))}, {each}: {out}")
     say_next(["spectok", "decode", model, str(out), "--out", "decoded"])
 
 
@@ -64,16 +98,21 @@ def decode(
     import torch
 
     from spectok.images import save_picture, to_pil
-    from spectok.token_files import read_tokens
+    from spectok.tiling import decode_tiles
+    from spectok.token_files import read_images
 
-    indices, names = read_tokens(tokens, tokenizer.token_spec)
-    files = [out / f"{name}.png" for name in distinct_stems(names)]
-    with torch.no_grad(), progress("decoding", len(files)) as advance:
-        for start in range(0, len(files), BATCH_SIZE):
-            batch = torch.from_numpy(indices[start : start + BATCH_SIZE]).to(tokenizer.device)
-            for image, file in zip(tokenizer.decode(batch, num_tokens), files[start:]):
-                save_picture(to_pil(image.float().cpu()), file)
-            advance(len(batch))
+    stored = read_images(tokens, tokenizer)
+    files = [out / f"{name}.png" for name in distinct_stems([image.name for image in stored])]
+    alike = itertools.groupby(zip(stored, files), key=lambda pair: pair[0].tiling)
+    with progress("decoding", len(files)) as advance:
+        for tiling, group in alike:
+            run = list(group)
+            for batch in (run[i : i + BATCH_SIZE] for i in range(0, len(run), BATCH_SIZE)):
+                indices = torch.stack([image.indices for image, _ in batch])
+                decoded = decode_tiles(tokenizer, indices.to(tokenizer.device), tiling, num_tokens)
+                for image, (_, file) in zip(decoded, batch):
+                    save_picture(to_pil(image.float().cpu()), file)
+                advance(len(batch))
     say(f"{count_images(len(files))}: {out}")
     say_next(["spectok", "reconstruct", model, str(files[0]), "--out", "again.png"])
 

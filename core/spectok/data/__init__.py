@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spectok.data.choice import data_override
     from spectok.data.data_config import DataConfig, config_for_path
     from spectok.data.dataset import ImageDataset
+    from spectok.data.originals import OriginalImages, build_originals
     from spectok.data.preprocessing import Preprocessing
     from spectok.data.report import DataReport
     from spectok.data.rows import Rows
@@ -31,9 +32,11 @@ _HOME = {
     "DatasetCard": "spectok.data.sources",
     "DatasetSource": "spectok.data.sources",
     "ImageDataset": "spectok.data.dataset",
+    "OriginalImages": "spectok.data.originals",
     "Preprocessing": "spectok.data.preprocessing",
     "Rows": "spectok.data.rows",
     "build_dataset": "spectok.data.build",
+    "build_originals": "spectok.data.originals",
     "config_for_path": "spectok.data.data_config",
     "data_override": "spectok.data.choice",
 }
@@ -44,9 +47,11 @@ __all__ = [
     "DatasetCard",
     "DatasetSource",
     "ImageDataset",
+    "OriginalImages",
     "Preprocessing",
     "Rows",
     "build_dataset",
+    "build_originals",
     "config_for_path",
     "data_override",
 ]

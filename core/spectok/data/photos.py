@@ -55,6 +55,14 @@ class Photos(DatasetSource):
         names = [f"crop {index}" for index in range(count)]
         return Rows(images, names, labels.astype(np.int64), class_names=list(photos))
 
+    def originals(self, config: DataConfig) -> Rows:
+        """Return that part of each photograph from which the crops of a split are, whole."""
+        from spectok.data.rows import Rows
+
+        photos = _photographs()
+        parts = [_part(photo, config.split) for photo in photos.values()]
+        return Rows(parts, list(photos), np.arange(len(parts)), class_names=list(photos))
+
 
 def _photographs() -> dict[str, np.ndarray]:
     """Return the photographs by name, (H, W, 3) uint8."""

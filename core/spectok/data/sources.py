@@ -70,6 +70,13 @@ class DatasetSource(ABC):
             DataError: If nothing can be loaded; the message says what to do.
         """
 
+    def originals(self, config: DataConfig) -> Rows:
+        """Return the images of one split at their own sizes: by default, those of :meth:`load`.
+
+        A source whose :meth:`load` cuts images itself returns here what it cuts them from.
+        """
+        return self.load(config)
+
     def preprocessing(self, config: DataConfig) -> Preprocessing:
         """Return how images are brought to one shape: by default, resized, then centre-cropped."""
         from spectok.data.preprocessing import Preprocessing

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spectok.evaluation.generated import Classes, evaluate_images
     from spectok.evaluation.measuring import Evaluation, evaluate
     from spectok.evaluation.neighbours import precision_recall
+    from spectok.evaluation.originals import Sizing, evaluate_originals
     from spectok.evaluation.protocol import compare_results
     from spectok.evaluation.reconstruction import evaluate_reconstruction
     from spectok.evaluation.sets import FeatureSet, compare_features, kernel_distance
@@ -29,10 +30,12 @@ _HOME = {
     "ImageClassifier": "spectok.evaluation.classifier",
     "Moments": "spectok.evaluation.frechet",
     "Networks": "spectok.evaluation.features",
+    "Sizing": "spectok.evaluation.originals",
     "compare_features": "spectok.evaluation.sets",
     "compare_results": "spectok.evaluation.protocol",
     "evaluate": "spectok.evaluation.measuring",
     "evaluate_images": "spectok.evaluation.generated",
+    "evaluate_originals": "spectok.evaluation.originals",
     "evaluate_reconstruction": "spectok.evaluation.reconstruction",
     "frechet_distance": "spectok.evaluation.frechet",
     "kernel_distance": "spectok.evaluation.sets",
@@ -49,10 +52,12 @@ __all__ = [
     "ImageClassifier",
     "Moments",
     "Networks",
+    "Sizing",
     "compare_features",
     "compare_results",
     "evaluate",
     "evaluate_images",
+    "evaluate_originals",
     "evaluate_reconstruction",
     "frechet_distance",
     "kernel_distance",

@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from spectok.cards import CARD, Claim, read_claims
-from spectok.data import DataConfig, ImageDataset, build_dataset
+from spectok.data import (
+    DataConfig,
+    ImageDataset,
+    OriginalImages,
+    build_dataset,
+    build_originals,
+)
 from spectok.errors import CheckpointError, ConfigError, DataError, SpectokError, one_line
 from spectok.evaluation.measuring import Evaluation, evaluate
+from spectok.evaluation.originals import SIZING, Sizing, evaluate_originals
 from spectok.evaluation.protocol import protocol_id
 from spectok.evaluation.reference import REFERENCE_IMAGES
 from spectok.evaluation.terms import recipe_of_run
@@ -26,6 +33,7 @@ REPEAT = (
     "--verify measures tokenizers again; the same numbers of a prior come from the same 'spectok "
     "eval PRIOR --num-images N'"
 )
+COLOUR = 3  # channels
 MEASURED = "measured"
 """Key of a JSON file that holds a list of claims, as does the header of a card."""
 ABSOLUTE = {
@@ -128,7 +136,7 @@ def find_claims(path: str | os.PathLike[str]) -> Claimed:
 def verify(
     claim: Claim,
     tokenizer: ImageTokenizer,
-    dataset: ImageDataset,
+    dataset: ImageDataset | OriginalImages,
     how: Evaluation | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> list[Check]:
@@ -148,7 +156,11 @@ def verify(
     how = how or Evaluation()
     seed = claim.protocol.get("seed", 0)
     how = Evaluation(how.batch_size, how.metrics, how.networks, seed if type(seed) is int else 0)
-    result = evaluate(tokenizer, dataset, how, on_images)
+    if isinstance(dataset, OriginalImages):
+        sizing = Sizing.from_dict(claim.protocol[SIZING])
+        result = evaluate_originals(tokenizer, dataset, sizing, seed=how.seed, on_images=on_images)
+    else:
+        result = evaluate(tokenizer, dataset, how, on_images)
     for name in claim.values:
         if name in result["not_measured"]:
             raise CheckpointError(f"{name} is claimed, and {result['not_measured'][name]}")
@@ -184,7 +196,7 @@ def tolerance_of(name: str, claimed: float) -> float | None:
 
 def reference_data(
     claim: Claim, model: Path, path: str | None = None, settings: Mapping[str, Any] | None = None
-) -> ImageDataset:
+) -> ImageDataset | OriginalImages:
     """Return the images that a claim is about, with the preprocessing of their data set.
 
     Args:
@@ -203,6 +215,8 @@ def reference_data(
     if path is not None:
         config = config.model_copy(update={"path": path})
     try:
+        if SIZING in claim.protocol:
+            return build_originals(config, config.channels or COLOUR)
         return build_dataset(config, train=False)
     except (SpectokError, OSError) as error:
         if config.path is not None and os.path.exists(config.path):

@@ -6,14 +6,12 @@ import os
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from diffusers.utils.constants import CONFIG_NAME
-
 from spectok.errors import CheckpointError
 from spectok.foreign.claims import describe_unclaimed, foreign_models, saved_by
 from spectok.foreign.folder import PIPELINE, ForeignFolder
-from spectok.modeling import read_config
 from spectok.plugins import registry
 from spectok.reading import read_json
+from spectok.saved_config import CONFIG_NAME, read_config
 
 SHOWN_PARTS = 12
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
-from diffusers.utils.constants import CONFIG_NAME
 from safetensors.torch import safe_open
 from torch import Tensor
 
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.foreign.folder import ForeignFolder
 from spectok.modeling import read_dtype
+from spectok.saved_config import CONFIG_NAME
 from spectok.saving import first_line
 from spectok.tokenizer import ImageTokenizer
 from spectok.weights import (

@@ -8,6 +8,7 @@ codes learn.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 
 import torch
 from einops import rearrange
@@ -20,6 +21,7 @@ from spectok.quantizers.contract import Quantizer, QuantizerLevel
 from spectok.quantizers.losses import codebook_losses, straight_through
 from spectok.quantizers.search import nearest_codes
 from spectok.quantizers.statistics import CodeCounts, StepCounter
+from spectok.sizes import scaled
 
 
 class CodebookQuantizer(Quantizer):
@@ -90,6 +92,11 @@ class CodebookQuantizer(Quantizer):
     def code_tables(self) -> tuple[Float[Tensor, "_ _ _"] | None, ...]:
         """The codebooks."""
         return (self.codebook,)
+
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Take another number of vectors per image; see :class:`~spectok.Quantizer`."""
+        super().rescale(rows, columns)
+        self.num_vectors = scaled(self.num_vectors, rows * columns)
 
     # -- quantising ------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from spectok.device import exact_products
 from spectok.errors import InputError, PluginError
 from spectok.outputs import QuantizerOutput
+from spectok.sizes import scaled
 from spectok.token_spec import CodebookKind, Level
 
 
@@ -165,6 +167,15 @@ class Quantizer(nn.Module, ABC):
             return tensor.to(result.device) if halved else result
 
         return super()._apply(moved, recurse)
+
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Take another number of vectors per image: called on a copy that shares the codes.
+
+        Args:
+            rows: New height of the images / height they had.
+            columns: The same of the width.
+        """
+        self.num_tokens = scaled(self.num_tokens, rows * columns)
 
     def before_step(self) -> None:
         """Read gradients: called once per optimiser step, synchronised and unscaled, unclipped."""

@@ -221,7 +221,7 @@ def prepare(accelerator: Accelerator, config: TrainConfig, phase: Phase) -> Prep
     phase.module.to(accelerator.device).train()
     if phase.learning_rate is not None:
         config = config.model_copy(update={"learning_rate": phase.learning_rate})
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and phase.name == MAIN:
         recompute_blocks(phase.module)
     optimizer = make_optimizer(phase.module, config)
     if any(p.requires_grad for p in phase.module.parameters()):

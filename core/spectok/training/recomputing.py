@@ -16,7 +16,8 @@ def recompute_blocks(model: nn.Module) -> None:
     Random numbers are drawn again as they were, so losses and gradients are the same.
 
     Args:
-        model: Its attribute ``shard_units`` names the classes of its blocks.
+        model: Its attribute ``shard_units``, or that of a tokenizer ``recomputed_units``, names the
+            classes of its blocks.
 
     Raises:
         ConfigError: If it has none.
@@ -38,6 +39,6 @@ def stop_recomputing(model: nn.Module) -> None:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules of the classes that a model's ``shard_units`` names, outermost first."""
-    names = getattr(model, "shard_units", ())
+    """Return the modules of the classes that a model names, outermost first."""
+    names = (*getattr(model, "shard_units", ()), *getattr(model, "recomputed_units", ()))
     return [module for module in model.modules() if type(module).__name__ in names]

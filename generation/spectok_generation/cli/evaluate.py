@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from spectok.cli.console import say_next, this_command
+from spectok.cli.console import print_facts, say_next, this_command
 from spectok.cli.evaluate import (
     ClassifierFolder,
     DataSettings,
     InceptionWeights,
     Limit,
-    print_facts,
 )
 from spectok.cli.evaluations import EvalCommand, evaluations
 from spectok.cli.train import Data

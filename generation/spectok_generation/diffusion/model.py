@@ -20,6 +20,9 @@ from spectok_generation.diffusion.denoiser import Denoiser, UNetShape
 from spectok_generation.diffusion.noising import BetaSchedule, NoiseSchedule, Prediction, Sampler
 from spectok_generation.priors.base import Prior, PriorOutput
 
+STATISTICS = ("latent_mean", "latent_std")
+HALVES = (torch.float16, torch.bfloat16)
+
 Count = Annotated[int, Field(ge=1)]
 Level = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -65,6 +68,7 @@ class LDM(Prior):
     """
 
     shard_units = ("ResnetBlock2D", "Transformer2DModel")
+    _keep_in_fp32_modules = [*STATISTICS]  # noqa: RUF012 - the name diffusers reads
     added_options: ClassVar[Mapping[str, Any]] = {"scheduler": None, "num_steps": None}
     latent_mean: Tensor
     latent_std: Tensor
@@ -100,6 +104,16 @@ class LDM(Prior):
         self.denoiser = Denoiser(num_channels, shape, num_classes, self.text_width)
         self.register_buffer("latent_mean", torch.zeros(num_channels))
         self.register_buffer("latent_std", torch.ones(num_channels))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move as any module does, but keep the statistics of the latents in float32."""
+        before = {name: self._buffers[name] for name in STATISTICS}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            after = self._buffers[name]
+            if tensor is not None and after is not None and after.dtype in HALVES:
+                self._buffers[name] = tensor.to(after.device)
+        return self
 
     def set_statistics(self, mean: Float[Tensor, "c"], std: Float[Tensor, "c"]) -> None:
         """Set the statistics that latents are standardised by.

@@ -109,12 +109,15 @@ def _predictor(
     prior.check_can_omit(condition)
     checked = prior.check_condition(condition, batch)
     if guidance == 1.0:
-        return lambda latents, times: prior.denoiser(latents, times, checked).float()
+        return lambda latents, times: prior.denoiser(
+            latents.to(prior.dtype), times, checked
+        ).float()
     check_can_guide(prior, condition, guidance)
     both = join(checked, prior.null_condition(batch))
 
     def predict(latents: Tensor, times: Tensor) -> Tensor:
-        prediction = prior.denoiser(latents.repeat(2, 1, 1, 1), times.repeat(2), both).float()
+        twice = latents.to(prior.dtype).repeat(2, 1, 1, 1)
+        prediction = prior.denoiser(twice, times.repeat(2), both).float()
         given, without = prediction.chunk(2)
         return without + guidance * (given - without)
 

@@ -113,14 +113,16 @@ class Prior(SpectokModel, ABC):
         if condition is None:
             return self.null_condition(batch_size)
         if isinstance(condition, TextFeatures):
-            return check_text(condition, self.text_width, batch_size).to(self.device)
+            checked = check_text(condition, self.text_width, batch_size)
+            return checked.to(self.device, self.dtype)
         look = condition.device.type == "cpu" or not self.training
         return check_labels(condition, self.num_classes, batch_size, look=look).to(self.device)
 
     def null_condition(self, batch_size: int) -> Condition:
         """Return "no condition" for each image of a batch."""
         if self.text_width:
-            return TextFeatures.none(batch_size, self.text_width, self.device)
+            none = TextFeatures.none(batch_size, self.text_width)
+            return none.to(self.device, self.dtype)
         return torch.full((batch_size,), self.num_classes, device=self.device)
 
     def drop_condition(self, condition: Condition) -> Condition:

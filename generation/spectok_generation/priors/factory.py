@@ -10,9 +10,9 @@ from typing import Any
 from spectok import TokenSpec
 from spectok.errors import CheckpointError, ConfigError
 from spectok.loading import model_folder
-from spectok.modeling import read_config, saved_class
 from spectok.plugins import registry
 from spectok.recipes.options import SUPPLIED, validate_options
+from spectok.saved_config import read_config, saved_class
 from spectok_generation.folders import prior_folder
 from spectok_generation.priors.base import Prior
 
