@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.models import squeezenet1_1
 
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
@@ -212,7 +213,7 @@ def test_a_scale_needs_images_that_differ_and_a_term_to_scale(vqvae):
 
 def test_perceptual_term_is_balanced_against_the_discriminator(tmp_path, qgvae):
     torch.manual_seed(0)
-    network = pytest.importorskip("torchvision").models.squeezenet1_1(weights=None)
+    network = squeezenet1_1(weights=None)
     torch.save(network.state_dict(), tmp_path / "squeezenet.pth")
     perceptual = {"network": "squeeze", "weights": str(tmp_path / "squeezenet.pth")}
     losses = LossConfig.model_validate({"replaces": ["reconstruction"], "perceptual": perceptual})
