@@ -242,7 +242,7 @@ def test_modules_stay_within_a_screenful_of_screens():
 
 def test_hookspecs_fit_on_one_screen():
     text = Path(hookspecs.__file__).read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 90
+    assert len(text.splitlines()) <= 90
 
 
 def test_every_hook_is_documented_and_used():

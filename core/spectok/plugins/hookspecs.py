@@ -5,10 +5,9 @@ A plugin is any importable module named by an entry point in the group ``spectok
     [project.entry-points."spectok.plugins"]
     mine = "my_package.plugin"
 
-It marks functions with :data:`spectok.hookimpl` and *returns* what it registers: an object, or its
-place as ``"my_package.model:Mine"``, which is imported where it is used. Import heavy libraries
-inside the function, not at the top of the module: ``spectok --help`` reads every plugin.
-Names are lowercase; two plugins that claim one name are an error that names both.
+It marks functions with :data:`spectok.hookimpl`, which *return* what they register: an object, or
+its place as ``"my_package.model:Mine"``, imported where it is first used. Every command reads every
+plugin, so import heavy libraries inside functions. A (lowercase) name claimed twice is an error.
 """
 
 from __future__ import annotations
