@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -73,14 +74,15 @@ def test_help_imports_nothing_heavy_and_answers_at_once(tmp_path):
         "try:\n    main(['--help'])\nexcept SystemExit as stop:\n    status = stop.code\n"
         f"print('IMPORTED', [m for m in {HEAVY!r} if m in sys.modules], status)"
     )
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert "IMPORTED [] 0" in done.stdout, done.stdout + done.stderr
     assert done.stderr == ""
     for command in ("info", "reconstruct", "encode", "decode", "list", "train"):
         assert command in done.stdout
-    assert seconds < 2.5
+    assert seconds < 2.5  # of the processor, which other programs may share
 
 
 def test_version(run):
