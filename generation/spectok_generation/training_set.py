@@ -104,7 +104,8 @@ def latent_training_set(
     dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
     say(str(dataset.report))
     check_classes(dataset.labels, dataset.num_classes or 0)
-    record = tokenizer_record(tokenizer, absolute(path)) | {"class_names": dataset.class_names}
+    record = tokenizer_record(tokenizer, absolute(path), recipe.tokenizer_subfolder)
+    record |= {"class_names": dataset.class_names}
     return TrainingSet(
         dataset,
         lambda batch: encode_latents(tokenizer, batch["images"]),

@@ -305,3 +305,49 @@ def test_commands_refuse_in_one_line(folder, capsys):
     code, shown = run(capsys, "info", folder)
     assert code == 2
     assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_every_command_takes_a_folder_inside_the_model(folder, tmp_path, capsys):
+    from PIL import Image
+
+    root, picture = folder.parent, tmp_path / "a.png"
+    shutil.copytree(folder, root / "second")
+    pipeline(root, vqvae=["diffusers", "VQModel"], second=["diffusers", "VQModel"])
+    Image.new("RGB", (20, 30), (200, 30, 90)).save(picture)
+    for words in (
+        ("info", root),
+        ("encode", root, picture, "--out", tmp_path / "a.json"),
+        ("decode", root, tmp_path / "a.json", "--out", tmp_path / "decoded"),
+        ("reconstruct", root, picture, "--out", tmp_path / "grid.png"),
+        ("changes", root, picture, picture),
+        ("eval", root, "--data", "shapes", "--limit", 8, "--out", tmp_path / "result.json"),
+        ("doctor", root),
+    ):
+        code, shown = run(capsys, *words, "--subfolder", "second")
+        assert code == 0, (words, shown.err)
+        if words[0] in ("info", "encode", "decode", "reconstruct"):
+            assert f"{root} --subfolder second" in shown.out.rpartition("next: ")[2]
+        for arguments, reason in (
+            ((), "with several tokenizers: vqvae, second"),
+            (("--subfolder", "vae"), "has no folder vae; its folders: "),
+            (("--subfolder", "../vae"), "is not inside"),
+        ):
+            code, shown = run(capsys, *words, *arguments)
+            assert code == 2
+            assert reason in shown.err
+            assert len(shown.err.strip().splitlines()) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["model"] == str(root / "second")
+
+
+def test_a_subfolder_is_inside_a_run_and_has_a_card_of_its_own(folder, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    shutil.move(folder, run_folder / "model")
+    shutil.copytree(run_folder / "model", run_folder / "other")
+    for inside in ("model", "other"):
+        assert load_tokenizer(run_folder, subfolder=inside).image_shape == (3, 16, 16)
+    data = ("--subfolder", "other", "--data", "shapes", "--limit", 8)
+    assert run(capsys, "eval", run_folder, *data, "--card")[0] == 0
+    assert (run_folder / "other" / "README.md").is_file()
+    assert not (run_folder / "model" / "README.md").exists()
+    assert run(capsys, "eval", run_folder, "--subfolder", "other", "--verify")[0] == 0
