@@ -124,7 +124,7 @@ def test_other_sizes_are_the_librarys_with_the_measured_statistics(folders, reci
 def test_tokens_of_the_whole_image_keep_their_size(folders, kind):
     options = {"image_size": 16, "autoencoder": str(folders["kl"]), "token_space": kind}
     tokenizer = load_tokenizer("latentvq", **options, codebook_size=16).eval()
-    with pytest.raises(InputError, match="the whole image.*cut them into tiles of 16×16"):
+    with pytest.raises(InputError, match=r"the whole image.*cut them into tiles of 16×16"):
         tokenizer.at_size(32)
     images = torch.rand(1, 3, 20, 33) * 2 - 1
     assert tokenizer.reconstruct(images, tile=16, overlap=4).shape == images.shape
