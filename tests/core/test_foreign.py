@@ -351,3 +351,50 @@ def test_a_subfolder_is_inside_a_run_and_has_a_card_of_its_own(folder, tmp_path,
     assert (run_folder / "other" / "README.md").is_file()
     assert not (run_folder / "model" / "README.md").exists()
     assert run(capsys, "eval", run_folder, "--subfolder", "other", "--verify")[0] == 0
+
+
+def test_data_are_resized_as_the_checkpoint_wants(folder, tmp_path, capsys):
+    from PIL import Image
+
+    from spectok.data import config_for_path
+    from spectok.data.files import load_image
+    from spectok.evaluation.resizing import dataset_for
+
+    noise = torch.randint(0, 256, (4, 37, 53, 3), generator=torch.Generator().manual_seed(0))
+    for number, pixels in enumerate(noise.to(torch.uint8).numpy()):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.resize_filter == "lanczos"
+    config = config_for_path(tmp_path / "images", image_size=16, num_held_out=0)
+    found, used = dataset_for(tokenizer, config)
+    assert found.preprocessing["filter"] == used.resize_filter == "lanczos"
+    for number in range(4):
+        file = tmp_path / "images" / found.name_of(number)
+        alone = load_image(file, tokenizer.image_shape, tokenizer.resize_filter)
+        assert torch.equal(found[number]["images"], alone)
+        assert torch.equal(tokenizer.processor(Image.open(file))[0], alone)
+    told = config.model_copy(update={"resize_filter": "nearest"})
+    assert dataset_for(tokenizer, told)[0].preprocessing["filter"] == "nearest"
+    own = dataset_for(small_tokenizer("vqvae", in_channels=3), config)
+    assert own[1] is config
+    assert own[0].preprocessing["filter"] == "bicubic"
+
+    def protocol(*words):
+        out = tmp_path / "result.json"
+        code, shown = run(capsys, "eval", folder, *words, "--split", "train", "--out", out)
+        assert code == 0, shown.err
+        return json.loads(out.read_text())
+
+    images = ("--data", tmp_path / "images", "num_held_out=0")
+    measured, other = protocol(*images), protocol(*images, "resize_filter=nearest")
+    assert measured["protocol"]["preprocessing"]["filter"] == "lanczos"
+    assert measured["data"]["resize_filter"] == "lanczos"
+    assert other["protocol"]["preprocessing"]["filter"] == "nearest"
+    assert measured["protocol"]["id"] != other["protocol"]["id"]
+    assert measured["metrics"] != other["metrics"]
+    plain = protocol("--data", "shapes", "--limit", 4)  # drawn at the model's size: nothing resized
+    assert plain["protocol"]["preprocessing"]["filter"] == "bicubic"
+    assert "resize_filter" not in plain["data"]
+    again = ("eval", "--verify", tmp_path / "result.json", "--data", "shapes")
+    assert run(capsys, *again)[0] == 0

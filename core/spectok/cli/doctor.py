@@ -43,13 +43,13 @@ def doctor(
 
     import torch
 
-    from spectok.data import build_dataset
     from spectok.evaluation.doctor import examine
+    from spectok.evaluation.resizing import dataset_for
 
     def images(tokenizer: ImageTokenizer) -> Any:
         shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
         settings = shape | {"split": split or "test", "limit": limit}
-        return build_dataset(held_out(model, data, settings, overrides or []), train=False)
+        return dataset_for(tokenizer, held_out(model, data, settings, overrides or []))[0]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress("looking at images", limit or 0) as advance:

@@ -140,11 +140,12 @@ def evaluate(
     if not verify and not card:
         check_trained(model)
 
-    from spectok.data import build_dataset, build_originals
+    from spectok.data import build_originals
     from spectok.evaluation import Evaluation, Networks, Sizing, evaluate_originals
     from spectok.evaluation import evaluate as run
     from spectok.evaluation.comparison import write_json
     from spectok.evaluation.numbers import record_numbers
+    from spectok.evaluation.resizing import dataset_for
     from spectok.evaluation.terms import data_section
     from spectok.training.card import weights_of
 
@@ -170,7 +171,7 @@ def evaluate(
         with progress("evaluating", len(dataset)) as advance:
             result = evaluate_originals(tokenizer, dataset, sizing, on_images=advance)
     else:
-        dataset = build_dataset(config, train=False)
+        dataset, config = dataset_for(tokenizer, config)
         with progress("evaluating", len(dataset)) as advance:
             result = run(tokenizer, dataset, how, advance)
     show_measured(result)
