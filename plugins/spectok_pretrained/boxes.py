@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -138,6 +139,11 @@ class LibraryQuantizer(Quantizer):
     def size_of(network: Any) -> tuple[int, int]:
         """Return the number K of codes, and the length D of each."""
 
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Change the grid to that of images of another size."""
+        super().rescale(rows, columns)
+        self.grid = (int(self.grid[0] * rows), int(self.grid[1] * columns))
+
     @property
     def levels(self) -> tuple[QuantizerLevel, ...]:
         """One level with one shared codebook."""
@@ -213,6 +219,7 @@ class LibraryTokenizer(ForeignTokenizer):
         skipped: Parts of the library's model that nothing here uses.
     """
 
+    fixed_size = None
     encoder_box: ClassVar[type[nn.Module]] = LibraryEncoder
     quantizer_box: ClassVar[type[LibraryQuantizer]] = EmbeddingQuantizer
     decoder_box: ClassVar[type[nn.Module]] = LibraryDecoder

@@ -26,6 +26,7 @@ class JanusQuantizer(EmbeddingQuantizer):
 class PretrainedJanus(InsideTokenizer):
     """JanusVQVAE of transformers, frozen: the tokenizer of Janus and Janus-Pro."""
 
+    fixed_size = "Janus decodes one size alone"
     library_model: ClassVar[Any] = JanusVQVAE
     library_options: ClassVar[Any] = JanusVQVAEConfig
     quantizer_box: ClassVar[type[LibraryQuantizer]] = JanusQuantizer
