@@ -413,7 +413,6 @@ def test_an_image_smaller_than_a_token_is_named(folder, tmp_path, capsys):
         code, shown = run(capsys, *words)
         assert code == 2
         assert f"image {tmp_path / 'b.png'}: images of 1×1 pixels are smaller than" in shown.err
-        assert len(shown.err.strip().splitlines()[-1:]) == 1
     assert (
         run(capsys, "reconstruct", folder, images[0], "--out", tmp_path / "grid.png", "--original")[
             0
@@ -427,7 +426,7 @@ def test_types_are_given_by_name(folder):
         for name in ("bfloat16", "torch.bfloat16"):
             moved = model.to(name)
             assert moved.dtype == torch.bfloat16
-            assert next(moved.quantizer.parameters()).dtype == torch.float32
+            assert moved.code_tables[0].dtype == torch.float32
         assert model.to(dtype="float32").dtype == torch.float32
         assert model.to("cpu", "bfloat16").dtype == torch.bfloat16
 
