@@ -27,6 +27,7 @@ from spectok.errors import ConfigError, DataError
 from spectok.images import save_grid
 from spectok.loading import load_trained
 from spectok.messages import progress, say
+from spectok.places import home
 from spectok.plugins import registry
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit, train_tokenizer
 from spectok.training.card import write_run_card
@@ -80,6 +81,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) ->
         ConfigError: If the folder holds a finished run, or parts of the recipe do not fit.
         CheckpointError: If the tokens were not made by the tokenizer.
     """
+    output = Path(home(output))
     check_unfinished(output, resume)
     if resume is True and has_begun(output):
         resume = "auto"

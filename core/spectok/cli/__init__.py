@@ -26,6 +26,7 @@ from spectok.cli.console import WORDS
 from spectok.errors import PluginError, SpectokError, one_line
 from spectok.interruption import Interrupted
 from spectok.messages import is_main_process
+from spectok.places import home
 
 ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 REPEATABLE = ("extract", "compare", "demo")
@@ -136,7 +137,9 @@ def _run(words: list[str], debug: bool) -> int:
     terminate = signal.signal(signal.SIGTERM, _stop)
     WORDS.set(words)
     try:
-        return int(build_app()(words, prog_name="spectok", standalone_mode=False) or 0)
+        return int(
+            build_app()(list(map(_at_home, words)), prog_name="spectok", standalone_mode=False) or 0
+        )
     except (_Stopped, KeyboardInterrupt, typer.Abort) as error:
         return _interrupted(words, error.__cause__ or error)
     except typer.Exit as error:
@@ -161,6 +164,17 @@ def _run(words: list[str], debug: bool) -> int:
         return ERROR
     finally:
         signal.signal(signal.SIGTERM, terminate)
+
+
+def _at_home(word: str) -> str:
+    """Return a word with ``~`` as the home directory, where a shell leaves it: ``--out=~/a.png``.
+
+    In settings, ``key=~/x``, it stays: recipes are read the same way everywhere.
+    """
+    option, equals, value = word.partition("=")
+    if word.startswith("--") and equals:
+        return f"{option}={home(value)}"
+    return home(word)
 
 
 def _stop(number: int, _: Any) -> None:

@@ -43,6 +43,7 @@ from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
 from spectok.messages import note, progress, say
+from spectok.places import home, remark_taken
 
 if TYPE_CHECKING:
     from spectok.evaluation.comparison import Competitor
@@ -258,7 +259,7 @@ def train_classifier(
     own_data = [data_override(data)] if data else []
     recipe = resolve_recipe(apply_overrides({}, [*own_data, *(overrides or [])]), ClassifierRecipe)
     default = Path("runs", f"classifier-{name_of_data(recipe.data)}")
-    folder = Path(output or recipe.output or default)
+    folder = Path(home(output or recipe.output or default))
     check_output(folder, resume_of(resume))
     result = run(recipe, folder, resume=resume_of(resume))
     accuracy = load_classifier(folder).config["held_out_accuracy"]
@@ -305,6 +306,8 @@ def name_competitors(
     """
     from spectok.evaluation.comparison import find_competitor
     from spectok.loading import model_folder
+    from spectok.plugins.registry import list_tokenizers
+    from spectok.recipes.files import list_recipes
     from spectok.trained.names import is_model
     from spectok.training.recipe import TokenizerRecipe
 
@@ -313,7 +316,12 @@ def name_competitors(
     found: dict[str, Competitor] = {}
     for name in names:
         installed = is_model(name, TokenizerRecipe.folder)
-        recipe = None if installed or os.path.isdir(name) else resolve(name, data, overrides)
+        known = {*list_recipes(), *list_tokenizers()}
+        named = name in known or f"{TokenizerRecipe.folder}/{name}" in known
+        if named and not installed:
+            remark_taken(name, "a tokenizer to train")
+        is_folder = not named and os.path.isdir(home(name))
+        recipe = None if installed or is_folder else resolve(name, data, overrides)
         label = label_of(name)
         if label in found:
             raise ConfigError(
@@ -351,7 +359,7 @@ def label_of(name: str) -> str:
     """Return a competitor's label: the key itself, or the name of its file or folder."""
     path = Path(name)
     path = path.parent if path.name in ("model", "recipe.yaml") else path
-    if path.suffix in (".yaml", ".yml") or os.path.isdir(path):
+    if path.suffix in (".yaml", ".yml") or os.path.isdir(home(path)):
         return path.stem
     return "-".join(part for part in path.parts if part not in (FOLDER, "tokenizers"))
 

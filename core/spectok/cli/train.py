@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from spectok.cli.console import say_next
 from spectok.errors import ConfigError
 from spectok.messages import say
+from spectok.places import home
 
 if TYPE_CHECKING:
     from spectok.data import DataConfig
@@ -123,7 +124,7 @@ def train_tokenizer(
         check_choice(data)
     own_data = [data_override(data)] if data and prepared is None else []
     resolved = load_tokenizer_recipe(prepared or recipe, [*own_data, *(overrides or [])])
-    folder = Path(output or resolved.output or default_output(recipe, resolved))
+    folder = Path(home(output or resolved.output or default_output(recipe, resolved)))
     check_output(folder, resume_of(resume))
 
     from spectok.training import train_tokenizer as run

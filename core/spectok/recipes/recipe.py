@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, Field
 
 from spectok.errors import SHOWN, ConfigError, UnknownNameError, shown
+from spectok.places import missing
 from spectok.plugins import registry
 from spectok.recipes.files import RUN_RECIPE, is_run_recipe, list_recipes
 from spectok.recipes.options import SUPPLIED, check_keys, validate_named, validate_registered
@@ -104,9 +105,9 @@ def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
         path = found
     if not os.path.exists(path):
         stem, recipes = path.with_suffix("").as_posix(), list_recipes()
-        raise ConfigError(
-            f"no recipe file {name}{_near(stem, recipes)}; 'spectok list recipes' shows all"
-        )
+        hint = _near(stem, recipes)
+        what = f"no recipe file {name}{hint}" if hint else f"no recipe file: {missing(name)}"
+        raise ConfigError(f"{what}; 'spectok list recipes' shows all")
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, such as '{model.main}: …'")
