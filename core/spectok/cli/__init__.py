@@ -21,7 +21,17 @@ import typer
 from typer.core import TyperGroup
 
 from spectok import __version__, plugins
-from spectok.cli import doctor, evaluate, evaluations, importing, listing, models, tokens, train
+from spectok.cli import (
+    doctor,
+    evaluate,
+    evaluations,
+    importing,
+    listing,
+    models,
+    resume,
+    tokens,
+    train,
+)
 from spectok.cli.console import WORDS
 from spectok.errors import PluginError, SpectokError, one_line
 from spectok.interruption import Interrupted
@@ -29,7 +39,7 @@ from spectok.messages import is_main_process
 from spectok.places import home
 
 ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
-REPEATABLE = ("extract", "compare", "demo")
+REPEATABLE = ("extract", "compare", "demo", "resume")
 """Commands that go on where they were when they are repeated."""
 
 # typer brings its own copy of click since 0.20; this names ClickException in either.
@@ -62,7 +72,7 @@ def build_app() -> typer.Typer:
     train_app = train.new_group()
     app.add_typer(train_app, name="train")
     evaluate.add_commands(app, train_app)
-    for module in (models, tokens, listing, doctor, importing):
+    for module in (resume, models, tokens, listing, doctor, importing):
         module.add_commands(app)
     _add_plugin_commands(app, train_app)
     return app

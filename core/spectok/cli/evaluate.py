@@ -31,11 +31,11 @@ from spectok.cli.models import (
 from spectok.cli.train import (
     DEFAULT_DATA,
     Data,
-    Overrides,
     ResumableCommand,
     ResumeOption,
     check_output,
     name_of_data,
+    named_recipe,
     recipe_for,
     resume_of,
 )
@@ -243,7 +243,13 @@ def compare(
 
 
 def train_classifier(
-    overrides: Overrides = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE.yaml] [KEY=VALUE]...",
+            help="A recipe (default: defaults), then settings such as train.steps=500.",
+        ),
+    ] = None,
     data: Data = None,
     output: Annotated[
         str | None, typer.Option(help="Folder of the run (default: runs/classifier-DATASET).")
@@ -254,11 +260,25 @@ def train_classifier(
     from spectok.data.choice import data_override
     from spectok.evaluation import ClassifierRecipe, load_classifier
     from spectok.evaluation import train_classifier as run
-    from spectok.recipes.recipe import apply_overrides, resolve_recipe
+    from spectok.recipes.files import is_run_recipe
+    from spectok.recipes.recipe import apply_overrides, read_recipe, resolve_recipe
 
+    words = words or []
     own_data = [data_override(data)] if data else []
-    recipe = resolve_recipe(apply_overrides({}, [*own_data, *(overrides or [])]), ClassifierRecipe)
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
+    file = Path(home(named_recipe(named[0], resume))) if named else None
+    if file is not None and file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{named[0]}: give a recipe of a classifier as a file, or images: --data {named[0]}"
+        )
+    raw = {} if file is None else read_recipe(str(file), ClassifierRecipe)
+    changes = [*own_data, *(word for word in words if "=" in word)]
+    recipe = resolve_recipe(apply_overrides(raw, changes), ClassifierRecipe)
     default = Path("runs", f"classifier-{name_of_data(recipe.data)}")
+    if file is not None and is_run_recipe(file):
+        default = file.parent
     folder = Path(home(output or recipe.output or default))
     check_output(folder, resume_of(resume))
     result = run(recipe, folder, resume=resume_of(resume))

@@ -119,6 +119,7 @@ def train_tokenizer(
     from spectok.data.choice import check_choice, data_override
     from spectok.training.recipe import load_tokenizer_recipe
 
+    recipe = named_recipe(recipe, resume)
     prepared = recipe_for(recipe, data)
     if data and prepared is None:
         check_choice(data)
@@ -136,6 +137,15 @@ def train_tokenizer(
         ["spectok", "reconstruct", model, "IMAGE", "--out", "grid.png"],
         ["spectok", "train", "prior", "--tokenizer", model],
     )
+
+
+def named_recipe(name: str, resume: ResumeWord | None) -> str:
+    """Return what was given for a recipe; with ``--resume``, a run's folder means its recipe."""
+    from spectok.plugins.registry import list_tokenizers
+    from spectok.recipes.files import recipe_of_run
+
+    own = None if resume is None or name in list_tokenizers() else recipe_of_run(name)
+    return own or name
 
 
 def recipe_for(name: str, data: str | None) -> str | None:

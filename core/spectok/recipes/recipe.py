@@ -206,7 +206,10 @@ def _find(name: str, model: type[Recipe]) -> Path | None:
             return recipes[candidate]
     own = Path(name).expanduser() / RUN_RECIPE
     if os.path.isfile(own):
-        raise ConfigError(f"{name} is a folder; its recipe is {own}")
+        raise ConfigError(
+            f"{name} is the folder of a run; go on with it: spectok resume {name}; or train by its "
+            f"recipe: {own}"
+        )
     if "/" in name:
         raise ConfigError(f"no recipe {name}{_near(name, recipes)}; see 'spectok list recipes'")
     note = "The name of a recipe ('spectok list recipes') or a YAML file also works"

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from spectok.cli.console import say_next
-from spectok.cli.train import ResumableCommand, ResumeOption, resume_of
+from spectok.cli.train import ResumableCommand, ResumeOption, named_recipe, resume_of
 from spectok.errors import ConfigError
 from spectok.messages import say
+from spectok.places import home
 from spectok_generation.cli.device import process_device
 from spectok_generation.cli.sampling import Trust
 from spectok_generation.folders import prior_folder
@@ -63,11 +64,11 @@ def train_prior(
     named = [word for word in words if "=" not in word]
     if len(named) > 1:
         raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
-    name = named[0] if named else PRIOR
+    name = named_recipe(named[0], resume) if named else PRIOR
     given = [("tokenizer", tokenizer), ("tokens", tokens), ("text.encoder", text)]
     overrides = [*[pair for pair in given if pair[1]], *[word for word in words if "=" in word]]
     recipe = load_prior_recipe(name, overrides, data)
-    folder = Path(output or recipe.output or default_output(name, recipe))
+    folder = Path(home(output or recipe.output or default_output(name, recipe)))
 
     from spectok_generation.training import train_prior as run
 
