@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ from spectok.messages import is_main_process
 from spectok.places import home
 
 ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
+PATIENCE = 15  # seconds
 REPEATABLE = ("extract", "compare", "demo", "resume")
 """Commands that go on where they were when they are repeated."""
 
@@ -65,7 +67,6 @@ def build_app() -> typer.Typer:
         name="spectok",
         help="Train image tokenizers, and use them: images to a few integers and back.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
     app.callback()(_global_options)
@@ -160,6 +161,7 @@ def _run(words: list[str], debug: bool) -> int:
     except (SpectokError, OSError, _UsageProblem) as error:
         if debug:
             traceback.print_exc()
+        _let_the_first_speak()
         for line in _lines(error):
             _print_error(line)
         return ERROR
@@ -185,6 +187,16 @@ def _at_home(word: str) -> str:
     if word.startswith("--") and equals:
         return f"{option}={home(value)}"
     return home(word)
+
+
+def _let_the_first_speak() -> None:
+    """Let the main process of a launch tell an error that all have: the others are then ended.
+
+    A process that is not ended tells its own a few seconds later.
+    """
+    if not is_main_process():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE)
 
 
 def _stop(number: int, _: Any) -> None:
@@ -213,6 +225,10 @@ def _lines(error: Any) -> Iterable[str]:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "spectok"
     message = " ".join(error.format_message().split())
+    option = getattr(error, "option_name", "") or ""
+    if command.startswith("spectok train") and option.startswith("--"):
+        meant = train.option_as_setting(option, WORDS.get([]))
+        message = f"there is no {option}; settings are key=value: {meant}" if meant else message
     return [f"{message} (see '{command} --help')"] if message else []  # the help is shown already
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spectok.cli.completing import complete_folder
 from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok.places import home, missing
@@ -28,7 +29,9 @@ def add_commands(app: typer.Typer) -> None:
 
 def resume(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="Folder of a run, of any kind.")],
+    run: Annotated[
+        str, typer.Argument(autocompletion=complete_folder, help="Folder of a run, of any kind.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

@@ -31,6 +31,7 @@ from spectok.recipes.schema import (
     unknown_key,
     validate_section,
 )
+from spectok.recipes.usual_names import our_name
 from spectok.recipes.yaml12 import parse_yaml, read_yaml
 
 Override = str | tuple[str, Any]
@@ -278,10 +279,18 @@ def _fill_in(raw: dict[str, Any], name: str, section: type[BaseModel]) -> None:
 
 
 def _unknown_section(key: str, model: type[Recipe]) -> str:
-    for section in model.model_fields:
-        if key in getattr(subsection(model, section), "model_fields", {}):
-            return f"{key}: unknown key (did you mean '{section}.{key}'?)"
+    if (path := path_of_setting(key, model)) is not None:
+        return f"{key}: unknown key (did you mean {path!r}?)"
     return str(unknown_key("", key, model.model_fields))
+
+
+def path_of_setting(key: str, model: type[Recipe]) -> str | None:
+    """Return the dotted path of a setting given without its section, or by its usual name."""
+    for name in (key, our_name(key)):
+        for section in model.model_fields:
+            if name in getattr(subsection(model, section), "model_fields", {}):
+                return f"{section}.{name}"
+    return our_name(key) if our_name(key) in model.model_fields else None
 
 
 def _problems(check: Callable[..., Any], *args: Any) -> list[str]:

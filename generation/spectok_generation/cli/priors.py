@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
+from spectok.cli.completing import complete_recipe
 from spectok.cli.console import say_next
-from spectok.cli.train import ResumableCommand, ResumeOption, named_recipe, resume_of
+from spectok.cli.train import (
+    ResumableCommand,
+    ResumeOption,
+    check_settings,
+    named_recipe,
+    resume_of,
+)
 from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok.places import home
@@ -36,6 +43,7 @@ def train_prior(
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE|FILE.yaml] [key=value]...",
+            autocompletion=complete_recipe,
             help=f"A recipe ('spectok list recipes'), a file or a prior (default: {PRIOR}), then "
             "settings such as train.steps=2000 prior.size=gpt-nano.",
         ),
@@ -62,6 +70,7 @@ def train_prior(
 
     words = words or []
     named = [word for word in words if "=" not in word]
+    check_settings(named[1:])
     if len(named) > 1:
         raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
     name = named_recipe(named[0], resume) if named else PRIOR
