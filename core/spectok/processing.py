@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectok.errors import CheckpointError, InputError, shown
-from spectok.images import to_float, to_pil
+from spectok.images import check_values, to_float, to_pil
 from spectok.modeling import PROCESSOR_FILE
 from spectok.places import home
 from spectok.reading import read_json
@@ -106,6 +106,7 @@ class ImageProcessor:
             raise InputError(
                 f"a tensor of shape {tuple(image.shape)} is not ({channels}, H, W) in [-1, 1]"
             )
+        check_values(image)  # before they are clamped
         image, (tall, wide) = image.float(), size_of(image)
         if (tall, wide) != (height, width):
             high = height * wide >= width * tall  # the height is what covers the size last
