@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spectok_generation.drawing import draw_images
     from spectok_generation.evaluation import evaluate_prior
     from spectok_generation.extraction import extract_tokens
+    from spectok_generation.likelihood import measure_likelihood
     from spectok_generation.pipeline import TokenPipeline
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
     from spectok_generation.sample_folder import Wanted, draw_to_folder
@@ -37,6 +38,7 @@ _HOME = {
     "extract_tokens": "spectok_generation.extraction",
     "load_prior": "spectok_generation.priors",
     "load_text_encoder": "spectok_generation.text.encoder_loading",
+    "measure_likelihood": "spectok_generation.likelihood",
     "sample_tokens": "spectok_generation.sampling",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "extract_tokens",
     "load_prior",
     "load_text_encoder",
+    "measure_likelihood",
     "sample_tokens",
 ]
 
