@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from spectok_generation.coding import PriorCoder
     from spectok_generation.diffusion import LDM, DiffusionOptions
     from spectok_generation.drawing import draw_images
     from spectok_generation.evaluation import evaluate_prior
@@ -27,6 +28,7 @@ _HOME = {
     "AutoregressivePrior": "spectok_generation.priors",
     "DiffusionOptions": "spectok_generation.diffusion",
     "Prior": "spectok_generation.priors",
+    "PriorCoder": "spectok_generation.coding",
     "SamplingOptions": "spectok_generation.sampling",
     "TokenCache": "spectok_generation.tokens",
     "TokenPipeline": "spectok_generation.pipeline",
@@ -47,6 +49,7 @@ __all__ = [
     "AutoregressivePrior",
     "DiffusionOptions",
     "Prior",
+    "PriorCoder",
     "SamplingOptions",
     "TokenCache",
     "TokenPipeline",
