@@ -141,8 +141,6 @@ class PriorCoder(TokenCoder):
                 mine = coders if together else coders[first : first + size]
                 part[:, place] = torch.from_numpy(self._symbols(mine, weights))
             found.append(part)
-        if not all(coder.maybe_exhausted() for coder in coders):
-            raise DataError("its coded tokens are followed by bytes that mean nothing")
         return torch.cat(found)
 
     def _symbols(self, coders: list[Any], weights: np.ndarray) -> np.ndarray:
@@ -154,7 +152,9 @@ class PriorCoder(TokenCoder):
             ]
             return np.concatenate(parts).astype(np.int64)
         except (AssertionError, ValueError) as error:
-            raise DataError("its coded tokens are none that a prior writes") from error
+            raise DataError(
+                "its coded tokens cannot be read: the prior computes other numbers on this machine"
+            ) from error
 
 
 class _Walk:

@@ -12,14 +12,16 @@ from spectok.lazy import lazy_exports
 if TYPE_CHECKING:
     from spectok.codec.codec import Codec, Decompressed, StoredTokens
     from spectok.codec.coder import TokenCoder
+    from spectok.codec.rate_distortion import measure_rates
 
 _HOME = {
     "Codec": "spectok.codec.codec",
     "Decompressed": "spectok.codec.codec",
     "StoredTokens": "spectok.codec.codec",
     "TokenCoder": "spectok.codec.coder",
+    "measure_rates": "spectok.codec.rate_distortion",
 }
 
-__all__ = ["Codec", "Decompressed", "StoredTokens", "TokenCoder"]
+__all__ = ["Codec", "Decompressed", "StoredTokens", "TokenCoder", "measure_rates"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import functools
 import itertools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,12 +41,14 @@ class StoredTokens:
         indices: int64 tokens of each image's n tiles, (n, T).
         labels: Class of each image, the number of classes for none; None without classes.
         names: Name of each image, if the file keeps them.
+        num_tokens: How many leading tokens of each tile the file keeps; None: all T.
     """
 
     tilings: list[Tiling]
     indices: list[Int[Tensor, "n t"]]
     labels: list[int] | None
     names: list[str] | None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Codec:
         tile: ImageSize | None = None,
         overlap: int | None = None,
         together: bool = True,
+        num_tokens: int | None = None,
     ) -> bytes:
         """Return a file of images.
 
@@ -108,6 +112,8 @@ class Codec:
                 their size, and are cut into tiles of the tokenizer's own size otherwise.
             overlap: Pixels that neighbouring tiles share; None: a quarter of a tile.
             together: Let the coder write one stream; otherwise one for each tile.
+            num_tokens: Keep only the first tokens of each tile, as many as decode on their own, for
+                tiles of the tokenizer's own size and without a coder. None: all.
 
         Raises:
             InputError: If images, labels or names do not fit.
@@ -121,7 +127,8 @@ class Codec:
         sizes = [size_of(image) for image in images]
         tiles = self._choose_tiles(sizes, tile, overlap)
         tilings = [self._tiling(size, tiles) for size in sizes]
-        tokens = list(self._encode(images, tilings))
+        self._check_prefix(num_tokens, tilings)
+        tokens = [part[:, :num_tokens].contiguous() for part in self._encode(images, tilings)]
         classes = self._classes(labels, len(images))
         contents = Contents(
             tokenizer=self._weights,
@@ -135,6 +142,7 @@ class Codec:
             checks=[_check(part, tiling) for part, tiling in zip(tokens, tilings)],
             check=_check_all(tokens),
             payload=b"",
+            num_tokens=num_tokens,
         )
         return write_contents(replace(contents, payload=self._payload(tokens, contents)))
 
@@ -160,10 +168,12 @@ class Codec:
         try:
             tilings = [self._tiling(size, contents.tile) for size in contents.sizes]
             tile_sizes = {tiling.tile_size for tiling in tilings}
+            self._check_prefix(contents.num_tokens, tilings)
             layouts = {size: self.tokenizer.token_spec_at(size) for size in tile_sizes}
         except InputError as error:
             raise DataError(f"it is no valid file of images: {error}") from error
-        shapes = [(tiling.num_tiles, layouts[tiling.tile_size].num_tokens) for tiling in tilings]
+        kept = {size: contents.num_tokens or spec.num_tokens for size, spec in layouts.items()}
+        shapes = [(tiling.num_tiles, kept[tiling.tile_size]) for tiling in tilings]
         total = sum(tiles * tokens for tiles, tokens in shapes)
         if total > MAX_TOKENS:
             raise DataError(f"it claims {total:,} tokens, over {MAX_TOKENS:,}; it is no valid file")
@@ -175,7 +185,7 @@ class Codec:
         parts = np.split(flat, ends[:-1])
         indices = [torch.from_numpy(p).view(shape) for p, shape in zip(parts, shapes)]
         self._check_tokens(contents, indices, tilings)
-        return StoredTokens(tilings, indices, contents.labels, contents.names)
+        return StoredTokens(tilings, indices, contents.labels, contents.names, contents.num_tokens)
 
     def decode(self, stored: StoredTokens) -> Iterator[UInt8[Tensor, "c _ _"]]:
         """Decode tokens, image by image, as uint8 (C, H, W)."""
@@ -185,9 +195,12 @@ class Codec:
             block = block_size(tokenizer) or AT_ONCE
             alike = (indices for _, indices in run)
             for part in _batched(alike, max(1, block // tiling.num_tiles)):
-                rows = torch.cat(part).to(tokenizer.device)
+                rows = torch.cat(part)
+                missing = tokenizer.token_spec.num_tokens - rows.shape[1]
+                rows = torch.nn.functional.pad(rows, (0, missing)).to(tokenizer.device)
                 with torch.no_grad():
-                    tiles = in_blocks(tokenizer.decode, rows, block).float()
+                    decode = functools.partial(tokenizer.decode, num_tokens=stored.num_tokens)
+                    tiles = in_blocks(decode, rows, block).float()
                 for image in tiles.unflatten(0, (len(part), tiling.num_tiles)):
                     yield to_uint8(tiling.join(image[None])[0]).cpu()
 
@@ -224,6 +237,18 @@ class Codec:
             return plan_tiles(self.tokenizer, size)
         return plan_tiles(self.tokenizer, size, tile=tiles[:2], overlap=tiles[2])
 
+    def _check_prefix(self, num_tokens: int | None, tilings: list[Tiling]) -> None:
+        """Refuse a number of tokens that does not decode, or that nothing here codes."""
+        if num_tokens is None:
+            return
+        if self.coder is not None or any(tiling.tile_size != self._own for tiling in tilings):
+            raise InputError(
+                f"num_tokens {num_tokens} is for tiles of {times(self._own)} pixels and no coder"
+            )
+        self.tokenizer.check_prefix(num_tokens)
+        if num_tokens < 1:
+            raise InputError(f"num_tokens {num_tokens} leaves nothing to write; keep at least 1")
+
     # -- tokens ----------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -256,12 +281,13 @@ class Codec:
                 rows, _per_tile(contents.labels, map(len, tokens)), together=contents.together
             )
         tilings = [self._tiling(size, contents.tile) for size in contents.sizes]
-        return pack(torch.cat([part.flatten() for part in tokens]).numpy(), self._radices(tilings))
+        radices = self._radices(tilings, contents.num_tokens)
+        return pack(torch.cat([part.flatten() for part in tokens]).numpy(), radices)
 
     def _unpayload(self, contents: Contents, tilings: list[Tiling]) -> np.ndarray:
         """Return all tokens, one after the other."""
         if self.coder is None:
-            return unpack(contents.payload, self._radices(tilings))
+            return unpack(contents.payload, self._radices(tilings, contents.num_tokens))
         counts = [tiling.num_tiles for tiling in tilings]
         labels = _per_tile(contents.labels, counts)
         tokens = self.coder.decode(
@@ -269,10 +295,10 @@ class Codec:
         )
         return tokens.flatten().numpy()
 
-    def _radices(self, tilings: list[Tiling]) -> np.ndarray:
-        """Return the vocabulary size of each token of all images."""
+    def _radices(self, tilings: list[Tiling], num_tokens: int | None) -> np.ndarray:
+        """Return the vocabulary size of each token of all images that is kept."""
         sizes = {
-            size: np.array(self.tokenizer.token_spec_at(size).vocab_sizes)
+            size: np.array(self.tokenizer.token_spec_at(size).vocab_sizes[:num_tokens])
             for size in {tiling.tile_size for tiling in tilings}
         }
         return np.concatenate([np.tile(sizes[t.tile_size], t.num_tiles) for t in tilings])

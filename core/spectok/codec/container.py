@@ -3,12 +3,13 @@
     4 bytes  magic                    93 53 54 4B
     2        version                  of this format
     2        flags                    bit 0 coder, 1 labels, 2 names, 3 tiles, 4 sizes differ,
-                                      5 streams apart
+                                      5 streams apart, 6 first tokens only
     4        length of the file
     8        tokenizer                first bytes of its fingerprint
     8        coder                    the same of the prior; with flag 0
     number   images N
     3 × n.   tile height, width and overlap; with flag 3
+    number   tokens of each tile      that are kept; with flag 6
     2 × n.   height and width         of all images, or of each with flag 4
     number   classes C, then labels   packed, each from 0 to C, which is "no class"; with flag 1
     number   bytes of names           UTF-8, one each, separated by NUL; with flag 2
@@ -33,11 +34,12 @@ import numpy as np
 
 from spectok.codec.packing import Reader, pack, packed_size, unpack, write_number
 from spectok.errors import DataError
+from spectok.token_spec import MAX_TOKENS
 
 MAGIC, VERSION = b"\x93STK", 1
 FRONT = struct.Struct("<4sHHI")
 FINGERPRINT, CHECK, END = 8, 2, 4
-CODER, LABELS, NAMES, TILES, SIZES, APART = (1 << bit for bit in range(6))
+CODER, LABELS, NAMES, TILES, SIZES, APART, PREFIX = (1 << bit for bit in range(7))
 LONGEST_FILE, LONGEST_SIDE, MOST_CLASSES = (1 << 32) - 1, (1 << 16) - 1, 1 << 20
 
 
@@ -57,6 +59,7 @@ class Contents:
         checks: CRC-16 of each image.
         check: CRC-32 of all tokens.
         payload: The tokens.
+        num_tokens: How many leading tokens of each tile are kept; None: all.
     """
 
     tokenizer: bytes
@@ -70,6 +73,7 @@ class Contents:
     checks: list[int]
     check: int
     payload: bytes
+    num_tokens: int | None = None
 
 
 def write_contents(contents: Contents) -> bytes:
@@ -86,8 +90,11 @@ def write_contents(contents: Contents) -> bytes:
         | TILES * (contents.tile is not None)
         | SIZES * (not one_size)
         | APART * (not contents.together)
+        | PREFIX * (contents.num_tokens is not None)
     )
     numbers = [len(contents.sizes), *(contents.tile or ())]
+    if contents.num_tokens is not None:
+        numbers.append(contents.num_tokens)
     for size in contents.sizes[:1] if one_size else contents.sizes:
         numbers += size
     body = [contents.tokenizer, contents.coder or b"", *map(write_number, numbers)]
@@ -141,7 +148,7 @@ def read_contents(data: bytes, max_pixels: int) -> Contents:
 
 
 def _parse(flags: int, version: int, reader: Reader, max_pixels: int) -> Contents:
-    if version < 1 or flags >> 6:
+    if version < 1 or flags >> 7:
         raise DataError(f"version {version} has no flags {flags:#x}")
     tokenizer = reader.take(FINGERPRINT)
     coder = reader.take(FINGERPRINT) if flags & CODER else None
@@ -154,6 +161,7 @@ def _parse(flags: int, version: int, reader: Reader, max_pixels: int) -> Content
         tile = (tall, wide, overlap)
         if overlap >= min(tall, wide):
             raise DataError(f"tiles of {tall}×{wide} pixels cannot share {overlap}")
+    num_tokens = reader.number(MAX_TOKENS, "number of tokens") if flags & PREFIX else None
     sizes = [_read_size(reader) for _ in range(count if flags & SIZES else 1)]
     sizes *= count // len(sizes)
     pixels = sum(height * width for height, width in sizes)
@@ -172,7 +180,7 @@ def _parse(flags: int, version: int, reader: Reader, max_pixels: int) -> Content
     (check,) = struct.unpack("<I", reader.take(END))
     return Contents(
         tokenizer, coder, sizes, tile, labels, num_classes, names, not flags & APART, checks, check,
-        reader.take(reader.left),
+        reader.take(reader.left), num_tokens,
     )  # fmt: skip
 
 
