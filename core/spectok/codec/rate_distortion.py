@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectok.codec.codec import Codec
+from spectok.codec.codec import AT_ONCE, Codec
 from spectok.errors import InputError
 from spectok.images import make_grid, to_float, to_pil, to_uint8
 from spectok.metrics import psnr, ssim
@@ -106,15 +106,16 @@ def _cut(data: bytes, images: Tensor, columns: int) -> Tensor:
 def _point(setting: str, data: bytes, images: Tensor, decoded: Tensor) -> Point:
     bits = 8 * len(data) / (len(images) * images.shape[-2] * images.shape[-1])
     shown = to_float(to_uint8(decoded))
-    quality = psnr(images, shown).mean().item(), ssim(images, shown).mean().item()
-    return Point(setting, len(data), bits, *quality)
+    pairs = list(zip(images.split(AT_ONCE), shown.split(AT_ONCE)))
+    means = [torch.cat([metric(*pair) for pair in pairs]).mean().item() for metric in (psnr, ssim)]
+    return Point(setting, len(data), bits, *means)
 
 
 def bd_rate(points: Sequence[Point], anchor: Sequence[Point]) -> float | None:
     """Return the mean difference in rate at equal PSNR, as a fraction of the anchor's.
 
-    As Bjøntegaard's (2001), it is the mean of the difference of the logarithms of the rates over the
-    PSNR that both curves have; the curves are straight lines between points, not one cubic.
+    As Bjøntegaard's (2001), it is the mean of the difference of the logarithms of the rates over
+    the PSNR that both curves have; the curves are straight lines between points, not one cubic.
 
     Args:
         points: A curve; of a single point, the difference at its PSNR.
@@ -212,6 +213,7 @@ def to_markdown(result: dict[str, Any]) -> str:
 def draw_rates(result: dict[str, Any]) -> Figure:
     """Draw PSNR and SSIM over bits per pixel."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, key, label in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
@@ -222,6 +224,9 @@ def draw_rates(result: dict[str, Any]) -> Figure:
             values = [point[key] for point in curve["points"]]
             axes.plot(rates, values, style, marker=marker, label=name)
         axes.set(xlabel="bits per pixel (whole files)", ylabel=label, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return figure
