@@ -35,7 +35,7 @@ UNIT, SHIFTS = 1 << 32, 32
 WEIGHTS = np.floor(np.exp(-np.arange(24 * STEPS) / STEPS) * UNIT + 0.5)
 """Weight of a code so many steps below the likeliest: integers, as the coder takes them; 0 beyond.
 
-No entry but those of exponent 0 is within 1e-4 of where it would be rounded otherwise, so that the
+No entry but the first is within 1e-5 of where it would be rounded otherwise, so that the
 exponential function of any machine gives the same table; a test has its hash.
 """
 MARGIN = 2e-8
