@@ -43,6 +43,7 @@ LAYERS = (
     {"training"},
     {"planning"},
     {"evaluation"},
+    {"codec"},
     {"testing"},
     {"cli"},
 )

@@ -21,7 +21,17 @@ import typer
 from typer.core import TyperGroup
 
 from spectok import __version__, plugins
-from spectok.cli import doctor, evaluate, evaluations, importing, listing, models, tokens, train
+from spectok.cli import (
+    doctor,
+    evaluate,
+    evaluations,
+    importing,
+    listing,
+    models,
+    rates,
+    tokens,
+    train,
+)
 from spectok.cli.console import WORDS
 from spectok.errors import PluginError, SpectokError, one_line
 from spectok.interruption import Interrupted
@@ -61,7 +71,7 @@ def build_app() -> typer.Typer:
     train_app = train.new_group()
     app.add_typer(train_app, name="train")
     evaluate.add_commands(app, train_app)
-    for module in (models, tokens, listing, doctor, importing):
+    for module in (models, tokens, listing, doctor, importing, rates):
         module.add_commands(app)
     _add_plugin_commands(app, train_app)
     return app
