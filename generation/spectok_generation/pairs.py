@@ -13,6 +13,7 @@ from typing import Any
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, InputError
 from spectok.loading import load_trained
+from spectok.places import may_be_hub_id
 from spectok_generation.drawing import DRAWABLE
 from spectok_generation.folders import prior_folder
 from spectok_generation.pipeline_folder import is_pipeline, load_component
@@ -183,7 +184,7 @@ def _recorded_path(prior: Prior, prior_path: Path) -> Path:
     for candidate in (run_of(prior_path) / OWN_TOKENIZER, recorded):
         if candidate is not None and os.path.isdir(candidate):
             return candidate
-    if recorded is not None and record["path"].count("/") == 1:
+    if recorded is not None and may_be_hub_id(record["path"]):
         return recorded  # a hub id
     raise CheckpointError(
         f"the tokenizer of this prior is not at {recorded or 'any recorded place'}; give it with "

@@ -498,7 +498,7 @@ def test_mistakes_in_models(refused, trained, pictures, tmp_path):
 
     assert "untrained tokenizer" in refused("encode", "qgvae", pictures, "--out", "t.npz")
     assert refused("info", "nothing").startswith("unknown tokenizer 'nothing'")
-    assert "no directory ./no/thing" in refused("info", "./no/thing")
+    assert "./no/thing does not exist" in refused("info", "./no/thing")
     for change in (truncate, rename, remove):
         folder = damaged(change)
         assert str(folder) in refused("info", folder), change.__name__

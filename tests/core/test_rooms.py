@@ -21,6 +21,7 @@ LAYERS = (
         "machine",
         "messages",
         "outputs",
+        "places",
         "reading",
         "writing",
         "sizes",

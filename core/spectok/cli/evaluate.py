@@ -31,11 +31,11 @@ from spectok.cli.models import (
 from spectok.cli.train import (
     DEFAULT_DATA,
     Data,
-    Overrides,
     ResumableCommand,
     ResumeOption,
     check_output,
     name_of_data,
+    named_recipe,
     recipe_for,
     resume_of,
 )
@@ -43,6 +43,7 @@ from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
 from spectok.messages import note, progress, say
+from spectok.places import home, remark_taken
 
 if TYPE_CHECKING:
     from spectok.evaluation.comparison import Competitor
@@ -242,7 +243,13 @@ def compare(
 
 
 def train_classifier(
-    overrides: Overrides = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE.yaml] [KEY=VALUE]...",
+            help="A recipe (default: defaults), then settings such as train.steps=500.",
+        ),
+    ] = None,
     data: Data = None,
     output: Annotated[
         str | None, typer.Option(help="Folder of the run (default: runs/classifier-DATASET).")
@@ -253,12 +260,26 @@ def train_classifier(
     from spectok.data.choice import data_override
     from spectok.evaluation import ClassifierRecipe, load_classifier
     from spectok.evaluation import train_classifier as run
-    from spectok.recipes.recipe import apply_overrides, resolve_recipe
+    from spectok.recipes.files import is_run_recipe
+    from spectok.recipes.recipe import apply_overrides, read_recipe, resolve_recipe
 
+    words = words or []
     own_data = [data_override(data)] if data else []
-    recipe = resolve_recipe(apply_overrides({}, [*own_data, *(overrides or [])]), ClassifierRecipe)
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
+    file = Path(home(named_recipe(named[0], resume))) if named else None
+    if file is not None and file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{named[0]}: give a recipe of a classifier as a file, or images: --data {named[0]}"
+        )
+    raw = {} if file is None else read_recipe(str(file), ClassifierRecipe)
+    changes = [*own_data, *(word for word in words if "=" in word)]
+    recipe = resolve_recipe(apply_overrides(raw, changes), ClassifierRecipe)
     default = Path("runs", f"classifier-{name_of_data(recipe.data)}")
-    folder = Path(output or recipe.output or default)
+    if file is not None and is_run_recipe(file):
+        default = file.parent
+    folder = Path(home(output or recipe.output or default))
     check_output(folder, resume_of(resume))
     result = run(recipe, folder, resume=resume_of(resume))
     accuracy = load_classifier(folder).config["held_out_accuracy"]
@@ -305,6 +326,8 @@ def name_competitors(
     """
     from spectok.evaluation.comparison import find_competitor
     from spectok.loading import model_folder
+    from spectok.plugins.registry import list_tokenizers
+    from spectok.recipes.files import list_recipes
     from spectok.trained.names import is_model
     from spectok.training.recipe import TokenizerRecipe
 
@@ -313,7 +336,12 @@ def name_competitors(
     found: dict[str, Competitor] = {}
     for name in names:
         installed = is_model(name, TokenizerRecipe.folder)
-        recipe = None if installed or os.path.isdir(name) else resolve(name, data, overrides)
+        known = {*list_recipes(), *list_tokenizers()}
+        named = name in known or f"{TokenizerRecipe.folder}/{name}" in known
+        if named and not installed:
+            remark_taken(name, "a tokenizer to train")
+        is_folder = not named and os.path.isdir(home(name))
+        recipe = None if installed or is_folder else resolve(name, data, overrides)
         label = label_of(name)
         if label in found:
             raise ConfigError(
@@ -351,7 +379,7 @@ def label_of(name: str) -> str:
     """Return a competitor's label: the key itself, or the name of its file or folder."""
     path = Path(name)
     path = path.parent if path.name in ("model", "recipe.yaml") else path
-    if path.suffix in (".yaml", ".yml") or os.path.isdir(path):
+    if path.suffix in (".yaml", ".yml") or os.path.isdir(home(path)):
         return path.stem
     return "-".join(part for part in path.parts if part not in (FOLDER, "tokenizers"))
 
