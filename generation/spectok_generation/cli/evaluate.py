@@ -34,10 +34,10 @@ class PriorCommand(EvalCommand):
         word = model_folder(word)
         if not os.path.isdir(word):
             return False
-        from spectok_generation.pipeline_folder import is_pipeline
+        from spectok_generation.pipeline_folder import draws
         from spectok_generation.priors.factory import holds_prior
 
-        return is_pipeline(word) or holds_prior(word)
+        return draws(word) or holds_prior(word)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -82,6 +82,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     trust: sampling.Trust = False,
+    subfolder: sampling.Subfolder = None,
 ) -> None:
     """Measure how close images that a trained prior draws are to held-out ones."""
     if (num_images is None) != likelihood:
@@ -91,6 +92,7 @@ def evaluate(
         )
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
+    sampling.check_subfolder(subfolder, tokenizer)
     prior_folder(prior)
 
     from spectok.data import build_dataset
@@ -106,7 +108,7 @@ def evaluate(
     if images is not None:
         check_is_ours(images)
     with process_device() as device:
-        model, decoder = load_pair(prior, tokenizer, trust=trust)
+        model, decoder = load_pair(prior, tokenizer, subfolder=subfolder, trust=trust)
         encoder = load_encoder(model, prior, text, trust=trust) if model.text_width else None
         if guidance is None and encoder is not None:
             guidance = TEXT_GUIDANCE
