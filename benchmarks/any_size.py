@@ -5,10 +5,19 @@
         train.lr_schedule=cosine train.warmup_steps=50 train.save_every=1500
     python benchmarks/any_size.py runs/vqvae-photos
 
+or a quantizer in the latents of an autoencoder that was trained on the same crops:
+
+    python benchmarks/small_autoencoder.py --data photos --steps 220 --batch-size 8 \
+        --out runs/photos-autoencoder
+    spectok train latentvq --data photos --output runs/latentvq-photos tokenizer.image_size=32 \
+        tokenizer.autoencoder=runs/photos-autoencoder train.batch_size=32 train.steps=1000 \
+        train.learning_rate=1e-3
+    python benchmarks/any_size.py runs/latentvq-photos --name any_size_latentvq
+
 The images are the parts of the nine photographs of ``photos`` from which no training crop is.
 Seconds are those of the processor, of one thread, that encoding and decoding all of them take: the
 median of three rounds in turns, given as multiples of those of whole images. Results go into
-``results/any_size.json``, and details of three photographs into ``results/any_size.png``.
+``results/NAME.json``, and details of three photographs into ``results/NAME.png``.
 """
 
 from __future__ import annotations
@@ -50,7 +59,9 @@ def main() -> None:
     """Measure every way, and draw three details."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("model", help="folder of the trained tokenizer or of its run")
-    model = parser.parse_args().model
+    parser.add_argument("--name", default="any_size", help="of the results")
+    arguments = parser.parse_args()
+    model = arguments.model
     torch.set_num_threads(1)
     tokenizer = load_trained(model)
     config = DataConfig.model_validate({"name": "photos", "split": "test"})
@@ -68,15 +79,15 @@ def main() -> None:
         ways[name] = {"seconds": seconds[name], "seconds_as_whole": ratio, **found}
         print(f"{name:26}", *(f"{n} {v:.4f}" for n, v in found["metrics"].items()), f"{ratio:.2f}")
     report = {
-        "command": "python benchmarks/any_size.py runs/vqvae-photos",
+        "command": f"python benchmarks/any_size.py {model} --name {arguments.name}",
         "weights": weights_of(tokenizer),
         "config": {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_")},
         "training": json.loads(Path(model, "log.jsonl").read_text().splitlines()[-1]),
         "ways": ways,
         "machine": describe_machine(),
     }
-    RESULTS.joinpath("any_size.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(tokenizer, photos)
+    RESULTS.joinpath(f"{arguments.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(tokenizer, photos, RESULTS / f"{arguments.name}.png")
 
 
 def seconds_of(tokenizer: ImageTokenizer, photos: OriginalImages, way: Sizing) -> float:
@@ -88,7 +99,7 @@ def seconds_of(tokenizer: ImageTokenizer, photos: OriginalImages, way: Sizing) -
     return time.process_time() - begin
 
 
-def draw(tokenizer: ImageTokenizer, photos: OriginalImages) -> None:
+def draw(tokenizer: ImageTokenizer, photos: OriginalImages, picture: Path) -> None:
     """Save details: original, whole, tiles of 32 without overlap, and with it."""
     rows: list[Tensor] = []
     names = [photos.name_of(index) for index in range(len(photos))]
@@ -98,7 +109,7 @@ def draw(tokenizer: ImageTokenizer, photos: OriginalImages) -> None:
         shown = [image, *(tokenizer.reconstruct(image, **way) for way in ways)]
         rows += [one[0, :, top : top + DETAIL, left : left + DETAIL] for one in shown]
     details = torch.stack(rows).repeat_interleave(ENLARGED, -1).repeat_interleave(ENLARGED, -2)
-    save_grid(enlarge(details), RESULTS / "any_size.png", columns=4)
+    save_grid(enlarge(details), picture, columns=4)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     name = os.fspath(name_or_path)
     if name not in registry.list_tokenizers():
         find_model(name, TOKENIZERS)
-        folder = Path(model_folder(name))
+        folder = root_folder(name, overrides.get("subfolder"))
         if os.path.isdir(folder):
             return load_folder(folder, **overrides)
         if may_be_hub_id(name):
@@ -91,12 +91,16 @@ def _at_size(tokenizer: ImageTokenizer, image_size: ImageSize | None) -> ImageTo
     return tokenizer if image_size is None else tokenizer.at_size(image_size)
 
 
-def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageTokenizer:
+def load_trained(
+    path: str | os.PathLike[str], *, subfolder: str | None = None, trust: bool = False
+) -> ImageTokenizer:
     """Load a trained tokenizer, in eval mode, from its folder, its run's folder, or the hub.
 
     Args:
         path: Folder of a model or of a run, the name of a trained model that is installed, or a
             hub id.
+        subfolder: Folder inside it that holds the tokenizer. None: the one that its
+            ``model_index.json`` says, if it is a pipeline.
         trust: See :meth:`SpectokModel.from_pretrained`.
 
     Raises:
@@ -104,10 +108,10 @@ def load_trained(path: str | os.PathLike[str], *, trust: bool = False) -> ImageT
         CheckpointError: If it cannot be loaded.
     """
     name = check_trained(path)
-    folder = Path(model_folder(name))
+    folder = root_folder(name, subfolder)
     if os.path.isdir(folder):
-        return load_folder(folder, trust=trust)
-    return load_tokenizer(name, trust=trust)
+        return load_folder(folder, subfolder=subfolder, trust=trust)
+    return load_tokenizer(name, subfolder=subfolder, trust=trust)
 
 
 def check_trained(path: str | os.PathLike[str]) -> str:
@@ -144,6 +148,31 @@ def model_folder(path: str) -> str:
     path = str(find_model(path) or home(path))
     inside = Path(path, "model")
     return str(inside) if os.path.isfile(inside / "config.json") else path
+
+
+def root_folder(path: str, subfolder: str | None) -> Path:
+    """Return the folder that a subfolder is meant to be inside; without one, the model's."""
+    return Path(model_folder(path) if subfolder is None else find_model(path) or path)
+
+
+def find_saved(path: str | os.PathLike[str], subfolder: str | None = None) -> ForeignFolder:
+    """Return the folder and the config of a trained tokenizer; those on the hub are fetched first.
+
+    Args:
+        path: As for :func:`load_trained`.
+        subfolder: As there.
+
+    Raises:
+        CheckpointError: If it is not there.
+    """
+    from spectok.foreign.opening import open_folder
+    from spectok.hub import download
+
+    name = os.fspath(path)
+    root = root_folder(name, subfolder)
+    return open_folder(
+        root if os.path.isdir(root) else download(name, list(CONFIGS), {}), subfolder, name
+    )
 
 
 def load_folder(folder: Path, **overrides: Any) -> ImageTokenizer:

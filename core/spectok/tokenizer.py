@@ -174,6 +174,11 @@ class ImageTokenizer(AnySizeModel):
     # -- images as people have them --------------------------------------------------------------
 
     @property
+    def data_filter(self) -> str | None:
+        """Filter with which data sets are resized for it; None: each by its own."""
+        return None
+
+    @property
     def processor(self) -> ImageProcessor:
         """Brings images of any kind and size to batches of this tokenizer's, and back to PIL."""
         return ImageProcessor(self.image_shape, self.resize_filter)

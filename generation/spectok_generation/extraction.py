@@ -66,6 +66,7 @@ def extract_tokens(
     how: Extraction | None = None,
     *,
     path: str | None = None,
+    subfolder: str | None = None,
     on_images: OnImages | None = None,
 ) -> TokenCache:
     """Write the tokens of every image of a data set to disk; each process does its share.
@@ -79,6 +80,7 @@ def extract_tokens(
         directory: Directory of the cache.
         how: Batch size, copies and the like.
         path: Where the tokenizer was loaded from; stored in the cache.
+        subfolder: Folder inside it, if one was given; stored as well.
         on_images: Called with the number of images this process encoded since the last call.
 
     Raises:
@@ -87,7 +89,7 @@ def extract_tokens(
     """
     how, target = how or Extraction(), Path(home(directory))
     tokenizer.eval()
-    header = _plan_header(tokenizer, dataset, path, how)
+    header = _plan_header(tokenizer, dataset, how, tokenizer_record(tokenizer, path, subfolder))
     temporary = target.with_name(target.name + ".partial")
     with run_locked(target, beside=True):
         if not from_main(lambda: _is_finished(target, header) or _begin(temporary, header, how)):
@@ -117,7 +119,7 @@ def check_image_shape(dataset: Any, tokenizer: ImageTokenizer) -> None:
 
 
 def _plan_header(
-    tokenizer: ImageTokenizer, dataset: Any, path: str | None, how: Extraction
+    tokenizer: ImageTokenizer, dataset: Any, how: Extraction, record: dict[str, Any]
 ) -> CacheHeader:
     if len(dataset) == 0 or how.copies < 1:
         raise DataError(
@@ -127,7 +129,7 @@ def _plan_header(
     return CacheHeader(
         token_spec=tokenizer.token_spec.to_dict(),
         count=len(dataset) * how.copies,
-        tokenizer=tokenizer_record(tokenizer, path),
+        tokenizer=record,
         data=f"{dataset.fingerprint} x{how.copies}, augmentation: {how.augmentation}",
         num_classes=dataset.num_classes or 0,
         class_names=dataset.class_names,

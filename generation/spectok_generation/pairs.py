@@ -35,6 +35,7 @@ def load_pair(
     prior_path: str | os.PathLike[str],
     tokenizer_path: str | os.PathLike[str] | None = None,
     *,
+    subfolder: str | None = None,
     trust: bool = False,
 ) -> tuple[Any, ImageTokenizer]:
     """Load a trained prior and its tokenizer, in eval mode.
@@ -46,6 +47,7 @@ def load_pair(
             model that is installed.
         tokenizer_path: Its tokenizer. None: the one in the pipeline, or the one recorded when the
             prior was trained.
+        subfolder: Folder inside ``tokenizer_path`` that holds it.
         trust: See :func:`~spectok_generation.pipeline_folder.load_component`.
 
     Raises:
@@ -65,8 +67,11 @@ def load_pair(
     if whole and tokenizer_path is None:
         where, tokenizer = str(folder / "tokenizer"), load("tokenizer")
     else:
-        where = os.fspath(tokenizer_path or _recorded_path(prior, folder))
-        tokenizer = load_trained(where, trust=trust)
+        where = tokenizer_path
+        if where is None:
+            where, subfolder = _recorded_place(prior, folder)
+        where = os.fspath(where)
+        tokenizer = load_trained(where, subfolder=subfolder, trust=trust)
     check_pair(prior, tokenizer, where)
     return prior, tokenizer
 
@@ -178,14 +183,14 @@ def run_of(prior_path: Path) -> Path:
     return prior_path.parent if prior_path.name == "model" else prior_path
 
 
-def _recorded_path(prior: Prior, prior_path: Path) -> Path:
+def _recorded_place(prior: Prior, prior_path: Path) -> tuple[Path, str | None]:
+    """Return where the tokenizer of a prior is, and the folder inside it, if one was given."""
     record: dict[str, Any] = prior.tokenizer_record
-    recorded = Path(record["path"]) if record.get("path") else None
-    for candidate in (run_of(prior_path) / OWN_TOKENIZER, recorded):
-        if candidate is not None and os.path.isdir(candidate):
-            return candidate
-    if recorded is not None and may_be_hub_id(record["path"]):
-        return recorded  # a hub id
+    recorded, own = Path(record["path"]) if record.get("path") else None, run_of(prior_path)
+    if os.path.isdir(own / OWN_TOKENIZER):
+        return own / OWN_TOKENIZER, None
+    if recorded is not None and (os.path.isdir(recorded) or may_be_hub_id(record["path"])):
+        return recorded, record.get("subfolder")  # a folder, or a hub id
     raise CheckpointError(
         f"the tokenizer of this prior is not at {recorded or 'any recorded place'}; give it with "
         f"--tokenizer"

@@ -88,6 +88,7 @@ class TokenPipeline(DiffusionPipeline):
         tokenizer_path: str | os.PathLike[str] | None = None,
         text_encoder: str | None = None,
         *,
+        subfolder: str | None = None,
         trust: bool = False,
     ) -> TokenPipeline:
         """Build a pipeline from what a run trained.
@@ -96,13 +97,14 @@ class TokenPipeline(DiffusionPipeline):
             prior_path: Folder of the prior or of its run.
             tokenizer_path: Its tokenizer. None: the one it was trained with.
             text_encoder: Folder or name of its text encoder. None: the one it was trained with.
+            subfolder: Folder inside ``tokenizer_path`` that holds it.
             trust: See :meth:`from_pretrained`.
 
         Raises:
             CheckpointError: If one is missing, or they do not belong together.
             InputError: If a text encoder is given for a prior that reads no text.
         """
-        prior, tokenizer = load_pair(prior_path, tokenizer_path, trust=trust)
+        prior, tokenizer = load_pair(prior_path, tokenizer_path, subfolder=subfolder, trust=trust)
         if not prior.text_width and text_encoder is None:
             return cls(tokenizer, prior)
         encoder = load_encoder(prior, prior_path, text_encoder, trust=trust)

@@ -27,6 +27,17 @@ def is_pipeline(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(Path(path, INDEX))
 
 
+def draws(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds a saved pipeline with a prior, or one that cannot be read.
+
+    A pipeline of another library may have a tokenizer alone.
+    """
+    try:
+        return is_pipeline(path) and "prior" in read_index(path)
+    except CheckpointError:
+        return True  # whoever loads it says why
+
+
 def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read which parts a saved pipeline consists of.
 

@@ -118,7 +118,7 @@ def _tokenizer(recipe: PriorRecipe, device: str) -> ImageTokenizer | None:
         return None
     own = tokenizer_recipe(recipe.tokenizer)
     if own is None:
-        return load_trained(recipe.tokenizer)
+        return load_trained(recipe.tokenizer, subfolder=recipe.tokenizer_subfolder)
     with torch.device(device):
         return build(own.tokenizer, own.seed)
 

@@ -30,6 +30,8 @@ class PriorRecipe(Recipe):
         prior: ``name`` and constructor options of a registered prior.
         tokenizer: Folder or hub id of a trained tokenizer; or a recipe, whose tokenizer is then
             trained first, inside the run. None: ``tokens`` is given and suffices.
+        tokenizer_subfolder: Folder inside the tokenizer's, or inside the hub's repository, that
+            holds it. None: the one that ``model_index.json`` says, if it is a pipeline.
         tokens: Folder of tokens written by ``spectok extract``. None: they are extracted from
             ``data`` first, inside the run.
         data: Images whose tokens are learned; ignored if ``tokens`` is given. Size and channels
@@ -47,6 +49,7 @@ class PriorRecipe(Recipe):
 
     prior: Annotated[dict[str, Any], Registered("prior")]
     tokenizer: str | None = None
+    tokenizer_subfolder: str | None = None
     tokens: str | None = None
     data: Annotated[DataConfig, Registered("dataset")] = DataConfig.model_validate({})
     text: TextConfig | None = None
@@ -59,12 +62,18 @@ class PriorRecipe(Recipe):
         """Check that a tokenizer or tokens are given.
 
         Raises:
-            ConfigError: If neither is given.
+            ConfigError: If neither is given, or a folder inside what is no trained tokenizer.
         """
         if raw.get("tokenizer") is None and raw.get("tokens") is None:
             raise ConfigError(
                 "tokenizer: missing; give a trained tokenizer's folder or a recipe (--tokenizer), "
                 "or extracted tokens (--tokens)"
+            )
+        inside, tokenizer = raw.get("tokenizer_subfolder"), raw.get("tokenizer")
+        if inside is not None and (tokenizer is None or tokenizer_recipe(str(tokenizer))):
+            raise ConfigError(
+                f"tokenizer_subfolder: {inside} is a folder inside a trained tokenizer's; give "
+                f"that with --tokenizer, or leave it out"
             )
         return raw
 
@@ -192,4 +201,5 @@ def default_output(name: str, recipe: PriorRecipe) -> Path:
         words += source.parts
     elif not tokenizer_recipe(str(source)):
         words.append((source.parent if source.name == "model" else source).name)
+        words += Path(recipe.tokenizer_subfolder or "").parts
     return Path("runs", "-".join(w for w in words if w != PriorRecipe.folder))

@@ -11,20 +11,24 @@ from spectok.modeling import SpectokModel
 from spectok.reading import sha256_of_file
 from spectok.weights import fingerprint
 
-TEXTS = ("fingerprint", "class", "path", "pretrained")
+TEXTS = ("fingerprint", "class", "path", "subfolder", "pretrained")
 """What a record has as text, where it has it."""
-RECORDS, PLACES = ("tokenizer", "text"), ("path", "pretrained")
+RECORDS, PLACES = ("tokenizer", "text"), ("path", "subfolder", "pretrained")
 """Records in the config of a prior, and what in them names places of one machine."""
 
 
-def tokenizer_record(tokenizer: ImageTokenizer, path: str | None = None) -> dict[str, Any]:
+def tokenizer_record(
+    tokenizer: ImageTokenizer, path: str | None = None, subfolder: str | None = None
+) -> dict[str, Any]:
     """Return what a cache or a prior stores about its tokenizer.
 
     Args:
         tokenizer: The tokenizer.
         path: Where it was loaded from.
+        subfolder: Folder inside it, if one was given.
     """
-    return {
+    inside = {} if subfolder is None else {"subfolder": subfolder}
+    return inside | {
         "fingerprint": tokenizer_fingerprint(tokenizer),
         "class": type(tokenizer).__name__,
         "path": path,

@@ -99,7 +99,9 @@ def _tokenizer(recipe: PriorRecipe) -> ImageTokenizer | None:
     if recipe.tokenizer is None:
         return None
     own = tokenizer_recipe(recipe.tokenizer)
-    return load_trained(recipe.tokenizer) if own is None else rehearse_tokenizer(own)
+    if own is not None:
+        return rehearse_tokenizer(own)
+    return load_trained(recipe.tokenizer, subfolder=recipe.tokenizer_subfolder)
 
 
 def _text(recipe: PriorRecipe) -> tuple[TextEncoder | None, dict[str, Any] | None]:

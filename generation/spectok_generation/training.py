@@ -120,7 +120,8 @@ def fit_prior(
     with accelerated(recipe.train, output) as accelerator:
         tokenizer = None
         if path is not None:
-            tokenizer = load_trained(path).to(accelerator.device)
+            inside = recipe.tokenizer_subfolder
+            tokenizer = load_trained(path, subfolder=inside).to(accelerator.device)
         if tokenizer is not None and issubclass(registry.get_prior(recipe.prior["name"]), LDM):
             training_set = latent_training_set(recipe, tokenizer, path)
         else:
@@ -209,7 +210,7 @@ def prepare_tokens(
     if recipe.tokens is not None:
         cache = TokenCache(recipe.tokens, recipe.seed)
         if tokenizer is not None:
-            cache.check_tokenizer(tokenizer_record(tokenizer, path))
+            cache.check_tokenizer(tokenizer_record(tokenizer, path, recipe.tokenizer_subfolder))
         return cache
     if tokenizer is None:
         raise ConfigError("tokenizer: missing; give a trained tokenizer, or extracted tokens")
@@ -220,6 +221,7 @@ def prepare_tokens(
         output / OWN_TOKENS,
         how,
         path=path,
+        subfolder=recipe.tokenizer_subfolder,
         seed=recipe.seed,
         needs_captions=recipe.text is not None,
     )
@@ -232,6 +234,7 @@ def extract_data(
     how: Extraction,
     *,
     path: str | None = None,
+    subfolder: str | None = None,
     seed: int = 0,
     needs_captions: bool = False,
 ) -> TokenCache:
@@ -243,6 +246,7 @@ def extract_data(
         directory: Directory of the cache.
         how: Batch size and copies.
         path: Where the tokenizer was loaded from; a folder is stored as an absolute path.
+        subfolder: Folder inside it, if one was given.
         seed: Seed of the augmentation.
         needs_captions: Whether the images must have captions.
 
@@ -259,8 +263,8 @@ def extract_data(
         how = replace(how, augmentation=f"flip {flip}, shift {shift}, seed {seed}")
     say(str(dataset.report))
     with progress("extracting tokens", len(dataset) * how.copies // world()[1]) as advance:
-        path = absolute(path)
-        return extract_tokens(tokenizer, dataset, directory, how, path=path, on_images=advance)
+        origin = {"path": absolute(path), "subfolder": subfolder}
+        return extract_tokens(tokenizer, dataset, directory, how, **origin, on_images=advance)
 
 
 def build_prior(recipe: PriorRecipe, training_set: TrainingSet) -> Prior:

@@ -105,7 +105,8 @@ def latent_training_set(
     dataset = build_dataset(fit_data(recipe.data, tokenizer), seed=recipe.seed)
     say(str(dataset.report))
     check_classes(dataset.labels, dataset.num_classes or 0)
-    record = tokenizer_record(tokenizer, absolute(path)) | {"class_names": dataset.class_names}
+    record = tokenizer_record(tokenizer, absolute(path), recipe.tokenizer_subfolder)
+    record |= {"class_names": dataset.class_names}
     return TrainingSet(
         dataset,
         lambda batch: encode_latents(tokenizer, batch["images"]),
@@ -150,9 +151,13 @@ def with_text(training_set: TrainingSet, encoder: TextEncoder, folder: Path) -> 
 
 
 def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:
-    """Set the size and the channels of a ``data:`` section to those of a tokenizer."""
+    """Set the size, the channels and the filter of a ``data:`` section to those of a tokenizer."""
     channels, height, _ = tokenizer.image_shape
-    fitting = {"image_size": data.image_size or height, "channels": data.channels or channels}
+    fitting: dict[str, Any] = {
+        "image_size": data.image_size or height,
+        "channels": data.channels or channels,
+    }
+    fitting["resize_filter"] = data.resize_filter or tokenizer.data_filter
     return data.model_copy(update=fitting)
 
 

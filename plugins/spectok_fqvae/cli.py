@@ -70,14 +70,15 @@ def study_model(model: str, data: str, limit: int) -> CodeStudy:
 
 def test_images(data: str, tokenizer: ImageTokenizer, limit: int) -> ImageDataset:
     """Return the first test images of a data set, in the shape that a tokenizer takes."""
-    from spectok.data import DataConfig, build_dataset
+    from spectok.data import DataConfig
     from spectok.data.choice import data_override
+    from spectok.evaluation.resizing import dataset_for
     from spectok.recipes.recipe import apply_overrides
 
     channels, height, _ = tokenizer.image_shape
     raw = apply_overrides({}, [data_override(data)])["data"]
     raw |= {"image_size": height, "channels": channels, "split": "test", "limit": limit}
-    return build_dataset(DataConfig.model_validate(raw), train=False)
+    return dataset_for(tokenizer, DataConfig.model_validate(raw))[0]
 
 
 def describe(study: CodeStudy) -> list[str]:

@@ -21,6 +21,13 @@ from spectok_latentvq.autoencoder import open_autoencoder
 from spectok_latentvq.latents import cached_latents, encoded, spread_rows
 from spectok_latentvq.token_space import FrequencyTokens, GlobalTokens, Kind, StandardTokens
 
+FIXED: dict[Kind, str] = {
+    "global": "each of its tokens describes the whole image, through affine maps of that size",
+    "frequency": "each of its tokens is a frequency of the whole image, scaled as measured at that "
+    "size",
+}
+"""Token spaces whose tokens are no places -> why they serve one size."""
+
 
 class LatentVQ(ImageTokenizer):
     """Any quantizer in the latent space of an ``AutoencoderKL``, ``-DC`` or ``-Tiny`` of diffusers.
@@ -45,6 +52,9 @@ class LatentVQ(ImageTokenizer):
 
     The autoencoder's config is saved with the tokenizer, and its weights with the tokenizer's: a
     saved folder needs nothing else.
+
+    A grid of tokens takes images of any multiple of f, standardised by the statistics that were
+    measured at the size it was trained at: they are of channels, not of places.
 
     Args:
         image_size: Height and width, in pixels; divisible by the autoencoder's factor f.
@@ -71,6 +81,7 @@ class LatentVQ(ImageTokenizer):
     """
 
     token_space: StandardTokens
+    fixed_size = None
     recomputed_units = ("ResnetBlock2D", "ResBlock", "EfficientViTBlock", "AutoencoderTinyBlock")
 
     @register_to_config
@@ -99,6 +110,7 @@ class LatentVQ(ImageTokenizer):
         self.order = token_order
         self.encoder = network.encoder.requires_grad_(False)
         inner = self._read_as(token_space, num_tokens, codebook_dim)
+        self.fixed_size = FIXED.get(token_space)
         self.token_space = StandardTokens(inner, channels)
         self.quantizer = build_quantizer(
             quantizer, dim=inner.dim, num_tokens=inner.num_tokens, codebook_size=codebook_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -124,6 +125,10 @@ class StandardTokens(TokenSpace):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("num_measured", torch.zeros((), dtype=torch.int64))
+
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Take the layout of the inner token space at another size; the statistics stay."""
+        self.shape = self.inner.shape
 
     def standardize(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Take the mean away and divide by the deviation."""

@@ -305,3 +305,96 @@ def test_commands_refuse_in_one_line(folder, capsys):
     code, shown = run(capsys, "info", folder)
     assert code == 2
     assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_every_command_takes_a_folder_inside_the_model(folder, tmp_path, capsys):
+    from PIL import Image
+
+    root, picture = folder.parent, tmp_path / "a.png"
+    shutil.copytree(folder, root / "second")
+    pipeline(root, vqvae=["diffusers", "VQModel"], second=["diffusers", "VQModel"])
+    Image.new("RGB", (20, 30), (200, 30, 90)).save(picture)
+    for words in (
+        ("info", root),
+        ("encode", root, picture, "--out", tmp_path / "a.json"),
+        ("decode", root, tmp_path / "a.json", "--out", tmp_path / "decoded"),
+        ("reconstruct", root, picture, "--out", tmp_path / "grid.png"),
+        ("changes", root, picture, picture),
+        ("eval", root, "--data", "shapes", "--limit", 8, "--out", tmp_path / "result.json"),
+        ("doctor", root),
+    ):
+        code, shown = run(capsys, *words, "--subfolder", "second")
+        assert code == 0, (words, shown.err)
+        if words[0] in ("info", "encode", "decode", "reconstruct"):
+            assert f"{root} --subfolder second" in shown.out.rpartition("next: ")[2]
+        for arguments, reason in (
+            ((), "with several tokenizers: vqvae, second"),
+            (("--subfolder", "vae"), "has no folder vae; its folders: "),
+            (("--subfolder", "../vae"), "is not inside"),
+        ):
+            code, shown = run(capsys, *words, *arguments)
+            assert code == 2
+            assert reason in shown.err
+            assert len(shown.err.strip().splitlines()) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["model"] == str(root / "second")
+
+
+def test_a_subfolder_is_inside_a_run_and_has_a_card_of_its_own(folder, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    shutil.move(folder, run_folder / "model")
+    shutil.copytree(run_folder / "model", run_folder / "other")
+    for inside in ("model", "other"):
+        assert load_tokenizer(run_folder, subfolder=inside).image_shape == (3, 16, 16)
+    data = ("--subfolder", "other", "--data", "shapes", "--limit", 8)
+    assert run(capsys, "eval", run_folder, *data, "--card")[0] == 0
+    assert (run_folder / "other" / "README.md").is_file()
+    assert not (run_folder / "model" / "README.md").exists()
+    assert run(capsys, "eval", run_folder, "--subfolder", "other", "--verify")[0] == 0
+
+
+def test_data_are_resized_as_the_checkpoint_wants(folder, tmp_path, capsys):
+    from PIL import Image
+
+    from spectok.data import config_for_path
+    from spectok.data.files import load_image
+    from spectok.evaluation.resizing import dataset_for
+
+    noise = torch.randint(0, 256, (4, 37, 53, 3), generator=torch.Generator().manual_seed(0))
+    for number, pixels in enumerate(noise.to(torch.uint8).numpy()):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.resize_filter == "lanczos"
+    config = config_for_path(tmp_path / "images", image_size=16, num_held_out=0)
+    found, used = dataset_for(tokenizer, config)
+    assert found.preprocessing["filter"] == used.resize_filter == "lanczos"
+    for number in range(4):
+        file = tmp_path / "images" / found.name_of(number)
+        alone = load_image(file, tokenizer.image_shape, tokenizer.resize_filter)
+        assert torch.equal(found[number]["images"], alone)
+        assert torch.equal(tokenizer.processor(Image.open(file))[0], alone)
+    told = config.model_copy(update={"resize_filter": "nearest"})
+    assert dataset_for(tokenizer, told)[0].preprocessing["filter"] == "nearest"
+    own = dataset_for(small_tokenizer("vqvae", in_channels=3), config)
+    assert own[1] is config
+    assert own[0].preprocessing["filter"] == "bicubic"
+
+    def protocol(*words):
+        out = tmp_path / "result.json"
+        code, shown = run(capsys, "eval", folder, *words, "--split", "train", "--out", out)
+        assert code == 0, shown.err
+        return json.loads(out.read_text())
+
+    images = ("--data", tmp_path / "images", "num_held_out=0")
+    measured, other = protocol(*images), protocol(*images, "resize_filter=nearest")
+    assert measured["protocol"]["preprocessing"]["filter"] == "lanczos"
+    assert measured["data"]["resize_filter"] == "lanczos"
+    assert other["protocol"]["preprocessing"]["filter"] == "nearest"
+    assert measured["protocol"]["id"] != other["protocol"]["id"]
+    assert measured["metrics"] != other["metrics"]
+    plain = protocol("--data", "shapes", "--limit", 4)  # drawn at the model's size: nothing resized
+    assert plain["protocol"]["preprocessing"]["filter"] == "bicubic"
+    assert "resize_filter" not in plain["data"]
+    again = ("eval", "--verify", tmp_path / "result.json", "--data", "shapes")
+    assert run(capsys, *again)[0] == 0

@@ -44,6 +44,7 @@ LAYERS = (
     {"training"},
     {"planning"},
     {"evaluation"},
+    {"codec"},
     {"testing"},
     {"cli"},
 )

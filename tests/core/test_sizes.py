@@ -22,11 +22,20 @@ from spectok.tiling import Tiling, decode_tiles, encode_tiles, mirror_to, plan_t
 from spectok.token_files import read_images, read_tokens, write_tokens
 
 ANY_SIZE = {
-    **{"cvqvae": 4, "favae": 4, "hvqvae": 4, "rqvae": 4, "sqvae": 4, "vqgan": 4, "vqvae": 4},
+    **{
+        "cvqvae": 4,
+        "favae": 4,
+        "hvqvae": 4,
+        "latentvq": 4,
+        "rqvae": 4,
+        "sqvae": 4,
+        "vqgan": 4,
+        "vqvae": 4,
+    },
     **{"vqwae": 4, "dqvae": 8, "hqvae": 8, "vqvae2": 8, "hrvqvae": 2},
 }
 """Tokenizers that take any multiple of so many pixels, as built by ``small_tokenizer``."""
-ONE_SIZE = {"fqvae": "frequency", "latentvq": "does not say", "qgvae": "the whole image"}
+ONE_SIZE = {"fqvae": "frequency", "qgvae": "the whole image"}
 """Tokenizers that do not, and a part of the reason they give."""
 
 

@@ -8,12 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from PIL import Image
 
+from spectok import load_tokenizer
 from spectok.cli import build_app
 from spectok.cli.scripts import command_words
+from spectok.testing.small import small_tokenizer
 from spectok_generation import DiffusionOptions, SamplingOptions
+from spectok_generation.pairs import load_pair
+from spectok_generation.records import tokenizer_fingerprint
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["train.steps=2", "train.batch_size=4", "train.sample_every=null", "prior.size=gpt-nano"]
@@ -51,6 +56,53 @@ def test_each_command_names_the_next_and_it_works(spectok, tokenizer_folder, tmp
     first = Path("samples.png").read_bytes()
     assert spectok(*next_command(out))[0] == 0
     assert Path("samples.png").read_bytes() != first
+
+
+def test_a_tokenizer_inside_a_folder_is_recorded_and_found(spectok, tmp_path, monkeypatch):
+    names = ("one", "two")
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        small_tokenizer("vqvae").save_pretrained(tmp_path / "both" / name)
+    run, inside = tmp_path / "prior", ["--subfolder", "two"]
+    chosen = ["--tokenizer", tmp_path / "both", *inside, "--data", "digits", "data.limit=20"]
+    assert spectok("train", "prior", "gpt", *QUICK, *chosen, "--output", run)[0] == 0
+    found = load_pair(run)[1]
+    wanted = load_tokenizer(tmp_path / "both" / "two")
+    assert tokenizer_fingerprint(found) == tokenizer_fingerprint(wanted)
+    sample = ["sample", "--prior", run, "--num-images", 2, "--out", tmp_path / "a.png"]
+    assert spectok(*sample)[0] == 0
+    explicit = ["--tokenizer", tmp_path / "both"]
+    assert spectok(*sample, *explicit, *inside)[0] == 0
+    status, _, complaint = spectok(*sample, *explicit, "--subfolder", "one")
+    assert status == 2
+    assert "give the tokenizer it was trained with" in complaint
+    status, _, complaint = spectok(*sample, *inside)
+    assert status == 2
+    assert "give --tokenizer too" in complaint
+    tokens = ["--data", "digits", "limit=20", "--out", tmp_path / "tokens"]
+    assert spectok("extract", tmp_path / "both", *inside, *tokens)[0] == 0
+    again = ["train", "prior", "gpt", *QUICK, "--tokens", tmp_path / "tokens"]
+    assert spectok(*again, "--output", tmp_path / "again")[0] == 0
+    assert tokenizer_fingerprint(load_pair(tmp_path / "again")[1]) == tokenizer_fingerprint(wanted)
+    assert spectok("export", run, "--out", tmp_path / "pipe")[0] == 0
+    status, _, complaint = spectok(*again[:-2], "--tokenizer", "vqvae/digits", *inside)
+    assert status == 2
+    assert "tokenizer_subfolder: two is a folder inside a trained tokenizer's" in complaint
+
+
+def test_a_tokenizer_inside_a_repository_of_the_hub_is_found_again(spectok, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "cache" / "models--someone--both"
+    for name in ("one", "two"):
+        folder = root / "snapshots" / ("0" * 40) / name
+        small_tokenizer("vqvae").save_pretrained(folder)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("0" * 40)
+    run, inside = tmp_path / "prior", ["--subfolder", "two"]
+    chosen = ["--tokenizer", "someone/both", *inside, "--data", "digits", "data.limit=20"]
+    assert spectok("train", "prior", "gpt", *QUICK, *chosen, "--output", run)[0] == 0
+    assert spectok("sample", "--prior", run, "--num-images", 2, "--out", tmp_path / "a.png")[0] == 0
+    assert spectok("doctor", "someone/both", *inside)[0] == 0
 
 
 def test_a_seed_and_a_class_give_the_same_picture(spectok, trained, tmp_path):

@@ -90,6 +90,46 @@ def test_both_ends_are_those_of_the_library(folders, kind):
         assert torch.equal(tokenizer.decoder(latents), network.decode(latents).sample)
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_other_sizes_are_the_librarys_with_the_measured_statistics(folders, recipe, tmp_path, kind):
+    train_tokenizer(recipe(kind=kind), tmp_path / "run")
+    network = MAKERS[kind]().from_pretrained(folders[kind]).eval().requires_grad_(False)
+    trained = load_tokenizer(tmp_path / "run" / "model")
+    there = load_tokenizer(tmp_path / "run" / "model", image_size=(24, 40))
+    assert there.image_shape == (3, 24, 40)
+    assert there.token_spec.levels[0].shape == (12, 20)
+    assert int(there.token_space.num_measured) > 0
+    for name in ("mean", "deviation", "num_measured"):
+        assert torch.equal(getattr(there.token_space, name), getattr(trained.token_space, name))
+    images = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        found = network.encode(images)
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found[0]
+        assert torch.equal(there.encode_latents(images), latents)
+        indices = there.encode(images)
+        assert len(indices.unique()) > 4
+        z_q = there.embed(indices).mT.unflatten(-1, (12, 20))
+        space = trained.token_space
+        mean, deviation = (v[:, None, None] for v in (space.mean, space.deviation))
+        decoded = network.decode(z_q * deviation + mean).sample
+        assert torch.equal(there.decode(indices), decoded)
+    tiles = trained.reconstruct(images, tile=16, overlap=8)
+    assert tiles.shape == trained.reconstruct(images).shape == images.shape
+    for size, reason in (((24, 41), "not a multiple of 2"), (1, "not a multiple of 2")):
+        with pytest.raises(InputError, match=reason):
+            load_tokenizer(tmp_path / "run" / "model", image_size=size)
+
+
+@pytest.mark.parametrize("kind", ["global", "frequency"])
+def test_tokens_of_the_whole_image_keep_their_size(folders, kind):
+    options = {"image_size": 16, "autoencoder": str(folders["kl"]), "token_space": kind}
+    tokenizer = load_tokenizer("latentvq", **options, codebook_size=16).eval()
+    with pytest.raises(InputError, match=r"the whole image.*cut them into tiles of 16×16"):
+        tokenizer.at_size(32)
+    images = torch.rand(1, 3, 20, 33) * 2 - 1
+    assert tokenizer.reconstruct(images, tile=16, overlap=4).shape == images.shape
+
+
 def test_the_saved_folder_is_complete(folders, recipe, tmp_path, monkeypatch):
     moved = tmp_path / "autoencoder"
     shutil.copytree(folders["kl"], moved)

@@ -29,6 +29,7 @@ from spectok.cli import (
     importing,
     listing,
     models,
+    rates,
     resume,
     tokens,
     train,
@@ -73,7 +74,7 @@ def build_app() -> typer.Typer:
     train_app = train.new_group()
     app.add_typer(train_app, name="train")
     evaluate.add_commands(app, train_app)
-    for module in (resume, models, tokens, listing, doctor, importing):
+    for module in (resume, models, tokens, listing, doctor, importing, rates):
         module.add_commands(app)
     _add_plugin_commands(app, train_app)
     return app

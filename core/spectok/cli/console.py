@@ -42,16 +42,21 @@ def say_next(*commands: list[str]) -> None:
         say(f"{'next:' if i == 0 else '  or:'} {shlex.join(command)}")
 
 
-def load_on_device(model: str) -> ImageTokenizer:
+def load_on_device(model: str, subfolder: str | None = None) -> ImageTokenizer:
     """Load a trained tokenizer, in eval mode, on the GPU if there is one; see ``load_trained``."""
     from spectok.loading import load_trained
 
-    tokenizer = load_trained(model)
+    tokenizer = load_trained(model, subfolder=subfolder)
 
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return tokenizer.to(device)  # pyright: ignore - diffusers wraps the signature away
+
+
+def naming(model: str, subfolder: str | None) -> list[str]:
+    """Return the words that name a model, and the folder inside it, in a command to run next."""
+    return [model] if subfolder is None else [model, "--subfolder", subfolder]
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectok.cli.evaluate import DataSettings, Limit, held_out
-from spectok.cli.models import AsJson, Model
+from spectok.cli.models import AsJson, Model, Subfolder
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
@@ -33,6 +33,7 @@ def doctor(
     ] = None,
     limit: Limit = None,
     as_json: AsJson = False,
+    subfolder: Subfolder = None,
 ) -> None:
     """Look for what is wrong with a trained tokenizer; exit status 1 if it is damaged."""
     wanted = data is not None or bool(overrides)
@@ -42,17 +43,23 @@ def doctor(
 
     import torch
 
-    from spectok.data import build_dataset
     from spectok.evaluation.doctor import examine
+    from spectok.evaluation.resizing import dataset_for
 
     def images(tokenizer: ImageTokenizer) -> Any:
         shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
         settings = shape | {"split": split or "test", "limit": limit}
-        return build_dataset(held_out(model, data, settings, overrides or []), train=False)
+        return dataset_for(tokenizer, held_out(model, data, settings, overrides or []))[0]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress("looking at images", limit or 0) as advance:
-        found = examine(model, images if wanted else None, device=device, on_images=advance)
+        found = examine(
+            model,
+            images if wanted else None,
+            subfolder=subfolder,
+            device=device,
+            on_images=advance,
+        )
     if as_json:
         say(json.dumps({"model": model} | found.to_dict(), indent=2, ensure_ascii=False))
     else:

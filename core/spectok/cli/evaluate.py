@@ -23,6 +23,7 @@ from spectok.cli.models import (
     Model,
     Original,
     Overlap,
+    Subfolder,
     Tile,
     check_picture,
     check_sizing,
@@ -121,6 +122,7 @@ def evaluate(
             "status 1 if it does not hold.",
         ),
     ] = False,
+    subfolder: Subfolder = None,
 ) -> None:
     """Measure what a trained tokenizer keeps of held-out images, and what it spends on them."""
     if picture is not None:
@@ -139,26 +141,28 @@ def evaluate(
     if not verify and not card:
         check_trained(model)
 
-    from spectok.data import build_dataset, build_originals
+    from spectok.data import build_originals
     from spectok.evaluation import Evaluation, Networks, Sizing, evaluate_originals
     from spectok.evaluation import evaluate as run
     from spectok.evaluation.comparison import write_json
     from spectok.evaluation.numbers import record_numbers
+    from spectok.evaluation.resizing import dataset_for
     from spectok.evaluation.terms import data_section
     from spectok.training.card import weights_of
 
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)
+    place = model if subfolder is None else os.path.join(model, subfolder)
     if verify:
         if limit is not None or split is not None or card or picture is not None or own_sizes:
             raise ConfigError(
                 "--verify measures what is claimed, on the images that were claimed; leave out "
                 "--split, --limit, --card, --picture, --original and --tile"
             )
-        verify_claims(model, data, overrides or [], how, out)
+        verify_claims(place, data, overrides or [], how, out)
         return
-    folder = local_folder(model) if card else None
-    tokenizer = load_on_device(model)
+    folder = local_folder(place) if card else None
+    tokenizer = load_on_device(model, subfolder)
     shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
     settings = shape | {"split": split or "test", "limit": limit}
     config = held_out(model, data, settings, overrides or [])
@@ -168,20 +172,20 @@ def evaluate(
         with progress("evaluating", len(dataset)) as advance:
             result = evaluate_originals(tokenizer, dataset, sizing, on_images=advance)
     else:
-        dataset = build_dataset(config, train=False)
+        dataset, config = dataset_for(tokenizer, config)
         with progress("evaluating", len(dataset)) as advance:
             result = run(tokenizer, dataset, how, advance)
     show_measured(result)
     if folder is not None:
         say(f"written into the card: {record_numbers(tokenizer, folder, result, config)}")
     if out is not None:
-        facts = {"command": this_command(), "model": model, "weights": weights_of(tokenizer)}
+        facts = {"command": this_command(), "model": place, "weights": weights_of(tokenizer)}
         write_json({**facts, "data": data_section(config), **result}, out)
         say(f"everything measured: {out}")
     if picture is not None:
         save_pairs(tokenizer, dataset, picture)
         say(f"originals above reconstructions: {picture}")
-    say_next(["spectok", "compare", model, "OTHER", "--output", "comparison"])
+    say_next(["spectok", "compare", place, "OTHER", "--output", "comparison"])
 
 
 def compare(

@@ -15,6 +15,7 @@ from spectok.cli.console import (
     batches,
     find_images,
     load_on_device,
+    naming,
     note_resizing,
     originals,
     parse_size,
@@ -40,6 +41,10 @@ Model = Annotated[
         autocompletion=complete_model,
         help="Trained model: its folder, that of its run, a name, or a hub id.",
     ),
+]
+Subfolder = Annotated[
+    str | None,
+    typer.Option(help="Folder inside MODEL (default: the one its model_index.json says)."),
 ]
 Images = Annotated[list[str], typer.Argument(help="Image files, or directories of images.")]
 NumTokens = Annotated[
@@ -76,13 +81,15 @@ def info(
         ),
     ],
     as_json: AsJson = False,
+    subfolder: Subfolder = None,
 ) -> None:
     """Show a tokenizer's tokens, bits per image and size."""
     from spectok.loading import load_tokenizer
     from spectok.plugins.registry import list_tokenizers
 
     is_key = model in list_tokenizers()
-    facts = describe(load_tokenizer(model))
+    inside = {} if subfolder is None else {"subfolder": subfolder}
+    facts = describe(load_tokenizer(model, **inside))
     if as_json:
         say(json.dumps(facts, indent=2))
         return
@@ -93,7 +100,9 @@ def info(
     if is_key:
         say_next(["spectok", "train", model])
     else:
-        say_next(["spectok", "reconstruct", model, "IMAGE", "--out", "grid.png"])
+        say_next(
+            ["spectok", "reconstruct", *naming(model, subfolder), "IMAGE", "--out", "grid.png"]
+        )
 
 
 def describe(tokenizer: ImageTokenizer) -> dict[str, Any]:
@@ -136,6 +145,7 @@ def reconstruct(
     original: Original = False,
     tile: Tile = None,
     overlap: Overlap = None,
+    subfolder: Subfolder = None,
 ) -> None:
     """Show images above their reconstructions by a tokenizer."""
     check_picture(out)
@@ -144,7 +154,7 @@ def reconstruct(
     if len(files) > limit:
         note(f"showing the first {limit} of {len(files)} images; --limit shows more")
         files = files[:limit]
-    tokenizer = load_on_device(model)
+    tokenizer = load_on_device(model, subfolder)
 
     import torch
 
@@ -172,7 +182,7 @@ def reconstruct(
     columns = min(len(files), COLUMNS)
     save_grid(enlarge(pair_rows(shown, reconstructions, columns)), out, columns)
     say(f"{count_images(len(files))}, {bits:,.0f} bits each, PSNR {quality:.2f} dB: {out}")
-    say_next(["spectok", "encode", model, *images, "--out", "tokens.npz"])
+    say_next(["spectok", "encode", *naming(model, subfolder), *images, "--out", "tokens.npz"])
 
 
 def changes(
@@ -181,12 +191,13 @@ def changes(
     after: Annotated[str, typer.Argument(help="The same image, edited.")],
     out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
     as_json: AsJson = False,
+    subfolder: Subfolder = None,
 ) -> None:
     """Show which tokens an edit of an image changes (Fig. 12 of QG-VAE)."""
     if out is not None:
         check_picture(out)
     files = [find_images([name])[0] for name in (before, after)]
-    tokenizer = load_on_device(model)
+    tokenizer = load_on_device(model, subfolder)
 
     import torch
 

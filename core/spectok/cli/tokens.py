@@ -13,6 +13,7 @@ from spectok.cli.console import (
     batches,
     find_images,
     load_on_device,
+    naming,
     note_resizing,
     originals,
     parse_size,
@@ -24,6 +25,7 @@ from spectok.cli.models import (
     Model,
     NumTokens,
     Overlap,
+    Subfolder,
     Tile,
     check_sizing,
 )
@@ -49,13 +51,14 @@ def encode(
     image_size: ImageSizeOption = None,
     tile: Tile = None,
     overlap: Overlap = None,
+    subfolder: Subfolder = None,
 ) -> None:
     """Turn images into tokens."""
     check_sizing(image_size, False, tile, overlap)
     if out.suffix not in FORMATS:
         raise ConfigError(f"--out {out} does not end in .npz or .json")
     files = find_images(images)
-    tokenizer = load_on_device(model)
+    tokenizer = load_on_device(model, subfolder)
 
     import torch
 
@@ -83,7 +86,7 @@ def encode(
     share = len(indices) / len(files)
     each = f"{spec.num_tokens * share:,.0f} tokens and {spec.bits_per_image * share:,.0f} bits each"
     say(f"{count_images(len(files))}, {each}: {out}")
-    say_next(["spectok", "decode", model, str(out), "--out", "decoded"])
+    say_next(["spectok", "decode", *naming(model, subfolder), str(out), "--out", "decoded"])
 
 
 def decode(
@@ -91,9 +94,10 @@ def decode(
     tokens: Annotated[Path, typer.Argument(help="File of tokens that 'spectok encode' wrote.")],
     out: Annotated[Path, typer.Option(help="Directory for the images.")],
     num_tokens: NumTokens = None,
+    subfolder: Subfolder = None,
 ) -> None:
     """Turn tokens into images."""
-    tokenizer = load_on_device(model)
+    tokenizer = load_on_device(model, subfolder)
 
     import torch
 
@@ -114,7 +118,8 @@ def decode(
                     save_picture(to_pil(image.float().cpu()), file)
                 advance(len(batch))
     say(f"{count_images(len(files))}: {out}")
-    say_next(["spectok", "reconstruct", model, str(files[0]), "--out", "again.png"])
+    again = ["reconstruct", *naming(model, subfolder), str(files[0]), "--out", "again.png"]
+    say_next(["spectok", *again])
 
 
 def distinct_stems(names: list[str]) -> list[str]:

@@ -32,6 +32,8 @@ def build_dataset(config: DataConfig, *, seed: int = 0, train: bool = True) -> I
             "(large sets are decoded when asked for anyway)"
         )
     preprocessing = replace(source.preprocessing(config), max_value=config.max_value)
+    if config.resize_filter is not None:
+        preprocessing = replace(preprocessing, filter=config.resize_filter)
     rows = source.load(config)
     if config.labels is False:
         rows = replace(rows, labels=None, class_names=None, num_classes=None)

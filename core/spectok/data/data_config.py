@@ -12,6 +12,9 @@ PathString = Annotated[
     str, BeforeValidator(lambda p: os.fspath(p) if hasattr(p, "__fspath__") else p)
 ]
 
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""Pillow's resampling filters."""
+
 
 class DataConfig(BaseModel):
     """Which images to read, and how to bring them to one shape.
@@ -26,6 +29,9 @@ class DataConfig(BaseModel):
             to the real names of their splits.
         image_size: Side of the square images, in pixels. None: the preset's own size, and 256 for
             one's own data.
+        resize_filter: Pillow's filter with which images of another size are resized. None: the
+            preset's own, bicubic for one's own data, and in evaluations that of a tokenizer which
+            another library trained.
         channels: 1 for grey, 3 for RGB. None: the preset's own, and 3 for one's own data.
         caption_column: Column with captions. None: ``caption``, ``captions``, ``text``, ``txt`` or
             ``prompt``, whichever exists.
@@ -56,6 +62,7 @@ class DataConfig(BaseModel):
     path: PathString | None = None
     split: str = "train"
     image_size: int | None = Field(None, ge=1)
+    resize_filter: Filter | None = None
     channels: Literal[1, 3] | None = None
     caption_column: str | None = None
     label_column: str | None = None

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from spectok.data.data_config import Filter
 from spectok.data.decode import UnreadableImage, check_mode, to_channels
 from spectok.errors import ConfigError
 
-Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Op = Literal["resize_shorter", "center_crop", "stretch", "fit", "pad"]
 Step = tuple[Op, int]
 Box = tuple[int, int, int, int]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,9 +37,8 @@ from spectok.evaluation.stored import (
     read_tensors,
 )
 from spectok.foreign import ForeignTokenizer
-from spectok.loading import load_trained, model_folder
+from spectok.loading import find_saved, load_trained
 from spectok.metrics import count_codes, split_by_codebook
-from spectok.modeling import find_folder
 from spectok.quantizers import Quantizer, outermost_quantizers
 from spectok.recipes.options import SUPPLIED
 from spectok.tokenizer import ImageTokenizer
@@ -78,6 +77,7 @@ def examine(
     model: str | os.PathLike[str],
     dataset: ImageDataset | Callable[[ImageTokenizer], ImageDataset] | None = None,
     *,
+    subfolder: str | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     on_images: Callable[[int], None] | None = None,
@@ -90,6 +90,7 @@ def examine(
     Args:
         model: Folder of a trained tokenizer or of its run, or a hub id.
         dataset: Images, or a function that returns those for a tokenizer. None: none.
+        subfolder: Folder inside it that holds the tokenizer; see :func:`spectok.load_tokenizer`.
         batch_size: Images at once.
         device: Device to run on.
         on_images: Called with the number of images done since the last call.
@@ -99,18 +100,20 @@ def examine(
             finite.
         InputError: If the images do not have the tokenizer's shape.
     """
-    folder, found = find_folder(Path(model_folder(os.fspath(model))), {}), Diagnosis()
+    found = Diagnosis()
     try:
-        tokenizer: Any = load_trained(model)
+        tokenizer: Any = load_trained(model, subfolder=subfolder)
     except CheckpointError:
-        tensors = read_tensors(folder)
-        found.ran("not finite", check_finite(tensors))
+        with contextlib.suppress(CheckpointError):
+            tensors = read_tensors(find_saved(model, subfolder).folder)
+            found.ran("not finite", check_finite(tensors))
         if not found.findings:
             raise
         found.not_checked["everything else"] = "the model cannot be loaded"
         return found
     own = not isinstance(tokenizer, ForeignTokenizer)  # of others, as they were loaded
-    examine_weights(found, tokenizer, read_tensors(folder) if own else tokenizer.state_dict())
+    tensors = read_tensors(find_saved(model, subfolder).folder) if own else tokenizer.state_dict()
+    examine_weights(found, tokenizer, tensors)
     if dataset is None:
         for check in ("perplexity", "constant positions", "norms"):
             found.not_checked[check] = NO_DATA

@@ -76,7 +76,7 @@ def guess_subfolder(root: Path, place: str) -> str:
     if len(found) > 1:
         raise CheckpointError(
             f"{place} is a pipeline with several tokenizers: {', '.join(found)}; choose one with "
-            f"subfolder=, or give that folder"
+            f"subfolder= (--subfolder of commands), or give that folder"
         )
     if not found:
         listed = ", ".join(f"{name} ({kind})" for name, kind in list(parts.items())[:SHOWN_PARTS])

@@ -42,6 +42,11 @@ class ForeignTokenizer(ImageTokenizer):
 
     weights_stem: ClassVar[str] = "model"
 
+    @property
+    def data_filter(self) -> str | None:
+        """The filter of the model's own processor, as for files of images."""
+        return self.resize_filter
+
     @classmethod
     @abstractmethod
     def options_of(cls, saved: ForeignFolder, image_size: int | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok.places import home
 from spectok_generation.cli.device import process_device
-from spectok_generation.cli.sampling import Trust
+from spectok_generation.cli.sampling import Subfolder, Trust, check_subfolder
 from spectok_generation.folders import prior_folder
 
 PRIOR = "gpt"
@@ -64,6 +64,7 @@ def train_prior(
         str | None, typer.Option(help="Folder of the run. (default: runs/PRIOR-TOKENIZER)")
     ] = None,
     resume: ResumeOption = None,
+    subfolder: Subfolder = None,
 ) -> None:
     """Train a prior on the tokens of a trained tokenizer."""
     from spectok_generation.prior_recipe import default_output, load_prior_recipe
@@ -75,6 +76,7 @@ def train_prior(
         raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
     name = named_recipe(named[0], resume) if named else PRIOR
     given = [("tokenizer", tokenizer), ("tokens", tokens), ("text.encoder", text)]
+    given.append(("tokenizer_subfolder", subfolder))
     overrides = [*[pair for pair in given if pair[1]], *[word for word in words if "=" in word]]
     recipe = load_prior_recipe(name, overrides, data)
     folder = Path(home(output or recipe.output or default_output(name, recipe)))
@@ -105,6 +107,7 @@ def extract(
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the augmentation.")] = 0,
+    subfolder: Annotated[str | None, typer.Option(help="Folder inside the tokenizer's.")] = None,
 ) -> None:
     """Write the tokens of a whole data set to disk, a few bits per index."""
     from spectok.loading import load_trained
@@ -115,8 +118,9 @@ def extract(
     config = load_data(tokenizer, data, overrides or [])
     how = Extraction(copies, batch_size=batch_size, num_workers=num_workers)
     with process_device() as device:
-        model = load_trained(tokenizer).to(device)
-        cache = extract_data(model, config, out, how, path=tokenizer, seed=seed)
+        model = load_trained(tokenizer, subfolder=subfolder).to(device)
+        origin = {"path": tokenizer, "subfolder": subfolder}
+        cache = extract_data(model, config, out, how, **origin, seed=seed)
     size = sum(path.stat().st_size for path in out.iterdir())
     say(f"{len(cache):,} images, {cache.token_spec.num_tokens} tokens each, {size:,} bytes: {out}")
     say_next(["spectok", "train", "prior", "--tokens", str(out)])
@@ -132,13 +136,15 @@ def export(
         str | None, typer.Option(help="Its text encoder (default: the one it was trained with).")
     ] = None,
     trust: Trust = False,
+    subfolder: Subfolder = None,
 ) -> None:
     """Write prior, tokenizer and text encoder as one folder, a diffusers pipeline."""
+    check_subfolder(subfolder, tokenizer)
     prior_folder(run)
 
     from spectok_generation.pipeline import TokenPipeline
 
-    pipeline = TokenPipeline.from_run(run, tokenizer, text, trust=trust)
+    pipeline = TokenPipeline.from_run(run, tokenizer, text, subfolder=subfolder, trust=trust)
     pipeline.save_pretrained(out)
     parts = [type(part).__name__ for part in pipeline.components.values() if part is not None]
     say(f"{' + '.join(parts)}: {out}")

@@ -22,6 +22,10 @@ Out = Annotated[
 Tokenizer = Annotated[
     str | None, typer.Option(help="Its tokenizer (default: the one it was trained with).")
 ]
+Subfolder = Annotated[
+    str | None,
+    typer.Option(help="Folder inside --tokenizer (default: the one its model_index.json says)."),
+]
 NumImages = Annotated[int, typer.Option(min=1, help="Number of images.")]
 Seed = Annotated[
     int, typer.Option(min=0, help="Image i depends only on its class or text, the seed and i.")
@@ -70,6 +74,16 @@ def add_commands(app: typer.Typer) -> None:
     app.command("text-to-image")(text_to_image)
 
 
+def check_subfolder(subfolder: str | None, tokenizer: str | None) -> None:
+    """Refuse a folder inside a tokenizer that is not given.
+
+    Raises:
+        ConfigError: If so.
+    """
+    if subfolder is not None and tokenizer is None:
+        raise ConfigError(f"--subfolder {subfolder} is inside a tokenizer; give --tokenizer too")
+
+
 def sample(
     prior: Annotated[
         str, typer.Option(help="Trained prior: its folder, that of its run, or of a pipeline.")
@@ -105,11 +119,13 @@ def sample(
     batch_size: BatchSize = 64,
     columns: Columns = None,
     trust: Trust = False,
+    subfolder: Subfolder = None,
 ) -> None:
     """Draw new images from a trained prior."""
     output = choose_output(out, batch_size, columns, compiled)
     if keep is not None and complete is None:
         raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
+    check_subfolder(subfolder, tokenizer)
     prior_folder(prior)
 
     from spectok_generation.cli.completion import read_known
@@ -127,7 +143,7 @@ def sample(
         "guidance_interval": guidance_interval,
     }
     with process_device() as device:
-        model, decoder = load_pair(prior, tokenizer, trust=trust)
+        model, decoder = load_pair(prior, tokenizer, subfolder=subfolder, trust=trust)
         options = make_options(model, values)
         known = complete and read_known(complete, keep, model.token_spec, num_images)
         labels = choose_labels(model, num_images, label)
@@ -163,11 +179,13 @@ def text_to_image(
     batch_size: BatchSize = 64,
     columns: Columns = None,
     trust: Trust = False,
+    subfolder: Subfolder = None,
 ) -> None:
     """Draw images of a text."""
     output = choose_output(out, batch_size, columns, compiled)
     if pretrained is not None and text is None:
         raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
+    check_subfolder(subfolder, tokenizer)
     prior_folder(model)
 
     from spectok_generation.drawing import make_options
@@ -185,7 +203,7 @@ def text_to_image(
         "guidance_interval": guidance_interval,
     }
     with process_device() as device:
-        prior, decoder = load_pair(model, tokenizer, trust=trust)
+        prior, decoder = load_pair(model, tokenizer, subfolder=subfolder, trust=trust)
         options = make_options(prior, values)
         encoder = load_encoder(prior, model, text, pretrained, trust=trust)
         wanted = Wanted(num_images, prompts=[prompt], seed=seed, options=options)
