@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 from spectok import __version__, plugins
 from spectok.cli import (
+    classifier,
     doctor,
     evaluate,
     evaluations,
@@ -73,7 +74,8 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     train_app = train.new_group()
     app.add_typer(train_app, name="train")
-    evaluate.add_commands(app, train_app)
+    evaluate.add_commands(app)
+    classifier.add_commands(train_app)
     for module in (resume, models, tokens, listing, doctor, importing, rates):
         module.add_commands(app)
     _add_plugin_commands(app, train_app)
