@@ -278,9 +278,10 @@ def _load_from_hub(repo_id: str, **overrides: Any) -> ImageTokenizer:
                 repo_id, [n for k in foreign_models().values() for n in k.file_names], hub
             )
     except CheckpointError as error:
+        keys = ", ".join(registry.list_tokenizers())
         raise CheckpointError(
-            f"{error}. It is neither a registered key ({', '.join(registry.list_tokenizers())}) "
-            f"nor a local directory nor a trained model that is installed{similar_model(repo_id)}"
+            f"{repo_id!r} is no trained model that is installed{similar_model(repo_id)}, no "
+            f"registered key ({keys}), and {error}"
         ) from error
     saved = open_folder(root, subfolder, repo_id)
     kind = identify(saved)
@@ -312,4 +313,8 @@ def _load_foreign(
             f"device_map does not apply to {cls.__name__}, a model of another library; load it and "
             f"call .to(device)"
         )
+    size = options.get("image_size")
+    if isinstance(size, tuple | list):  # of a square the network is laid out, of others a copy
+        options["image_size"] = None
+        return cls.from_foreign(saved, **options).at_size(tuple(size))
     return cls.from_foreign(saved, **options)

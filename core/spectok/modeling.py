@@ -60,6 +60,11 @@ DIFFUSERS_OPTIONS = (
 )
 """Further options with which pipelines of diffusers load their models."""
 
+TYPES = {
+    name: dtype for dtype in FLOATS for name in (str(dtype).removeprefix("torch."), str(dtype))
+}
+"""Names of the types that weights may have, with and without ``torch.``."""
+
 
 class SpectokModel(ModelMixin, ConfigMixin):
     """A diffusers model whose loading fails loudly and whose saving is all or nothing.
@@ -268,7 +273,11 @@ class SpectokModel(ModelMixin, ConfigMixin):
         """Move or cast, like any module.
 
         What has to stay in float32 does so by itself; diffusers would warn that it might not.
+        A type may be given by its name, as when loading: ``model.to("bfloat16")``.
         """
+        args = tuple(TYPES.get(given, given) if isinstance(given, str) else given for given in args)
+        if isinstance(kwargs.get("dtype"), str):
+            kwargs["dtype"] = read_dtype(kwargs["dtype"], self.dtype)
         logger = logging.getLogger(ModelMixin.__module__)
         logger.addFilter(_keeps_float32)
         try:
@@ -317,9 +326,9 @@ def read_dtype(given: Any, auto: torch.dtype) -> torch.dtype | None:
         return given
     if given == "auto":
         return auto
-    names = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
-    if isinstance(given, str) and given.removeprefix("torch.") in names:
-        return names[given.removeprefix("torch.")]
+    if isinstance(given, str) and given in TYPES:
+        return TYPES[given]
+    names = [name for name in TYPES if "." not in name]
     raise ConfigError(f"torch_dtype {given!r} is none of {', '.join([*names, 'auto'])}")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spectok.errors import CheckpointError
@@ -27,6 +29,8 @@ STEM, ENDING, INDEX = "diffusion_pytorch_model", "safetensors", "safetensors.ind
 """Parts of the names that diffusers gives to weight files and to their index."""
 MAX_HEADER = 16 << 20
 """Bytes of the header of a safetensors file: 100,000 tensors."""
+MAX_INFLATION = 4
+"""How many times its packed size a file may claim to be. PyTorch packs without compression."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -238,6 +242,51 @@ def _may_hold(stored: torch.dtype | str, wanted: torch.dtype) -> bool:
 
 def _name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+# -- files of other projects -----------------------------------------------------------------------
+
+
+def read_file(path: Path, remedy: str) -> Any:
+    """Read what another project saved, without running any code that it holds.
+
+    Args:
+        path: A ``.safetensors`` file, or one of ``torch.save``.
+        remedy: What to do where it cannot be read, for messages.
+
+    Returns:
+        What the file holds, which may be anything made of tensors and plain values.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds other objects.
+    """
+    check_regular(path, CheckpointError)
+    try:
+        if path.suffix == f".{ENDING}":
+            return load_file(path)
+        _check_inflation(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # every reader fails in its own ways
+        raise CheckpointError(f"cannot read {path}: {reading_reason(error)}. {remedy}") from error
+
+
+def named_tensors(found: Any) -> dict[str, Tensor]:
+    """Return the tensors by name in what a file holds; none if it is no mapping."""
+    items = found.items() if isinstance(found, Mapping) else ()
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _check_inflation(path: Path) -> None:
+    """Refuse an archive that claims to be far larger than the file: PyTorch would believe it."""
+    if not zipfile.is_zipfile(path):
+        return  # the older format: a pickle, whose tensors must be in the file
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > MAX_INFLATION * size:
+        raise CheckpointError(f"{path} claims {claimed:,} bytes in a file of {size:,}")
 
 
 # -- values ----------------------------------------------------------------------------------------

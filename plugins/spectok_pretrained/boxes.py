@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar
 
 import torch
+from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from spectok import (
@@ -23,6 +26,7 @@ from spectok import (
     check_divisible,
 )
 from spectok.quantizers import DISTANCE_BYTES, QuantizerLevel, straight_through
+from spectok_pretrained.processing import Filter
 
 
 class PixelScale(nn.Module):
@@ -56,14 +60,13 @@ class LibraryEncoder(nn.Module):
     """Images to latents: the library's encoder, then its 1x1 convolution.
 
     Args:
-        network: The library's encoder.
-        quant_conv: The convolution after it.
+        model: The library's model.
         scale: Brings images to the numbers the network takes.
     """
 
-    def __init__(self, network: nn.Module, quant_conv: nn.Module, scale: PixelScale):
+    def __init__(self, model: Any, scale: PixelScale):
         super().__init__()
-        self.network, self.quant_conv, self.scale = network, quant_conv, scale
+        self.network, self.quant_conv, self.scale = model.encoder, model.quant_conv, scale
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d lh lw"]:
         """Return the latents before quantisation."""
@@ -74,22 +77,14 @@ class LibraryDecoder(nn.Module):
     """Quantised latents to images: the library's 1x1 convolution, then its decoder.
 
     Args:
-        post_quant_conv: The convolution before the decoder.
-        network: The library's decoder.
+        model: The library's model.
         scale: Brings what the network makes to [-1, 1].
-        sees_codes: Whether the decoder is also given the quantised latents.
     """
 
-    def __init__(
-        self,
-        post_quant_conv: nn.Module,
-        network: nn.Module,
-        scale: PixelScale,
-        sees_codes: bool = False,
-    ):
+    def __init__(self, model: Any, scale: PixelScale):
         super().__init__()
-        self.post_quant_conv, self.network, self.scale = post_quant_conv, network, scale
-        self.sees_codes = sees_codes
+        self.post_quant_conv, self.network, self.scale = model.post_quant_conv, model.decoder, scale
+        self.sees_codes = getattr(model.config, "norm_type", None) == "spatial"  # as in MoVQ
 
     def forward(self, latents: Float[Tensor, "b d lh lw"]) -> Float[Tensor, "b c h w"]:
         """Return the images."""
@@ -103,12 +98,13 @@ class NoDecoder(nn.Module):
     """Stands for the decoder of a model that the library can only encode with.
 
     Args:
-        model: The library's name of it.
+        model: The library's model.
+        scale: Of no use here.
     """
 
-    def __init__(self, model: str):
+    def __init__(self, model: Any, scale: PixelScale):
         super().__init__()
-        self.model = model
+        self.model = f"{type(model).__name__} of {type(model).__module__.partition('.')[0]}"
 
     def forward(self, latents: Float[Tensor, "b d lh lw"]) -> Float[Tensor, "b c h w"]:
         """Refuse.
@@ -130,14 +126,23 @@ class LibraryQuantizer(Quantizer):
 
     Args:
         network: The library's quantizer.
-        dim: Length D of each vector.
         grid: (h, w) of the latents.
-        codebook_size: Number of codes.
     """
 
-    def __init__(self, network: nn.Module, *, dim: int, grid: tuple[int, int], codebook_size: int):
+    def __init__(self, network: Any, grid: tuple[int, int]):
+        codebook_size, dim = self.size_of(network)
         super().__init__(dim=dim, num_tokens=grid[0] * grid[1], codebook_size=codebook_size)
         self.network, self.grid = network, grid
+
+    @staticmethod
+    @abstractmethod
+    def size_of(network: Any) -> tuple[int, int]:
+        """Return the number K of codes, and the length D of each."""
+
+    def rescale(self, rows: Fraction, columns: Fraction) -> None:
+        """Change the grid to that of images of another size."""
+        super().rescale(rows, columns)
+        self.grid = (int(self.grid[0] * rows), int(self.grid[1] * columns))
 
     @property
     def levels(self) -> tuple[QuantizerLevel, ...]:
@@ -175,6 +180,11 @@ class LibraryQuantizer(Quantizer):
 class EmbeddingQuantizer(LibraryQuantizer):
     """Codes in an embedding; the nearest is chosen, as the library computes distances."""
 
+    @staticmethod
+    def size_of(network: Any) -> tuple[int, int]:
+        """Return the shape of the embedding."""
+        return network.embedding.weight.shape
+
     def search(self, latents: Float[Tensor, "b d h w"]) -> Int[Tensor, "..."]:
         """Return the indices, the last of what the library's quantizer returns."""
         found: Any = self.network(latents)
@@ -189,11 +199,31 @@ class EmbeddingQuantizer(LibraryQuantizer):
 class LibraryTokenizer(ForeignTokenizer):
     """Base of the tokenizers of this package: a frozen model of a library, on a grid of tokens.
 
+    Args:
+        network: The library's options of the model.
+        image_size: Height and width, in pixels; divisible by the network's factor.
+        image_mean: What the network's images have subtracted, of pixels in [0, 1].
+        image_std: What they are then divided by.
+        resample: Pillow's filter with which its images are resized.
+
+    Raises:
+        ConfigError: If the options are not the library's.
+        InputError: If sizes do not fit together.
+
     Attributes:
+        encoder_box: The encoder around the library's; made of the model and a :class:`PixelScale`.
+        quantizer_box: The quantizer around the library's; made of that and (h, w) of the latents.
+        decoder_box: The decoder around the library's, made like the encoder.
+        quantizer_part: What the library's model calls its quantizer.
         renamed: Name of a part in the library -> its name here. Longer names go first.
         skipped: Parts of the library's model that nothing here uses.
     """
 
+    fixed_size = None
+    encoder_box: ClassVar[type[nn.Module]] = LibraryEncoder
+    quantizer_box: ClassVar[type[LibraryQuantizer]] = EmbeddingQuantizer
+    decoder_box: ClassVar[type[nn.Module]] = LibraryDecoder
+    quantizer_part: ClassVar[str] = "quantize"
     renamed: ClassVar[Mapping[str, str]] = {
         "encoder.": "encoder.network.",
         "quant_conv.": "encoder.quant_conv.",
@@ -202,6 +232,44 @@ class LibraryTokenizer(ForeignTokenizer):
         "decoder.": "decoder.network.",
     }
     skipped: ClassVar[tuple[str, ...]] = ()
+
+    @register_to_config
+    def __init__(
+        self,
+        network: dict[str, Any],
+        image_size: Annotated[int, Field(ge=1)],
+        image_mean: tuple[float, ...] = (0.5,),
+        image_std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5,),
+        resample: Filter = "bicubic",
+    ):
+        super().__init__()
+        model, scale = self.make_network(network), PixelScale(image_mean, image_std)
+        grid = grid_of(image_size, self.factor_of(model.config))
+        self.encoder, self.decoder = self.encoder_box(model, scale), self.decoder_box(model, scale)
+        self.quantizer = self.quantizer_box(getattr(model, self.quantizer_part), grid)
+        self.token_space = GridTokens(*grid, self.quantizer.dim)
+        self.image_shape = (model.config.in_channels, image_size, image_size)
+        self.latent_shape = (self.quantizer.dim, *grid)
+        self.resize_filter = resample
+        self.requires_grad_(False)
+
+    @classmethod
+    @abstractmethod
+    def make_network(cls, network: Mapping[str, Any]) -> Any:
+        """Return the library's model, with random weights.
+
+        Raises:
+            ConfigError: If the options are not the library's.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def factor_of(config: Any) -> int:
+        """Return how many pixels a latent pixel stands for, each way.
+
+        Args:
+            config: Of the library's model.
+        """
 
     @classmethod
     def own_name(cls, name: str, saved: ForeignFolder) -> str | None:
@@ -217,22 +285,6 @@ class LibraryTokenizer(ForeignTokenizer):
         self.encoder.eval()
         self.decoder.eval()
         return self
-
-    def assemble(
-        self,
-        encoder: nn.Module,
-        quantizer: LibraryQuantizer,
-        decoder: nn.Module,
-        image_shape: tuple[int, int, int],
-        resample: str,
-    ) -> None:
-        """Set the boxes and what images they take, and freeze them."""
-        self.resize_filter = resample
-        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
-        self.token_space = GridTokens(*quantizer.grid, quantizer.dim)
-        self.image_shape = image_shape
-        self.latent_shape = (quantizer.dim, *quantizer.grid)
-        self.requires_grad_(False)
 
 
 def build(function: Callable[..., Any], options: Mapping[str, Any]) -> Any:

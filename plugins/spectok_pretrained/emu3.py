@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from diffusers.configuration_utils import register_to_config
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from spectok import ForeignFolder
-from spectok_pretrained.boxes import EmbeddingQuantizer, PixelScale, grid_of
-from spectok_pretrained.inside import (
-    InsideTokenizer,
-    build_network,
-    levels_factor,
-    network_options,
-)
-from spectok_pretrained.processing import Filter
+from spectok_pretrained.boxes import EmbeddingQuantizer, LibraryQuantizer, PixelScale
+from spectok_pretrained.inside import InsideTokenizer, network_options
 
 USUAL_SIZE = 512
 """Side of the smallest square that transformers' image processor of Emu3 makes."""
@@ -80,53 +72,17 @@ class Emu3Quantizer(EmbeddingQuantizer):
 
 
 class PretrainedEmu3(InsideTokenizer):
-    """Emu3VQVAE of transformers, frozen: a tokenizer of videos, here of still images.
+    """Emu3VQVAE of transformers, frozen: a tokenizer of videos, here of still images."""
 
-    Args:
-        network: The options of ``Emu3VQVAEConfig``.
-        image_size: Height and width, in pixels; divisible by 2^(levels - 1).
-        image_mean: What the network's images have subtracted, of pixels in [0, 1].
-        image_std: What they are then divided by.
-        resample: Pillow's filter with which its images are resized.
-
-    Raises:
-        ConfigError: If the options are not the library's.
-        InputError: If sizes do not fit together.
-    """
-
+    library_model: ClassVar[Any] = Emu3VQVAE
+    library_options: ClassVar[Any] = Emu3VQVAEConfig
+    encoder_box: ClassVar[type[nn.Module]] = StillEncoder
+    quantizer_box: ClassVar[type[LibraryQuantizer]] = Emu3Quantizer
+    decoder_box: ClassVar[type[nn.Module]] = StillDecoder
     whole: ClassVar[str] = "emu3"
-
-    @register_to_config
-    def __init__(
-        self,
-        network: dict[str, Any],
-        image_size: Annotated[int, Field(ge=1)] = USUAL_SIZE,
-        image_mean: tuple[float, ...] = (0.5,),
-        image_std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5,),
-        resample: Filter = "bicubic",
-    ):
-        super().__init__()
-        model = build_network(Emu3VQVAE, Emu3VQVAEConfig, network)
-        config, scale = model.config, PixelScale(image_mean, image_std)
-        grid = grid_of(image_size, levels_factor(config.channel_multiplier))
-        self.assemble(
-            StillEncoder(model, scale),
-            Emu3Quantizer(
-                model.quantize,
-                dim=config.embed_dim,
-                grid=grid,
-                codebook_size=config.codebook_size,
-            ),
-            StillDecoder(model, scale),
-            (config.in_channels, image_size, image_size),
-            resample,
-        )
 
     @classmethod
     def options_of(cls, saved: ForeignFolder, image_size: int | None) -> dict[str, Any]:
         """Return the options of a saved model; see :class:`~spectok.ForeignTokenizer`."""
-        network = network_options(Emu3VQVAEConfig, cls.library_config(saved))
-        factor = levels_factor(network["channel_multiplier"])
-        return {"network": network} | cls.processing(
-            saved, network["in_channels"], factor, image_size, USUAL_SIZE
-        )
+        network = network_options(cls.library_options, cls.library_config(saved))
+        return cls.processed(saved, network, image_size, USUAL_SIZE)

@@ -20,16 +20,41 @@ class InsideTokenizer(LibraryTokenizer):
     tokenizer are read, or fetched.
 
     Attributes:
+        library_model: The library's class.
+        library_options: The class of its config.
         whole: ``model_type`` of the language model.
         part: What the tokenizer is called in the language model.
         section: The section of the language model's config that is about it.
         usual: The processor for a model that comes without one.
     """
 
+    library_model: ClassVar[Any]
+    library_options: ClassVar[Any]
     whole: ClassVar[str]
     part: ClassVar[str] = "vqmodel"
     section: ClassVar[str] = "vq_config"
     usual: ClassVar[ImageProcessor] = ImageProcessor()
+
+    @classmethod
+    def make_network(cls, network: Mapping[str, Any]) -> Any:
+        """Return the library's model, with random weights."""
+        config = cls.library_options
+        if unknown := sorted(set(network) - set(inspect.get_annotations(config))):
+            raise ConfigError(
+                f"network: {config.__name__} does not take {', '.join(unknown)[:200]}"
+            )
+        return build(cls.library_model, {"config": build(config, network)})
+
+    @staticmethod
+    def factor_of(config: Any) -> int:
+        """Return how many pixels a latent pixel stands for, each way."""
+        return levels_factor(config.channel_multiplier)
+
+    @classmethod
+    def options_of(cls, saved: ForeignFolder, image_size: int | None) -> dict[str, Any]:
+        """Return the options of a saved model; see :class:`~spectok.ForeignTokenizer`."""
+        network = network_options(cls.library_options, cls.library_config(saved))
+        return cls.processed(saved, network, image_size, network["resolution"])
 
     @classmethod
     def own_name(cls, name: str, saved: ForeignFolder) -> str | None:
@@ -59,22 +84,22 @@ class InsideTokenizer(LibraryTokenizer):
         return inside
 
     @classmethod
-    def processing(
-        cls, saved: ForeignFolder, channels: int, factor: int, size: int | None, usual_size: int
+    def processed(
+        cls, saved: ForeignFolder, network: dict[str, Any], size: int | None, usual_size: int
     ) -> dict[str, Any]:
-        """Return the options that the checkpoint's image processor decides.
+        """Return all options: the network's, and what the checkpoint's image processor decides.
 
         Args:
             saved: The model's folder.
-            channels: Channels of the images.
-            factor: Pixels per latent pixel.
+            network: Options of the library's config.
             size: Height and width asked for. None: the processor's.
             usual_size: Height and width if there is no processor, or it names no size.
         """
         processor = read_processor(saved)
         used = processor or cls.usual
         chosen = size if size is not None else (processor and processor.side) or usual_size
-        options = processing_options(used, channels, chosen, factor, saved.place)
+        factor = levels_factor(network["channel_multiplier"])
+        options = processing_options(used, network["in_channels"], chosen, factor, saved.place)
         if processor is None:
             ends = [(edge - options["image_mean"][0]) / options["image_std"][0] for edge in (0, 1)]
             note(
@@ -82,7 +107,7 @@ class InsideTokenizer(LibraryTokenizer):
                 f"[{ends[0]:.4g}, {ends[1]:.4g}] and have {chosen}×{chosen} pixels, the model's "
                 f"own range and size"
             )
-        return options
+        return {"network": network} | options
 
 
 def network_options(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,22 +124,6 @@ def network_options(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     config = build(cls, {name: given[name] for name in names if name in given})
     values = {name: getattr(config, name) for name in names}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def build_network(model: Any, config: Any, network: Mapping[str, Any]) -> Any:
-    """Build a model of transformers.
-
-    Args:
-        model: Its class.
-        config: The class of its config.
-        network: The config's options.
-
-    Raises:
-        ConfigError: If the config does not take them.
-    """
-    if unknown := sorted(set(network) - set(inspect.get_annotations(config))):
-        raise ConfigError(f"network: {config.__name__} does not take {', '.join(unknown)[:200]}")
-    return build(model, {"config": build(config, network)})
 
 
 def levels_factor(multipliers: Any) -> int:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from diffusers import AutoencoderVidTok
-from diffusers.configuration_utils import register_to_config
 from einops import repeat
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
 from spectok import ConfigError, ForeignFolder
 from spectok.messages import note
-from spectok_pretrained.boxes import (
-    LibraryQuantizer,
-    LibraryTokenizer,
-    PixelScale,
-    build,
-    grid_of,
-)
-from spectok_pretrained.processing import Filter, ImageProcessor, processing_options
+from spectok_pretrained.boxes import LibraryQuantizer, LibraryTokenizer, PixelScale, build
+from spectok_pretrained.processing import ImageProcessor, processing_options
 from spectok_pretrained.vq_model import library_options
 
 USUAL_SIZE = 256
@@ -80,6 +72,11 @@ def begin_clip(network: nn.Module) -> None:
 class ScalarQuantizer(LibraryQuantizer):
     """The library's finite scalar quantiser: each number of a vector becomes one of 8."""
 
+    @staticmethod
+    def size_of(network: Any) -> tuple[int, int]:
+        """Return the number of vectors, and their length."""
+        return network.codebook_size, network.dim
+
     @property
     def code_tables(self) -> tuple[None]:
         """None: codes are given by a formula."""
@@ -101,20 +98,12 @@ class ScalarQuantizer(LibraryQuantizer):
 
 
 class PretrainedVidTok(LibraryTokenizer):
-    """AutoencoderVidTok of diffusers, frozen: a tokenizer of videos, here of still images.
+    """AutoencoderVidTok of diffusers, frozen: a tokenizer of videos, here of still images."""
 
-    Args:
-        network: The library's options, as in its ``config.json``; ``regularizer`` is ``"fsq"``.
-        image_size: Height and width, in pixels; divisible by 2^(spatial downsamplings).
-        image_mean: What the network's images have subtracted, of pixels in [0, 1].
-        image_std: What they are then divided by.
-        resample: Pillow's filter with which its images are resized.
-
-    Raises:
-        ConfigError: If the options are not the library's, or images have no tokens with them.
-        InputError: If sizes do not fit together.
-    """
-
+    encoder_box: ClassVar[type[nn.Module]] = StillVideoEncoder
+    quantizer_box: ClassVar[type[LibraryQuantizer]] = ScalarQuantizer
+    decoder_box: ClassVar[type[nn.Module]] = StillVideoDecoder
+    quantizer_part: ClassVar[str] = "regularization"
     weights_stem: ClassVar[str] = "diffusion_pytorch_model"
     renamed: ClassVar[Mapping[str, str]] = {
         "encoder.": "encoder.network.",
@@ -122,31 +111,18 @@ class PretrainedVidTok(LibraryTokenizer):
         "regularization.": "quantizer.network.",
     }
 
-    @register_to_config
-    def __init__(
-        self,
-        network: dict[str, Any],
-        image_size: Annotated[int, Field(ge=1)] = USUAL_SIZE,
-        image_mean: tuple[float, ...] = (0.5,),
-        image_std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5,),
-        resample: Filter = "bicubic",
-    ):
-        super().__init__()
+    @classmethod
+    def make_network(cls, network: Mapping[str, Any]) -> Any:
+        """Return the library's model, with random weights."""
         check_still(network)
-        model, scale = build(AutoencoderVidTok, network), PixelScale(image_mean, image_std)
-        grid = grid_of(image_size, 2 ** len(model.encoder.spatial_ds))
-        self.assemble(
-            StillVideoEncoder(model, scale),
-            ScalarQuantizer(
-                model.regularization,
-                dim=model.regularization.dim,
-                grid=grid,
-                codebook_size=model.regularization.codebook_size,
-            ),
-            StillVideoDecoder(model, scale),
-            (model.config.in_channels, image_size, image_size),
-            resample,
-        )
+        return build(AutoencoderVidTok, network)
+
+    @staticmethod
+    def factor_of(config: Any) -> int:
+        """Return how many pixels a latent pixel stands for, each way."""
+        halved = config.get("spatial_ds")
+        times = len(config.get("ch_mult", (1, 2, 4, 4))) - 1 if halved is None else len(halved)
+        return 2**times
 
     @classmethod
     def options_of(cls, saved: ForeignFolder, image_size: int | None) -> dict[str, Any]:
@@ -156,15 +132,14 @@ class PretrainedVidTok(LibraryTokenizer):
         """
         network = library_options(AutoencoderVidTok, saved)
         check_still(network)
-        halved = network.get("spatial_ds")
-        times = len(network.get("ch_mult", (1, 2, 4, 4))) - 1 if halved is None else len(halved)
         size = USUAL_SIZE if image_size is None else image_size
+        factor = cls.factor_of(network)
         note(
             f"{saved.place}: such models come without a processor; images are scaled to [-1, 1], "
             f"as its authors do, and have {size}×{size} pixels"
         )
         return {"network": network} | processing_options(
-            ImageProcessor(), network.get("in_channels", 3), size, 2**times, saved.place
+            ImageProcessor(), network.get("in_channels", 3), size, factor, saved.place
         )
 
 

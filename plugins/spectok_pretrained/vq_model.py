@@ -5,24 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from diffusers import VQModel
-from diffusers.configuration_utils import register_to_config
-from pydantic import Field
 
 from spectok import CheckpointError, ForeignFolder
 from spectok.messages import note
-from spectok_pretrained.boxes import (
-    EmbeddingQuantizer,
-    LibraryDecoder,
-    LibraryEncoder,
-    LibraryTokenizer,
-    PixelScale,
-    build,
-    grid_of,
-)
-from spectok_pretrained.processing import Filter, ImageProcessor, processing_options
+from spectok_pretrained.boxes import LibraryTokenizer, build
+from spectok_pretrained.processing import ImageProcessor, processing_options
 
 UNIT_RANGE = re.compile("Amused.*Pipeline")
 """Pipelines that hand pixels in [0, 1] to the model; all others scale them to [-1, 1]."""
@@ -37,51 +27,19 @@ class PretrainedVQModel(LibraryTokenizer):
     The library's forms differ in what they decode: ``lookup_from_codebook`` makes its ``decode``
     take indices, ``norm_type="spatial"`` also gives the decoder the codes. Here ``decode`` takes
     indices, whatever the form.
-
-    Args:
-        network: The library's options, as in its ``config.json``.
-        image_size: Height and width, in pixels; divisible by 2^(levels - 1).
-        image_mean: What the network's images have subtracted, of pixels in [0, 1].
-        image_std: What they are then divided by.
-        resample: Pillow's filter with which its images are resized.
-
-    Raises:
-        ConfigError: If the options are not the library's.
-        InputError: If sizes do not fit together.
     """
 
     weights_stem: ClassVar[str] = "diffusion_pytorch_model"
 
-    @register_to_config
-    def __init__(
-        self,
-        network: dict[str, Any],
-        image_size: Annotated[int, Field(ge=1)] = 256,
-        image_mean: tuple[float, ...] = (0.5,),
-        image_std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5,),
-        resample: Filter = "bicubic",
-    ):
-        super().__init__()
-        model = build(VQModel, network)
-        config, scale = model.config, PixelScale(image_mean, image_std)
-        grid = grid_of(image_size, factor_of(config))
-        self.assemble(
-            LibraryEncoder(model.encoder, model.quant_conv, scale),
-            EmbeddingQuantizer(
-                model.quantize,
-                dim=model.quantize.vq_embed_dim,
-                grid=grid,
-                codebook_size=model.quantize.n_e,
-            ),
-            LibraryDecoder(
-                model.post_quant_conv,
-                model.decoder,
-                scale,
-                sees_codes=config.norm_type == "spatial",
-            ),
-            (config.in_channels, image_size, image_size),
-            resample,
-        )
+    @classmethod
+    def make_network(cls, network: Mapping[str, Any]) -> Any:
+        """Return the library's model, with random weights."""
+        return build(VQModel, network)
+
+    @staticmethod
+    def factor_of(config: Any) -> int:
+        """Return how many pixels a latent pixel stands for, each way."""
+        return 2 ** (len(config.get("block_out_channels", (64,))) - 1)
 
     @classmethod
     def own_name(cls, name: str, saved: ForeignFolder) -> str | None:
@@ -99,7 +57,7 @@ class PretrainedVQModel(LibraryTokenizer):
         times the factor.
         """
         network = library_options(VQModel, saved)
-        factor = factor_of(network)
+        factor = cls.factor_of(network)
         pipeline = saved.pipeline.get("_class_name")
         lookup = network.get("lookup_from_codebook") is True
         unit = bool(UNIT_RANGE.fullmatch(pipeline)) if isinstance(pipeline, str) else lookup
@@ -117,11 +75,6 @@ class PretrainedVQModel(LibraryTokenizer):
         return {"network": network} | processing_options(
             processor, channels, size, factor, saved.place
         )
-
-
-def factor_of(config: Mapping[str, Any]) -> int:
-    """Return how many pixels a latent pixel stands for, each way."""
-    return 2 ** (len(config.get("block_out_channels", (64,))) - 1)
 
 
 def pipeline_size(saved: ForeignFolder, factor: int) -> int | None:

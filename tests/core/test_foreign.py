@@ -398,3 +398,42 @@ def test_data_are_resized_as_the_checkpoint_wants(folder, tmp_path, capsys):
     assert "resize_filter" not in plain["data"]
     again = ("eval", "--verify", tmp_path / "result.json", "--data", "shapes")
     assert run(capsys, *again)[0] == 0
+
+
+def test_an_image_smaller_than_a_token_is_named(folder, tmp_path, capsys):
+    from PIL import Image
+
+    for name, size in (("a", (20, 12)), ("b", (1, 1))):
+        Image.new("RGB", size, (200, 30, 90)).save(tmp_path / f"{name}.png")
+    images = (tmp_path / "a.png", tmp_path / "b.png", "--out")
+    for words in (
+        ("reconstruct", folder, *images, tmp_path / "grid.png", "--original"),
+        ("encode", folder, *images, tmp_path / "t.npz", "--tile", 8),
+    ):
+        code, shown = run(capsys, *words)
+        assert code == 2
+        assert f"image {tmp_path / 'b.png'}: images of 1×1 pixels are smaller than" in shown.err
+        assert len(shown.err.strip().splitlines()[-1:]) == 1
+    assert (
+        run(capsys, "reconstruct", folder, images[0], "--out", tmp_path / "grid.png", "--original")[
+            0
+        ]
+        == 0
+    )
+
+
+def test_types_are_given_by_name(folder):
+    for model in (load_tokenizer(folder), small_tokenizer("vqvae").eval()):
+        for name in ("bfloat16", "torch.bfloat16"):
+            moved = model.to(name)
+            assert moved.dtype == torch.bfloat16
+            assert next(moved.quantizer.parameters()).dtype == torch.float32
+        assert model.to(dtype="float32").dtype == torch.float32
+        assert model.to("cpu", "bfloat16").dtype == torch.bfloat16
+
+
+def test_a_misspelt_trained_model_is_told_the_closest_first(tmp_path):
+    message = refusal("hrvqva/cifar10", cache_dir=tmp_path)
+    assert message.startswith(
+        "'hrvqva/cifar10' is no trained model that is installed (did you mean 'hrvqvae/cifar10'?)"
+    )

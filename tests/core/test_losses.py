@@ -267,8 +267,13 @@ def test_lpips_refuses_other_weights_and_small_images(tmp_path, backbone):
     with pytest.raises(CheckpointError, match=r"Missing key.*3\.squeeze\.weight"):
         LPIPS("squeeze", tmp_path / "part.pth")
     (tmp_path / "text.pth").write_text("not weights")
-    for name in ("text.pth", "absent.pth"):
-        with pytest.raises(CheckpointError, match=f"cannot read the weights .*{name}"):
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name, reason in (
+        ("text.pth", r"cannot read .*text\.pth: .* Give a \.pth"),
+        ("absent.pth", r"absent\.pth does not exist"),
+        ("list.pth", r"list\.pth holds no tensors by name"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
             LPIPS("squeeze", tmp_path / name)
     with pytest.raises(InputError, match=r"16×16 pixels are too small for LPIPS with squeeze"):
         LPIPS("squeeze", backbone)(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))

@@ -256,6 +256,32 @@ def test_ids_and_images_are_the_library_s(saved, name):
     assert torch.equal(decoded, images)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("janus")])
+def test_other_sizes_are_the_librarys(saved, name):
+    folder = saved(name)[0]
+    tokenizer, built = load(folder, name), load_tokenizer(folder, image_size=2 * SIZE)
+    there, step = tokenizer.at_size(2 * SIZE), tokenizer.size_multiple
+    assert there.token_spec == built.token_spec
+    images = (
+        torch.rand(1, 3, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
+    assert torch.equal(there.encode(images), built.encode(images))
+    wide = load_tokenizer(folder, image_size=(SIZE, SIZE + step))
+    assert wide.image_shape == (3, SIZE, SIZE + step)
+    part = images[..., :SIZE, : SIZE + step]
+    indices = wide.encode(part)
+    assert indices.shape == (1, (SIZE // step) * (SIZE // step + 1))
+    if name in DECODING:
+        assert torch.equal(there.decode(there.encode(images)), built.decode(built.encode(images)))
+        assert wide.decode(indices).shape == part.shape
+        assert tokenizer.reconstruct(images, tile=SIZE, overlap=step).shape == images.shape
+
+
+def test_janus_keeps_its_size(saved):
+    with pytest.raises(InputError, match="Janus decodes one size alone; resize them, or cut"):
+        load(saved("janus")[0], "janus").at_size(2 * SIZE)
+
+
 @pytest.mark.parametrize("name", DECODING)
 @torch.no_grad()
 def test_a_saved_tokenizer_loads_again(saved, name, tmp_path):

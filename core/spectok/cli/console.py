@@ -7,11 +7,12 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectok.errors import ConfigError, DataError
+from spectok.errors import ConfigError, DataError, InputError
 from spectok.messages import note, progress, say
 from spectok.places import home, missing
 
@@ -57,6 +58,19 @@ def load_on_device(model: str, subfolder: str | None = None) -> ImageTokenizer:
 def naming(model: str, subfolder: str | None) -> list[str]:
     """Return the words that name a model, and the folder inside it, in a command to run next."""
     return [model] if subfolder is None else [model, "--subfolder", subfolder]
+
+
+@contextmanager
+def naming_image(file: Path | None) -> Iterator[None]:
+    """Put the name of an image file before what is wrong with the image; None: of no one file.
+
+    Raises:
+        InputError: If the block raises one.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"image {file}: {error}" if file else str(error)) from error
 
 
 def parse_size(text: str) -> tuple[int, int]:

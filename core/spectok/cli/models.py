@@ -16,6 +16,7 @@ from spectok.cli.console import (
     find_images,
     load_on_device,
     naming,
+    naming_image,
     note_resizing,
     originals,
     parse_size,
@@ -170,8 +171,9 @@ def reconstruct(
     load = originals if own_sizes else batches
     pairs, bits = [], 0.0
     with torch.no_grad():
-        for batch in load(files, tokenizer, "reconstructing"):
-            tiling = plan_tiles(tokenizer, size_of(batch), tile=tile, overlap=overlap)
+        for number, batch in enumerate(load(files, tokenizer, "reconstructing")):
+            with naming_image(files[number] if own_sizes else None):
+                tiling = plan_tiles(tokenizer, size_of(batch), tile=tile, overlap=overlap)
             indices = encode_tiles(tokenizer, batch, tiling)
             decoded = decode_tiles(tokenizer, indices, tiling, num_tokens)
             spec = tokenizer.token_spec_at(tiling.tile_size)

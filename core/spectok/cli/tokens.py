@@ -14,6 +14,7 @@ from spectok.cli.console import (
     find_images,
     load_on_device,
     naming,
+    naming_image,
     note_resizing,
     originals,
     parse_size,
@@ -70,8 +71,9 @@ def encode(
     parts: list[Tensor] = []
     if tile is not None:
         tilings = []
-        for image in originals(files, tokenizer, "encoding"):
-            tilings.append(plan_tiles(tokenizer, size_of(image), tile=tile, overlap=overlap))
+        for file, image in zip(files, originals(files, tokenizer, "encoding")):
+            with naming_image(file):
+                tilings.append(plan_tiles(tokenizer, size_of(image), tile=tile, overlap=overlap))
             parts.append(encode_tiles(tokenizer, image, tilings[-1])[0].cpu())
         tokenizer = tokenizer.at_size(tile)
     else:

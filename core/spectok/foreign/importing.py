@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spectok.errors import CheckpointError, InputError
 from spectok.plugins import registry
-from spectok.reading import check_regular
-from spectok.weights import check_finite, reading_reason
+from spectok.weights import check_finite, named_tensors, read_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 HOLDERS = ("ema", "state_dict", "model")
 """Keys under which training programs save weights, the preferred first: averages, then weights."""
-MAX_INFLATION = 4
-"""How many times its packed size a file may claim to be. PyTorch packs without compression."""
 
 
 def import_checkpoint(path: Path, format: str, image_size: int = 256) -> ImageTokenizer:
@@ -56,49 +52,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: Says what is wrong.
     """
-    import torch
-    from safetensors.torch import load_file
-
-    check_regular(path, CheckpointError)
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            _check_inflation(path)
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # every reader fails in its own ways
-        raise CheckpointError(
-            f"cannot read {path}: {reading_reason(error)}. Where you trust its source, load it "
-            f"there and save its tensors alone, best as .safetensors"
-        ) from error
-    return _tensors_of(found, path)
-
-
-def _tensors_of(found: Any, path: Path) -> dict[str, Tensor]:
-    import torch
-
+    remedy = (
+        "Where you trust its source, load it there and save its tensors alone, best as .safetensors"
+    )
+    found = read_file(path, remedy)
     for holder in HOLDERS:
         if isinstance(found, Mapping) and isinstance(found.get(holder), Mapping):
             found = found[holder]
             break
-    items = found.items() if isinstance(found, Mapping) else ()
-    tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    tensors = named_tensors(found)
     if not tensors:
         raise CheckpointError(
             f"{path} holds no tensors by name, neither at its top nor under "
             f"{', '.join(map(repr, HOLDERS))}"
         )
     return tensors
-
-
-def _check_inflation(path: Path) -> None:
-    """Refuse an archive that claims to be far larger than the file: PyTorch would believe it."""
-    if not zipfile.is_zipfile(path):
-        return  # the older format: a pickle, whose tensors must be in the file
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        claimed = sum(member.file_size for member in archive.infolist())
-    if claimed > MAX_INFLATION * size:
-        raise CheckpointError(f"{path} claims {claimed:,} bytes in a file of {size:,}")

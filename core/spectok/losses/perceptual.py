@@ -14,7 +14,6 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, InputError
 from spectok.machine import shown_path
-from spectok.weights import reading_reason
+from spectok.weights import named_tensors, read_file
 
 SOURCE = "https://download.pytorch.org/models"
 HASH_LENGTH = 8  # hexadecimal digits of the SHA-256 in a file's name
@@ -147,21 +146,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a file of weights: floating-point numbers as float32.
 
     Raises:
-        CheckpointError: If the file is missing or holds anything but tensors.
+        CheckpointError: If the file is missing, damaged, or holds no tensors by name.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    except Exception as error:
-        raise CheckpointError(
-            f"cannot read the weights {path}: {reading_reason(error)}; give a .pth or .safetensors "
-            f"file with a torchvision model's state"
-        ) from error
+    remedy = "Give a .pth or .safetensors file with a torchvision model's state"
+    state = named_tensors(read_file(path, remedy))
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors by name. {remedy}")
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def build_distance(network: str, backbone: dict[str, Tensor]) -> nn.Module:
