@@ -136,24 +136,43 @@ def store_tokenizer(arguments: argparse.Namespace, model: Path, made: Path) -> N
 def parts_to_halve(model: nn.Module, outputs: Callable[[], Tensor]) -> list[str]:
     """Return the parts of a model that may be rounded to float16 and leave its outputs unchanged.
 
+    Of a child that may not be rounded as a whole, its own children and tensors are tried.
+
     Args:
         model: A model in float32; it is as before when this returns.
         outputs: Returns what may not change, such as the tokens of many images.
     """
     before, weights = outputs(), {n: t.clone() for n, t in model.state_dict().items()}
     found: list[str] = []
-    for name, part in model.named_children():
-        if any(tensor.is_floating_point() for tensor in part.state_dict().values()):
-            model.load_state_dict({n: rounded(n, t, [*found, name]) for n, t in weights.items()})
-            if torch.equal(outputs(), before):
-                found.append(name)
+
+    def try_to_halve(part: str) -> None:
+        names = [
+            n for n, tensor in weights.items() if is_in(n, part) and tensor.is_floating_point()
+        ]
+        if not names:
+            return
+        model.load_state_dict({n: rounded(n, t, [*found, part]) for n, t in weights.items()})
+        if torch.equal(outputs(), before):
+            found.append(part)
+        elif "." not in part:
+            for inner in dict.fromkeys(".".join(name.split(".")[:2]) for name in names):
+                try_to_halve(inner)
+
+    for part, _ in model.named_children():
+        try_to_halve(part)
     model.load_state_dict(weights)
     return found
 
 
+def is_in(name: str, part: str) -> bool:
+    """Return whether a tensor of this name belongs to a part of a model."""
+    return name == part or name.startswith(f"{part}.")
+
+
 def rounded(name: str, tensor: Tensor, parts: Iterable[str]) -> Tensor:
     """Return a float tensor of one of the parts as float16; any other as it is."""
-    return tensor.half() if name.split(".")[0] in parts and tensor.is_floating_point() else tensor
+    halved = tensor.is_floating_point() and any(is_in(name, part) for part in parts)
+    return tensor.half() if halved else tensor
 
 
 def halve(folder: Path, parts: Iterable[str]) -> None:
@@ -195,7 +214,9 @@ def describe(
     result = json.loads(arguments.result.read_text()) if arguments.result else {}
     last = (log_of(model) or [{}])[-1]
     subject = describe_tokenizer(stored, made, (config.name,))
-    halves = f"Of its weights, those of {' and '.join(parts)} are stored as float16, which changed"
+    *most, last_part = parts or [""]
+    named = " and ".join([*([", ".join(most)] if most else []), last_part])
+    halves = f"Of its weights, those of {named} are stored as float16, which changed"
     summary = f"{halves} no token of {COMPARED:,} test images." if parts else "Stored as float32."
     lines = read_report(run / "data_report.json") if (run / "data_report.json").exists() else []
     return replace(

@@ -44,7 +44,7 @@ SETS = {
 }
 EQUAL_SIZE = {
     "vqvae2": ["tokenizer.channels=88", "tokenizer.num_blocks=1"],
-    "favae": ["tokenizer.channels=22"],
+    "favae": ["tokenizer.channel_multipliers=[1,2,3]"],
     "fqvae": ["tokenizer.max_channels=40"],
     "qgvae": [
         "tokenizer.codebook_dim=4",

@@ -85,9 +85,9 @@ def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
     return torch.cat([tokenizer.decode(tokenizer.encode(batch)) for batch in images.split(256)])
 
 
-def measure_tokenizer(folder: Path, judge: Judge) -> dict[str, Any]:
+def measure_tokenizer(model: str | Path, judge: Judge) -> dict[str, Any]:
     """Return the best that can be hoped for: the distance of the test images' reconstructions."""
-    tokenizer = load_tokenizer(folder).eval()
+    tokenizer = load_tokenizer(model)
     measured = evaluate_reconstruction(tokenizer, judge.dataset)
     return {
         "latent_shape": list(tokenizer.latent_shape),

@@ -26,15 +26,18 @@ from spectok.machine import describe_machine
 
 TORCH = "import torch"
 SCRIPTS = (TORCH, "import spectok", "from spectok import load_tokenizer")
-COMMANDS = (
+ANSWERED = (
     "--help",
-    "list tokenizers",
-    "list recipes",
-    "info vqave",
-    "train vqvae tokenizer.codebok_size=3",
+    *(f"list {kind}" for kind in ("tokenizers", "models", "datasets", "recipes", "plugins")),
+    "info vqvae",
 )
-REFUSED = ("info", "train")
-"""First words of those commands that end with an error."""
+REFUSED = (
+    "info vqave",  # a misspelt key
+    "info runs/nothing",  # a folder that is not there
+    "train vqvae tokenizer.codebok_size=3",  # a misspelt setting
+    "trian vqvae",  # no such command
+    "train vqvae/digit",  # a misspelt recipe
+)
 
 
 def main() -> None:
@@ -79,10 +82,11 @@ def measure(tree: Path, runs: int, output: Path) -> dict[str, Any]:
     offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **offline, "PYTHONPATH": os.pathsep.join(path)}
     lines = {line: ["-c", line] for line in SCRIPTS}
-    lines |= {f"spectok {line}": ["-m", "spectok", *line.split()] for line in COMMANDS}
+    commands = (*ANSWERED, *REFUSED)
+    lines |= {f"spectok {line}": ["-m", "spectok", *line.split()] for line in commands}
     found: dict[str, Any] = {}
     for line, words in lines.items():
-        refused = words[0] == "-m" and words[2] in REFUSED
+        refused = line.removeprefix("spectok ") in REFUSED
         times = [seconds(words, environment, output, 2 if refused else 0) for _ in range(runs + 1)]
         median = statistics.median(times[1:])
         torch = found.get(TORCH, {}).get("median", median)

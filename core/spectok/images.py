@@ -20,6 +20,35 @@ if TYPE_CHECKING:
 
 
 SMALLEST_SHOWN = 64  # pixels
+FARTHEST = 8.0
+"""Largest absolute value that is taken for one of an image in [-1, 1], noise and sharp edges
+included. Bytes as floats lie beyond; images normalised by another mean and deviation need not."""
+
+
+def check_values(images: Float[Tensor, "*b c h w"]) -> None:
+    """Check that images are finite and not far outside [-1, 1]; waits for their device.
+
+    Nothing is checked where values are not known: on the meta device, and while compiling.
+
+    Raises:
+        InputError: If a value is infinite or NaN, or beyond :data:`FARTHEST`.
+    """
+    if images.is_meta or torch.compiler.is_compiling() or not images.numel():
+        return
+    least, most = torch.stack(images.detach().aminmax()).tolist()
+    if least >= -FARTHEST and most <= FARTHEST:  # False for NaN
+        return
+    batch = images.detach().reshape(-1, *images.shape[-3:])
+    bad = batch.isfinite().flatten(1).all(1).logical_not().nonzero().flatten().tolist()
+    if bad:
+        raise InputError(
+            f"image {bad[0]} of the batch ({len(bad)} of {len(batch)}) holds values that are "
+            f"infinite or NaN; clean the data"
+        )
+    raise InputError(
+        f"images hold values from {least:.4g} to {most:.4g}, far outside [-1, 1]; convert bytes by "
+        f"images / 127.5 - 1"
+    )
 
 
 def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectok.errors import CheckpointError, ConfigError
+from spectok.places import home, is_path, may_be_hub_id, missing, remark_taken
 from spectok.plugins import registry
 from spectok.saving import HUB_OPTIONS, LOADING_OPTIONS, check_loading_options
 from spectok.trained.names import find_model, similar_model
@@ -30,8 +31,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     """Build a fresh tokenizer from its key, or load a trained one.
 
     Args:
-        name_or_path: A registered key, a directory, the name of a trained model that is installed
-            (``"hrvqvae/cifar10"``), or a hub id (``"user/model"``); the first that fits.
+        name_or_path: A registered key, the name of a trained model that is installed
+            (``"hrvqvae/cifar10"``), a directory, or a hub id (``"user/model"``); the first that
+            fits, so that ``"./vqvae"`` is a directory where ``"vqvae"`` is a key. What is written
+            as a path is never sent to a hub; see :func:`spectok.places.may_be_hub_id`.
         **overrides: For a key: constructor options. For a trained model: ``torch_dtype``,
             ``subfolder``, ``variant``, ``revision`` and the like, and ``trust`` (see
             :meth:`SpectokModel.from_pretrained`); its architecture cannot be overridden, but
@@ -46,7 +49,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         UnknownNameError: If it is not a key, a directory, a name or a hub id.
         PluginError: If the plugin that provides it is installed but fails to load.
         ConfigError: If an option is unknown, of the wrong type or out of range.
-        CheckpointError: If saved weights are unsafe to load or do not fit.
+        CheckpointError: If a path does not exist, or saved weights are unsafe to load or do not
+            fit.
         InputError: If a trained model does not take images of ``image_size``.
     """
     name = os.fspath(name_or_path)
@@ -55,9 +59,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         folder = root_folder(name, overrides.get("subfolder"))
         if os.path.isdir(folder):
             return load_folder(folder, **overrides)
-        if _may_be_on_hub(name):
+        if may_be_hub_id(name):
             return _load_from_hub(name, **overrides)
     _check_key(name)
+    remark_taken(name, "the key of an untrained tokenizer")
 
     from spectok.recipes.options import validate_options
 
@@ -65,17 +70,21 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
     return cls(**validate_options(cls, overrides, name))
 
 
-def _may_be_on_hub(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "~", "/"))
-
-
 def _check_key(name: str) -> None:
-    if "/" in name and name not in registry.list_tokenizers():
-        hint = similar_model(name)
-        raise CheckpointError(f"no directory {name}{hint}; give a key, a saved model or a hub id")
+    if ("/" in name or is_path(name)) and name not in registry.list_tokenizers():
+        raise CheckpointError(
+            f"{not_there(name)}; give a key, the folder of a saved model, or a hub id"
+        )
     trained = registry.names("model")
     also = f", or a trained model: {', '.join(trained)}" if trained else ""
     registry.check_name("tokenizer", name, f"A directory or hub id also works{also}")
+
+
+def not_there(name: str) -> str:
+    """Return what a message says of a model that is not on this machine."""
+    if os.path.exists(home(name)):
+        return f"{name} is a file, and no directory"
+    return missing(name) if is_path(name) else f"{missing(name)}{similar_model(name)}"
 
 
 def _at_size(tokenizer: ImageTokenizer, image_size: ImageSize | None) -> ImageTokenizer:
@@ -121,21 +130,22 @@ def check_trained(path: str | os.PathLike[str]) -> str:
         CheckpointError: If it is a path, and no directory.
     """
     name = os.fspath(path)
-    if find_model(name, TOKENIZERS) or os.path.isdir(name):
-        return name
     if name in registry.list_tokenizers():
+        here = f"; the folder here is ./{name}" if os.path.isdir(name) else ""
         raise ConfigError(
             f"{name!r} names an untrained tokenizer; give a trained one, such as the folder that "
-            f"'spectok train {name}' ends with"
+            f"'spectok train {name}' ends with{here}"
         )
-    if not _may_be_on_hub(name):
+    if find_model(name, TOKENIZERS) or os.path.isdir(home(name)):
+        return name
+    if not may_be_hub_id(name):
         _check_key(name)
     return name
 
 
 def model_folder(path: str) -> str:
     """Return the folder of a model: inside that of its run, or by its name; otherwise the path."""
-    path = str(find_model(path) or path)
+    path = str(find_model(path) or home(path))
     inside = Path(path, "model")
     return str(inside) if os.path.isfile(inside / "config.json") else path
 

@@ -23,6 +23,7 @@ from torch import nn
 from spectok.bounds import bounded_building, check_layout, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.hub import download
+from spectok.places import may_be_hub_id, missing
 from spectok.recipes.schema import section_model, validate_section
 from spectok.saved_config import CONFIG_NAME, check_config, forget_origin, read_config
 from spectok.saving import (
@@ -347,8 +348,9 @@ def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path
     if inside.is_absolute() or ".." in inside.parts:
         raise CheckpointError(f"subfolder {subfolder!r} is not inside {name}")
     if not os.path.isdir(place):
-        if _looks_like_path(name):
-            raise CheckpointError(f"{name} is not a directory; give a saved model or a hub id")
+        if not may_be_hub_id(os.fspath(name)):
+            what = f"{name} is a file" if os.path.exists(place) else missing(name)
+            raise CheckpointError(f"{what}; give the directory of a saved model, or a hub id")
         files = [CONFIG_NAME, *_patterns(options)]
         wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
         place = download(os.fspath(name), wanted, hub)
@@ -362,8 +364,3 @@ def _patterns(options: dict[str, Any]) -> list[str]:
     middle = f".{options['variant']}" if options.get("variant") else ""
     files = [PROCESSOR_FILE, f"{STEM}{middle}.{ENDING}", f"{STEM}{middle}-*-of-*.{ENDING}"]
     return [*files, *index_names(options.get("variant"))]
-
-
-def _looks_like_path(name: Any) -> bool:
-    text = os.fspath(name)
-    return text.startswith((".", "/", "~")) or text.count("/") > 1

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectok.errors import CheckpointError, InputError, shown
-from spectok.images import to_float, to_pil
+from spectok.images import check_values, to_float, to_pil
 from spectok.modeling import PROCESSOR_FILE
+from spectok.places import home
 from spectok.reading import read_json
 from spectok.sizes import size_of
 from spectok.writing import write_text
@@ -105,6 +106,7 @@ class ImageProcessor:
             raise InputError(
                 f"a tensor of shape {tuple(image.shape)} is not ({channels}, H, W) in [-1, 1]"
             )
+        check_values(image)  # before they are clamped
         image, (tall, wide) = image.float(), size_of(image)
         if (tall, wide) != (height, width):
             high = height * wide >= width * tall  # the height is what covers the size last
@@ -140,7 +142,7 @@ class ImageProcessor:
             CheckpointError: If it cannot be written.
         """
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        write_text(Path(folder, PROCESSOR_FILE), text, CheckpointError)
+        write_text(Path(home(folder), PROCESSOR_FILE), text, CheckpointError)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> ImageProcessor:
@@ -150,7 +152,7 @@ class ImageProcessor:
             CheckpointError: If there is no such file, or it asks for something else than this class
                 does.
         """
-        path = Path(folder, PROCESSOR_FILE)
+        path = Path(home(folder), PROCESSOR_FILE)
         if not path.is_file():
             raise CheckpointError(
                 f"{folder} has no {PROCESSOR_FILE}; a tokenizer's own is its .processor"

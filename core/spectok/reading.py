@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from spectok.errors import SpectokError
+from spectok.places import home
 
 MAX_TEXT_BYTES = 64 << 20
 MAX_DEPTH = 100
@@ -42,7 +43,7 @@ def read_text(
     Raises:
         SpectokError: Of the class ``error``: names the file and what is wrong with it.
     """
-    path = Path(path)
+    path = Path(home(path))
     check_regular(path, error, max_bytes)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -102,7 +103,7 @@ def read_npz(path: str | os.PathLike[str], error: type[SpectokError]) -> dict[st
         SpectokError: Of the class ``error``: if it is damaged or encrypted, or claims more memory
             than 100 times its size (16 MiB where that is more).
     """
-    path = Path(path)
+    path = Path(home(path))
     check_regular(path, error)
     allowed = max(SMALLEST_BOUND, EXPANSION * path.stat().st_size)
     try:

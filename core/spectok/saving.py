@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spectok.errors import CheckpointError, ConfigError
+from spectok.places import home
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 LOADING_OPTIONS = (
@@ -69,13 +70,13 @@ def saving(target: str | os.PathLike[str], last: str, own: str = "") -> Iterator
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """Return a path as absolute, without ``..`` and links.
+    """Return a path as absolute, without ``~``, ``..`` and links.
 
     Raises:
         CheckpointError: If it cannot be a path, such as one with a NUL character.
     """
     try:
-        return Path(path).resolve()
+        return Path(home(path)).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise CheckpointError(f"{os.fspath(path)!r} is no path: {first_line(error)}") from error
 

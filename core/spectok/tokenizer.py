@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from spectok.any_size import AnySizeModel
 from spectok.device import send
 from spectok.errors import CheckpointError, InputError
+from spectok.images import check_values
 from spectok.losses.reconstruction import l1, l2
 from spectok.modeling import PROCESSOR_FILE
 from spectok.outputs import TokenizerOutput
@@ -115,7 +116,8 @@ class ImageTokenizer(AnySizeModel):
         """Turn images in [-1, 1] into int64 tokens laid out as :attr:`token_spec` says.
 
         Raises:
-            InputError: If the images are not of ``image_shape``, or not finite.
+            InputError: If the images are not of ``image_shape``, not finite, or far outside
+                [-1, 1].
         """
         self.check_finite(images)
         z = self.token_space.to_vectors(self.encode_latents(images))
@@ -324,23 +326,28 @@ class ImageTokenizer(AnySizeModel):
             )
 
     def prepare(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Check the type and the shape of a batch, and bring it to the type of the weights."""
+        """Check a batch, and bring it to the type of the weights.
+
+        Values are checked on a CPU, where it costs nothing; :meth:`check_finite` checks them
+        everywhere.
+
+        Raises:
+            InputError: If type, shape or, on a CPU, values are not those of images in [-1, 1].
+        """
         self.check_images(images)
+        if images.device.type == "cpu":  # on a GPU this would wait in each step
+            check_values(images)
         return images.to(self.dtype)
 
     def check_finite(self, images: Float[Tensor, "b c h w"]) -> None:
         """Check a batch as :meth:`check_images` does, and its values; waits for the device.
 
         Raises:
-            InputError: If a pixel is infinite or NaN.
+            InputError: If a pixel is infinite or NaN, or far outside [-1, 1]; see
+                :func:`spectok.images.check_values`.
         """
         self.check_images(images)
-        if not images.isfinite().all():
-            bad = images.isfinite().logical_not().flatten(1).any(1).nonzero().flatten().tolist()
-            raise InputError(
-                f"image {bad[0]} of the batch ({len(bad)} of {len(images)}) holds values that are "
-                f"infinite or NaN; clean the data"
-            )
+        check_values(images)
 
     def check_decoded(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return decoded images if all their values are finite; waits for the device.

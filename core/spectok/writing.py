@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spectok.errors import SpectokError
+from spectok.places import home
 
 
 def write_text(path: str | os.PathLike[str], text: str, error: type[SpectokError]) -> None:
@@ -32,7 +33,7 @@ def whole_file(path: str | os.PathLike[str], error: type[SpectokError]) -> Itera
     Raises:
         SpectokError: Of the class ``error``: if the file cannot be written; names it.
     """
-    given = Path(path)
+    given = Path(home(path))
     try:
         target = given.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)

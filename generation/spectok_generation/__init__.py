@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from spectok.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from spectok_generation.coding import PriorCoder
     from spectok_generation.diffusion import LDM, DiffusionOptions
     from spectok_generation.drawing import draw_images
     from spectok_generation.evaluation import evaluate_prior
     from spectok_generation.extraction import extract_tokens
+    from spectok_generation.likelihood import measure_likelihood
     from spectok_generation.pipeline import TokenPipeline
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
     from spectok_generation.sample_folder import Wanted, draw_to_folder
@@ -26,6 +28,7 @@ _HOME = {
     "AutoregressivePrior": "spectok_generation.priors",
     "DiffusionOptions": "spectok_generation.diffusion",
     "Prior": "spectok_generation.priors",
+    "PriorCoder": "spectok_generation.coding",
     "SamplingOptions": "spectok_generation.sampling",
     "TokenCache": "spectok_generation.tokens",
     "TokenPipeline": "spectok_generation.pipeline",
@@ -37,6 +40,7 @@ _HOME = {
     "extract_tokens": "spectok_generation.extraction",
     "load_prior": "spectok_generation.priors",
     "load_text_encoder": "spectok_generation.text.encoder_loading",
+    "measure_likelihood": "spectok_generation.likelihood",
     "sample_tokens": "spectok_generation.sampling",
 }
 
@@ -45,6 +49,7 @@ __all__ = [
     "AutoregressivePrior",
     "DiffusionOptions",
     "Prior",
+    "PriorCoder",
     "SamplingOptions",
     "TokenCache",
     "TokenPipeline",
@@ -56,6 +61,7 @@ __all__ = [
     "extract_tokens",
     "load_prior",
     "load_text_encoder",
+    "measure_likelihood",
     "sample_tokens",
 ]
 

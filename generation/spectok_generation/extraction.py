@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from spectok import ImageTokenizer, TokenSpec
 from spectok.distributed import world
 from spectok.errors import CheckpointError, DataError
+from spectok.places import home
 from spectok.processes import barrier, from_main, on_main
 from spectok.reading import read_json, sha256_of_file
 from spectok.training.lock import run_locked
@@ -86,7 +87,7 @@ def extract_tokens(
         CheckpointError: If the directory holds something else, or writing fails.
         DataError: If the data set is empty or its images do not fit the tokenizer.
     """
-    how, target = how or Extraction(), Path(directory)
+    how, target = how or Extraction(), Path(home(directory))
     tokenizer.eval()
     header = _plan_header(tokenizer, dataset, how, tokenizer_record(tokenizer, path, subfolder))
     temporary = target.with_name(target.name + ".partial")

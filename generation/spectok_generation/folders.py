@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from spectok.errors import CheckpointError
-from spectok.loading import model_folder
-from spectok.trained.names import find_model, similar_model
+from spectok.loading import model_folder, not_there
+from spectok.trained.names import find_model
 
 PRIORS = ("prior", "pipeline")
 """Kinds of trained models that images are drawn from."""
@@ -27,7 +27,5 @@ def prior_folder(path: str | os.PathLike[str]) -> Path:
     find_model(name, PRIORS)
     folder = Path(model_folder(name))
     if not os.path.isdir(folder):
-        raise CheckpointError(
-            f"no directory {folder}{similar_model(name)}; give a trained prior, or train one first"
-        )
+        raise CheckpointError(f"{not_there(name)}; give a trained prior, or train one first")
     return folder

@@ -13,6 +13,7 @@ from typing import Any
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, InputError
 from spectok.loading import load_trained
+from spectok.places import may_be_hub_id
 from spectok_generation.drawing import DRAWABLE
 from spectok_generation.folders import prior_folder
 from spectok_generation.pipeline_folder import is_pipeline, load_component
@@ -188,7 +189,7 @@ def _recorded_place(prior: Prior, prior_path: Path) -> tuple[Path, str | None]:
     recorded, own = Path(record["path"]) if record.get("path") else None, run_of(prior_path)
     if os.path.isdir(own / OWN_TOKENIZER):
         return own / OWN_TOKENIZER, None
-    if recorded is not None and (os.path.isdir(recorded) or record["path"].count("/") == 1):
+    if recorded is not None and (os.path.isdir(recorded) or may_be_hub_id(record["path"])):
         return recorded, record.get("subfolder")  # a folder, or a hub id
     raise CheckpointError(
         f"the tokenizer of this prior is not at {recorded or 'any recorded place'}; give it with "

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import huggingface_hub
 import torch
 from diffusers import __version__ as diffusers_version
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -16,8 +15,11 @@ from diffusers.utils.constants import CONFIG_NAME
 
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok.hub import download
 from spectok.images import to_pil
+from spectok.loading import not_there
 from spectok.modeling import read_dtype
+from spectok.places import home, may_be_hub_id
 from spectok.saving import HUB_OPTIONS, resolve, saving, was_cut_short
 from spectok.trained.names import find_model, similar_model
 from spectok_generation.conditions import Condition
@@ -267,22 +269,15 @@ def _find_folder(place: Any, options: dict[str, Any]) -> Path:
     name = os.fspath(place)
     if (inside := find_model(name, ("pipeline",))) is not None:
         return inside
-    if os.path.isdir(os.path.expanduser(name)):
-        return Path(name).expanduser()
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        hint = similar_model(name)
-        raise CheckpointError(
-            f"no directory {name}{hint}; give the folder of a pipeline, or a hub id"
-        )
+    if os.path.isdir(home(name)):
+        return Path(home(name))
+    if not may_be_hub_id(name):
+        raise CheckpointError(f"{not_there(name)}; give the folder of a pipeline, or a hub id")
     wanted = [INDEX, *(f"{part}/*{ending}" for part in COMPONENTS for ending in ENDINGS)]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, **options))
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise CheckpointError(
-            f"cannot fetch {name!r}: {type(error).__name__}: {reason}; it is no local folder either"
-            f"{similar_model(name)}"
-        ) from error
+        return download(name, wanted, options)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{similar_model(name)}") from error
 
 
 def forget_folders(config: Path) -> None:

@@ -13,6 +13,7 @@ from spectok.data.choice import data_override
 from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
 from spectok.loading import model_folder
+from spectok.places import home, remark_taken
 from spectok.recipes.files import RUN_RECIPE, list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, validate_section
@@ -106,11 +107,13 @@ def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
     """Return the recipe that a ``tokenizer:`` entry names; None if it names no recipe."""
     names = list_recipes()
     known = {*names, *(name.removeprefix(f"{TokenizerRecipe.folder}/") for name in names)}
-    if os.path.isdir(tokenizer) or is_model(tokenizer, TokenizerRecipe.folder):
+    if is_model(tokenizer, TokenizerRecipe.folder):
         return None
-    if Path(tokenizer).suffix in (".yaml", ".yml") or tokenizer in known:
+    if tokenizer in known:
+        remark_taken(tokenizer, "the recipe of a tokenizer to train first")
         return load_tokenizer_recipe(tokenizer)
-    return None
+    is_file = Path(tokenizer).suffix in (".yaml", ".yml") and not os.path.isdir(home(tokenizer))
+    return load_tokenizer_recipe(tokenizer) if is_file else None
 
 
 def tokenizer_data(tokenizer: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from spectok.data.files import load_image
 from spectok.distributed import world
 from spectok.errors import CheckpointError, InputError, shown
 from spectok.images import save_picture, to_pil
+from spectok.places import home
 from spectok.processes import barrier, from_main, on_main
 from spectok.reading import read_json
 from spectok.training.lock import run_locked
@@ -141,7 +142,7 @@ def draw_to_folder(
         InputError: If what is wanted does not fit the prior, or a file cannot be written.
         CheckpointError: If the folder holds anything else, or images of other settings.
     """
-    target = Path(folder)
+    target = Path(home(folder))
     check_numbers(wanted.num_images, batch_size)
     check_pair(prior, tokenizer)
     wanted.check(prior, encoder)

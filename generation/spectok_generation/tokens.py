@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 from spectok import TokenSpec
 from spectok.data.augment import caption_turn
 from spectok.errors import CheckpointError, ConfigError, TokenError
+from spectok.places import home
 from spectok.reading import parse_json, read_json, read_text
 from spectok.recipes.schema import section_model, validate_section
 from spectok_generation.records import check_hashes, check_record, describe_record, same_tokenizer
@@ -91,7 +92,7 @@ class TokenCache(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, directory: str | os.PathLike[str], seed: int = 0):
-        self.directory = Path(directory)
+        self.directory = Path(home(directory))
         self._seed, self._epoch = seed, None
         self.header = read_header(self.directory)
         self.token_spec = TokenSpec.from_dict(self.header.token_spec)

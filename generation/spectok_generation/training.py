@@ -23,16 +23,21 @@ from torch import nn
 from spectok import ImageTokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.distributed import world
-from spectok.errors import ConfigError, DataError
+from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.images import save_grid
 from spectok.loading import load_trained
 from spectok.messages import progress, say
+from spectok.places import home
 from spectok.plugins import registry
+from spectok.processes import on_main
+from spectok.recipes.files import RUN_RECIPE
+from spectok.recipes.yaml12 import dump_yaml
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit, train_tokenizer
 from spectok.training.card import write_run_card
 from spectok.training.launch import accelerated, joined
 from spectok.training.lock import run_locked
-from spectok.training.resume import check_resume
+from spectok.training.resume import check_resume, without_consent
+from spectok.writing import write_text
 from spectok_generation.card import describe_prior
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import measure_latents
@@ -80,15 +85,24 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) ->
         ConfigError: If the folder holds a finished run, or parts of the recipe do not fit.
         CheckpointError: If the tokens were not made by the tokenizer.
     """
+    output = Path(home(output))
     check_unfinished(output, resume)
     if resume is True and has_begun(output):
         resume = "auto"
     check_resume(output, resume)
     given = rehearse(recipe)
     with joined(recipe.train), run_locked(output):
+        on_main(lambda: note_recipe(recipe, output))
         path = prepare_tokenizer(recipe, output)
         encoder = given or prepare_text(recipe, output)
         return fit_prior(recipe, output, resume, path, encoder)
+
+
+def note_recipe(recipe: PriorRecipe, output: Path) -> None:
+    """Write down the recipe of a run that begins, so that it can go on by it from now on."""
+    if not os.path.lexists(output / RUN_RECIPE):
+        record = without_consent(recipe.model_dump(mode="json", exclude={"output"}))
+        write_text(output / RUN_RECIPE, dump_yaml(record), CheckpointError)
 
 
 def fit_prior(

@@ -17,6 +17,7 @@ from spectok.data import DataConfig, build_dataset
 from spectok.data.rows import Captions
 from spectok.errors import ConfigError, DataError
 from spectok.messages import progress, say
+from spectok.places import home
 from spectok_generation.conditions import Condition
 from spectok_generation.diffusion.latents import encode_latents
 from spectok_generation.prior_recipe import PriorRecipe
@@ -162,4 +163,5 @@ def fit_data(data: DataConfig, tokenizer: ImageTokenizer) -> DataConfig:
 
 def absolute(path: str | None) -> str | None:
     """Return the absolute path of a folder, and anything else, such as a hub id, unchanged."""
-    return str(Path(path).resolve()) if path is not None and os.path.isdir(path) else path
+    folder = None if path is None else home(path)
+    return str(Path(folder).resolve()) if folder and os.path.isdir(folder) else path

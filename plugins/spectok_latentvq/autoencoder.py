@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, ConfigError
 from spectok.modeling import find_folder
+from spectok.places import home, may_be_hub_id
 from spectok.saved_config import read_config, saved_class
 from spectok.saving import first_line
 from spectok.weights import check_finite, find_weights, read_headers
@@ -158,11 +159,9 @@ def find_autoencoder(name: str) -> Path:
         CheckpointError: If there is none.
     """
     place, subfolder = name, ""
-    if not Path(name).expanduser().is_dir() and name.count("/") == 2 and name[0] not in "./~":
-        owner, title, subfolder = name.split("/")
-        place = f"{owner}/{title}"
-    if Path(place).expanduser().is_dir():
-        place = str(Path(place).expanduser())
+    owner_and_title, _, last = name.rpartition("/")
+    if not Path(home(name)).is_dir() and may_be_hub_id(owner_and_title):
+        place, subfolder = owner_and_title, last
     try:
         folder = find_folder(place, {}, subfolder)
     except CheckpointError as error:
@@ -246,7 +245,7 @@ def load(network: Any, folder: Path) -> Any:
 
 
 def _where_copies_are(name: str) -> str:
-    if name.count("/") != 1 or name[0] in "./~":
+    if not may_be_hub_id(name):
         return ""
     from huggingface_hub.constants import HF_HUB_CACHE
 

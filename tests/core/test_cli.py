@@ -438,7 +438,7 @@ def test_mistakes_in_what_to_train(refused, tmp_path):
     assert "did you mean 'image_size'" in refused("train", "qgvae", "tokenizer.imagesize=16")
     assert refused("train", "qgvae", "train.steps=x").startswith("train.steps: Input should be a")
     assert refused("train", "qgvae", "train.batch_size=0").startswith("train.batch_size: Input")
-    assert refused("train", "mine.yaml").startswith("no recipe file mine.yaml")
+    assert refused("train", "mine.yaml").startswith("no recipe file: mine.yaml does not exist")
     line = refused("train", "smoke/vqvae", "tokenizer.image_size=18", "--output", "x")
     assert "image_size 18 is not divisible by downsample_factor 4" in line
 
@@ -498,7 +498,7 @@ def test_mistakes_in_models(refused, trained, pictures, tmp_path):
 
     assert "untrained tokenizer" in refused("encode", "qgvae", pictures, "--out", "t.npz")
     assert refused("info", "nothing").startswith("unknown tokenizer 'nothing'")
-    assert "no directory ./no/thing" in refused("info", "./no/thing")
+    assert "./no/thing does not exist" in refused("info", "./no/thing")
     for change in (truncate, rename, remove):
         folder = damaged(change)
         assert str(folder) in refused("info", folder), change.__name__

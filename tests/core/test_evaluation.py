@@ -370,7 +370,7 @@ def test_a_saved_classifier_is_the_same(tmp_path):
 
 
 def test_a_folder_without_a_trained_classifier_is_refused(tmp_path, tokenizer):
-    with pytest.raises(CheckpointError, match="is not a directory"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         load_classifier(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="never trained"):
         load_classifier(save_classifier(tmp_path / "untrained", trained_on=None))

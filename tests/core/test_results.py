@@ -19,7 +19,6 @@ RECONSTRUCTION = {"psnr", "ssim", "mse", "lpips", "rfid"}
 NOT_RECORDED = "not recorded"
 BEFORE_PROTOCOLS = {
     "curves/cifar10_rates.json",
-    "demo.json",
     "forming.json",
     "fqvae_cifar10.json",
     "fqvae_digits.json",

@@ -21,6 +21,7 @@ LAYERS = (
         "machine",
         "messages",
         "outputs",
+        "places",
         "reading",
         "writing",
         "sizes",
@@ -43,6 +44,7 @@ LAYERS = (
     {"training"},
     {"planning"},
     {"evaluation"},
+    {"codec"},
     {"testing"},
     {"cli"},
 )

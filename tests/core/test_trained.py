@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectok import TrainedModel, list_models, load_tokenizer, plugins
+from spectok import TrainedModel, list_models, load_tokenizer, places, plugins
 from spectok.errors import CheckpointError, ConfigError, PluginError, UnknownNameError
 from spectok.loading import check_trained, model_folder
 from spectok.plugins import hookspecs, registry
@@ -48,7 +48,7 @@ def install(tmp_path_factory, monkeypatch):
 
     monkeypatch.syspath_prepend(site)
     names._say_model_wins.cache_clear()
-    names._say_local_wins.cache_clear()
+    places._say.cache_clear()
     yield write
     plugins.installed.cache_clear()
     for module in [m for m in sys.modules.values() if str(site) in str(getattr(m, "__file__", ""))]:
@@ -68,15 +68,22 @@ def test_a_name_loads_the_model_of_the_package(install, tmp_path, monkeypatch):
     assert Path(model_folder("mine/digits")) == folder
 
 
-def test_a_local_folder_of_the_name_wins_and_a_note_says_so(install, tmp_path, monkeypatch, capsys):
-    install()
+def test_a_name_means_what_is_installed_and_a_path_what_lies_here(
+    install, tmp_path, monkeypatch, capsys
+):
+    folder = install()
     monkeypatch.chdir(tmp_path)
     small_tokenizer("qgvae").save_pretrained("mine/digits")
-    assert type(load_tokenizer("mine/digits")).__name__ == "QGVAE"
-    assert model_folder("mine/digits") == "mine/digits"
+    assert type(load_tokenizer("mine/digits")).__name__ == "VQVAE"
+    assert Path(model_folder("mine/digits")) == folder
     noted = capsys.readouterr().err.splitlines()
     assert len(noted) == 1  # once, however often it is asked for
-    assert "mine/digits is a folder here and the name of a trained model" in noted[0]
+    assert "mine/digits is taken for the trained model that is installed" in noted[0]
+    assert noted[0].endswith("write ./mine/digits")
+    for path in ("./mine/digits", "mine/digits/"):
+        assert type(load_tokenizer(path)).__name__ == "QGVAE"
+        assert check_trained(path) == path
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mine/digit", "./mine/digits/x", "mine-digits"])

@@ -16,14 +16,13 @@ from torch import nn
 from spectok.errors import CheckpointError, ConfigError, TrainingError
 from spectok.training.checkpoint import (
     Parts,
-    check_same_run,
     choose_checkpoint,
-    flatten,
     list_checkpoints,
     load_checkpoint,
     read_manifest,
     save_checkpoint,
 )
+from spectok.training.same_run import check_same_run, flatten
 
 
 @pytest.fixture

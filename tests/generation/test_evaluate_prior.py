@@ -205,11 +205,12 @@ def test_a_run_knows_what_it_was_trained_on(spectok, tokenizer_folder, tmp_path)
 
 def test_bad_input_is_one_line(spectok, pipeline, tokenizer_folder, tmp_path):
     for words, message in [
-        ([tmp_path / "no", "--num-images", 4], f"no directory {tmp_path / 'no'}"),
+        ([tmp_path / "no", "--num-images", 4], f"{tmp_path / 'no'} does not exist"),
         ([pipeline, "--num-images", 4], "says what images it was trained on; give --data"),
         ([pipeline, "--num-images", 1, *SHAPES], "at least 2 of each (--num-images, --limit)"),
         ([pipeline, "--num-images", -3, *SHAPES], "num_images -3"),
-        ([pipeline, *SHAPES], "Missing option '--num-images'"),
+        ([pipeline, *SHAPES], "give --num-images, to measure"),
+        ([pipeline, "--num-images", 4, "--likelihood", *SHAPES], "give --num-images, to measure"),
         ([pipeline, "--num-images", 4, *SHAPES, "image_size=32"], "do not fit the tokenizer"),
         ([pipeline, "--num-images", 4, *SHAPES, "channels=1"], "do not fit the tokenizer"),
         ([pipeline, "--num-images", 4, *SHAPES, "--out", "r.txt"], "does not end in .json"),

@@ -563,7 +563,7 @@ TEXT = "open_clip_text.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLIP_CONFIG = "text_encoder/open_clip_config.json"
 DAMAGE = {
-    "no folder": (shutil.rmtree, "no directory"),
+    "no folder": (shutil.rmtree, "does not exist"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "is not a pipeline (no model_index"),
     "cut index": (lambda f: cut(f / "model_index.json"), "is not valid JSON"),
     "list": (lambda f: (f / "model_index.json").write_text("[1]"), "is not a JSON object"),
@@ -639,7 +639,7 @@ def test_bad_arguments(saved, make_run, tmp_path):
     assert "does not take device_map" in message
     message = refusal(ConfigError, load, saved, torch_dtype="int8")
     assert "torch_dtype 'int8' is none of" in message
-    assert "no directory" in refusal(CheckpointError, load, "./no/where")
+    assert "does not exist" in refusal(CheckpointError, load, "./no/where")
     message = refusal(CheckpointError, load, make_run("gpt"))
     assert "is not a pipeline (no model_index.json); make one from a run: spectok export" in message
 

@@ -413,7 +413,7 @@ def refused(error, match, **options):
 
 def test_what_is_no_autoencoder_is_refused(folders, tmp_path):
     refused(CheckpointError, r"has no config\.json", autoencoder=str(tmp_path))
-    refused(CheckpointError, "is not a directory", autoencoder=str(tmp_path / "nothing"))
+    refused(CheckpointError, "does not exist", autoencoder=str(tmp_path / "nothing"))
     VQModel(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vq")
     refused(
         ConfigError,

@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,14 +22,28 @@ import typer
 from typer.core import TyperGroup
 
 from spectok import __version__, plugins
-from spectok.cli import doctor, evaluate, evaluations, importing, listing, models, tokens, train
+from spectok.cli import (
+    classifier,
+    doctor,
+    evaluate,
+    evaluations,
+    importing,
+    listing,
+    models,
+    rates,
+    resume,
+    tokens,
+    train,
+)
 from spectok.cli.console import WORDS
 from spectok.errors import PluginError, SpectokError, one_line
 from spectok.interruption import Interrupted
 from spectok.messages import is_main_process
+from spectok.places import home
 
 ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
-REPEATABLE = ("extract", "compare", "demo")
+PATIENCE = 15  # seconds
+REPEATABLE = ("extract", "compare", "demo", "resume")
 """Commands that go on where they were when they are repeated."""
 
 # typer brings its own copy of click since 0.20; this names ClickException in either.
@@ -54,14 +69,14 @@ def build_app() -> typer.Typer:
         name="spectok",
         help="Train image tokenizers, and use them: images to a few integers and back.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
     app.callback()(_global_options)
     train_app = train.new_group()
     app.add_typer(train_app, name="train")
-    evaluate.add_commands(app, train_app)
-    for module in (models, tokens, listing, doctor, importing):
+    evaluate.add_commands(app)
+    classifier.add_commands(train_app)
+    for module in (resume, models, tokens, listing, doctor, importing, rates):
         module.add_commands(app)
     _add_plugin_commands(app, train_app)
     return app
@@ -136,7 +151,9 @@ def _run(words: list[str], debug: bool) -> int:
     terminate = signal.signal(signal.SIGTERM, _stop)
     WORDS.set(words)
     try:
-        return int(build_app()(words, prog_name="spectok", standalone_mode=False) or 0)
+        return int(
+            build_app()(list(map(_at_home, words)), prog_name="spectok", standalone_mode=False) or 0
+        )
     except (_Stopped, KeyboardInterrupt, typer.Abort) as error:
         return _interrupted(words, error.__cause__ or error)
     except typer.Exit as error:
@@ -147,6 +164,7 @@ def _run(words: list[str], debug: bool) -> int:
     except (SpectokError, OSError, _UsageProblem) as error:
         if debug:
             traceback.print_exc()
+        _let_the_first_speak()
         for line in _lines(error):
             _print_error(line)
         return ERROR
@@ -161,6 +179,27 @@ def _run(words: list[str], debug: bool) -> int:
         return ERROR
     finally:
         signal.signal(signal.SIGTERM, terminate)
+
+
+def _at_home(word: str) -> str:
+    """Return a word with ``~`` as the home directory, where a shell leaves it: ``--out=~/a.png``.
+
+    In settings, ``key=~/x``, it stays: recipes are read the same way everywhere.
+    """
+    option, equals, value = word.partition("=")
+    if word.startswith("--") and equals:
+        return f"{option}={home(value)}"
+    return home(word)
+
+
+def _let_the_first_speak() -> None:
+    """Let the main process of a launch tell an error that all have: the others are then ended.
+
+    A process that is not ended tells its own a few seconds later.
+    """
+    if not is_main_process():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE)
 
 
 def _stop(number: int, _: Any) -> None:
@@ -189,6 +228,10 @@ def _lines(error: Any) -> Iterable[str]:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "spectok"
     message = " ".join(error.format_message().split())
+    option = getattr(error, "option_name", "") or ""
+    if command.startswith("spectok train") and option.startswith("--"):
+        meant = train.option_as_setting(option, WORDS.get([]))
+        message = f"there is no {option}; settings are key=value: {meant}" if meant else message
     return [f"{message} (see '{command} --help')"] if message else []  # the help is shown already
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectok.errors import ConfigError, DataError, InputError
 from spectok.messages import note, progress, say
+from spectok.places import home, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     from spectok.reading import check_regular
 
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, map(home, paths)):
         if path.is_dir():
             inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             images = sorted(p for p in inside if not p.name.startswith(".") and not p.is_dir())
@@ -126,7 +127,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
         elif os.path.lexists(path):
             found.append(path)
         else:
-            raise DataError(f"{path} does not exist; give image files or directories of images")
+            raise DataError(f"{missing(path)}; give image files or directories of images")
     for path in found:
         check_regular(path, DataError)  # reading a pipe or a device would not end
     return found

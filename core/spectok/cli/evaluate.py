@@ -1,4 +1,4 @@
-"""``spectok eval``, ``spectok compare`` and ``spectok train classifier``.
+"""``spectok eval`` and ``spectok compare``.
 
 ``eval`` is a group of commands, one for each kind of model, to which plugins add their own. Words
 that begin with none of them are those of the command that takes the model they name.
@@ -32,18 +32,14 @@ from spectok.cli.models import (
 from spectok.cli.train import (
     DEFAULT_DATA,
     Data,
-    Overrides,
-    ResumableCommand,
-    ResumeOption,
-    check_output,
     name_of_data,
     recipe_for,
-    resume_of,
 )
 from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
 from spectok.messages import note, progress, say
+from spectok.places import home, remark_taken
 
 if TYPE_CHECKING:
     from spectok.evaluation.comparison import Competitor
@@ -71,7 +67,7 @@ ClassifierFolder = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer, train: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
     group = typer.Typer(
         cls=EvalGroup,
@@ -83,7 +79,6 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     app.add_typer(group, name=GROUP)
     group.command(DEFAULT, cls=EvalCommand)(evaluate)
     app.command("compare")(compare)
-    train.command("classifier", cls=ResumableCommand)(train_classifier)
 
 
 def evaluate(
@@ -245,34 +240,6 @@ def compare(
     say_next(["spectok", "eval", str(folder / next(iter(competitors)))])
 
 
-def train_classifier(
-    overrides: Overrides = None,
-    data: Data = None,
-    output: Annotated[
-        str | None, typer.Option(help="Folder of the run (default: runs/classifier-DATASET).")
-    ] = None,
-    resume: ResumeOption = None,
-) -> None:
-    """Train a small image classifier, whose features then compare sets of images."""
-    from spectok.data.choice import data_override
-    from spectok.evaluation import ClassifierRecipe, load_classifier
-    from spectok.evaluation import train_classifier as run
-    from spectok.recipes.recipe import apply_overrides, resolve_recipe
-
-    own_data = [data_override(data)] if data else []
-    recipe = resolve_recipe(apply_overrides({}, [*own_data, *(overrides or [])]), ClassifierRecipe)
-    default = Path("runs", f"classifier-{name_of_data(recipe.data)}")
-    folder = Path(output or recipe.output or default)
-    check_output(folder, resume_of(resume))
-    result = run(recipe, folder, resume=resume_of(resume))
-    accuracy = load_classifier(folder).config["held_out_accuracy"]
-    say(
-        f"trained {result.step:,} steps in {result.seconds:,.0f} s, recognises "
-        f"{100 * accuracy:.2f} % of held-out images: {folder / 'model'}"
-    )
-    say_next(["spectok", "eval", "MODEL", "--classifier", str(folder)])
-
-
 def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: list[str]) -> Any:
     """Return the data to evaluate on: the given data, or that of the tokenizer's training.
 
@@ -309,6 +276,8 @@ def name_competitors(
     """
     from spectok.evaluation.comparison import find_competitor
     from spectok.loading import model_folder
+    from spectok.plugins.registry import list_tokenizers
+    from spectok.recipes.files import list_recipes
     from spectok.trained.names import is_model
     from spectok.training.recipe import TokenizerRecipe
 
@@ -317,7 +286,12 @@ def name_competitors(
     found: dict[str, Competitor] = {}
     for name in names:
         installed = is_model(name, TokenizerRecipe.folder)
-        recipe = None if installed or os.path.isdir(name) else resolve(name, data, overrides)
+        known = {*list_recipes(), *list_tokenizers()}
+        named = name in known or f"{TokenizerRecipe.folder}/{name}" in known
+        if named and not installed:
+            remark_taken(name, "a tokenizer to train")
+        is_folder = not named and os.path.isdir(home(name))
+        recipe = None if installed or is_folder else resolve(name, data, overrides)
         label = label_of(name)
         if label in found:
             raise ConfigError(
@@ -355,7 +329,7 @@ def label_of(name: str) -> str:
     """Return a competitor's label: the key itself, or the name of its file or folder."""
     path = Path(name)
     path = path.parent if path.name in ("model", "recipe.yaml") else path
-    if path.suffix in (".yaml", ".yml") or os.path.isdir(path):
+    if path.suffix in (".yaml", ".yml") or os.path.isdir(home(path)):
         return path.stem
     return "-".join(part for part in path.parts if part not in (FOLDER, "tokenizers"))
 

@@ -30,6 +30,11 @@ class EvalGroup(TyperGroup):
             args = [self._meant_by(args), *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the commands, and what the first word of the command ``tokenizer`` may be."""
+        first = self.commands[DEFAULT].params[0]
+        return [*super().shell_complete(ctx, incomplete), *first.shell_complete(ctx, incomplete)]
+
     def _meant_by(self, words: list[str]) -> str:
         """Return the command that takes one of the models, or else the first with such options."""
         for name, command in self.commands.items():

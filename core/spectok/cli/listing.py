@@ -41,6 +41,8 @@ def list_installed(
     rows = _ROWS[kind]()
     if kind == Kind.models and not as_json:
         rows = [_model_row(row) for row in rows]
+    if kind == Kind.recipes and not as_json:
+        rows = [{key: row[key] for key in ("name", "summary")} for row in rows]
     if as_json:
         say(json.dumps(rows, indent=2, ensure_ascii=False))
         return

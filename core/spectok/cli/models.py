@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spectok.cli.completing import complete_model
 from spectok.cli.console import (
     batches,
     find_images,
@@ -36,7 +37,11 @@ SHOWN_PLACES = 40
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 Model = Annotated[
-    str, typer.Argument(help="Trained model: its folder, that of its run, a name, or a hub id.")
+    str,
+    typer.Argument(
+        autocompletion=complete_model,
+        help="Trained model: its folder, that of its run, a name, or a hub id.",
+    ),
 ]
 Subfolder = Annotated[
     str | None,
@@ -70,7 +75,12 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="A trained model, or the key of an untrained one.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=complete_model, help="A trained model, or the key of an untrained one."
+        ),
+    ],
     as_json: AsJson = False,
     subfolder: Subfolder = None,
 ) -> None:

@@ -6,6 +6,9 @@ that begin with none of them are those of ``spectok train tokenizer``.
 
 from __future__ import annotations
 
+import itertools
+import os
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from spectok.cli.completing import complete_data, complete_recipe
 from spectok.cli.console import say_next
 from spectok.errors import ConfigError
 from spectok.messages import say
+from spectok.places import home, is_path
 
 if TYPE_CHECKING:
     from spectok.data import DataConfig
@@ -30,7 +35,10 @@ Overrides = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="Directory of images, parquet file, tar shards, hub id, or a data set."),
+    typer.Option(
+        autocompletion=complete_data,
+        help="Directory of images, parquet file, tar shards, hub id, or a data set.",
+    ),
 ]
 Output = Annotated[
     str | None, typer.Option(help="Folder of the run; by default runs/NAME-DATASET.")
@@ -87,6 +95,11 @@ class FallThroughGroup(TyperGroup):
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the commands, and what the first word of the command ``tokenizer`` may be."""
+        first = self.commands[DEFAULT].params[0]
+        return [*super().shell_complete(ctx, incomplete), *first.shell_complete(ctx, incomplete)]
+
 
 def new_group() -> typer.Typer:
     """Return the group ``spectok train`` with the command for tokenizers."""
@@ -106,6 +119,7 @@ def train_tokenizer(
         str,
         typer.Argument(
             metavar="KEY|RECIPE|FILE.yaml",
+            autocompletion=complete_recipe,
             help="A key of 'spectok list tokenizers', a name of 'spectok list recipes', or a file.",
         ),
     ],
@@ -118,12 +132,14 @@ def train_tokenizer(
     from spectok.data.choice import check_choice, data_override
     from spectok.training.recipe import load_tokenizer_recipe
 
+    check_settings(overrides or [])
+    recipe = named_recipe(recipe, resume)
     prepared = recipe_for(recipe, data)
     if data and prepared is None:
         check_choice(data)
     own_data = [data_override(data)] if data and prepared is None else []
     resolved = load_tokenizer_recipe(prepared or recipe, [*own_data, *(overrides or [])])
-    folder = Path(output or resolved.output or default_output(recipe, resolved))
+    folder = Path(home(output or resolved.output or default_output(recipe, resolved)))
     check_output(folder, resume_of(resume))
 
     from spectok.training import train_tokenizer as run
@@ -135,6 +151,48 @@ def train_tokenizer(
         ["spectok", "reconstruct", model, "IMAGE", "--out", "grid.png"],
         ["spectok", "train", "prior", "--tokenizer", model],
     )
+
+
+def check_settings(words: list[str]) -> None:
+    """Refuse a word that is no setting but looks like images to train on, or anything else.
+
+    Raises:
+        ConfigError: Says how images are given.
+    """
+    for word in words:
+        if "=" not in word and (is_path(word) or os.path.exists(word)):
+            raise ConfigError(
+                f"{word} is no setting; images to train on are given as --data {shlex.quote(word)}"
+            )
+
+
+def option_as_setting(option: str, words: list[str]) -> str:
+    """Return the setting that an option that does not exist was meant for; empty if none.
+
+    Args:
+        option: Such as ``--steps``.
+        words: The command line.
+    """
+    from spectok.recipes.recipe import path_of_setting
+    from spectok.training.recipe import TokenizerRecipe
+
+    name = option.lstrip("-").replace("-", "_")
+    path = path_of_setting(name, TokenizerRecipe)
+    if path is None:
+        return ""
+    given = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    after = [value for word, value in itertools.pairwise(words) if word == option]
+    value = next((v for v in (*given, *after) if v and not v.startswith("-")), "VALUE")
+    return f"{path}={shlex.quote(value)}"
+
+
+def named_recipe(name: str, resume: ResumeWord | None) -> str:
+    """Return what was given for a recipe; with ``--resume``, a run's folder means its recipe."""
+    from spectok.plugins.registry import list_tokenizers
+    from spectok.recipes.files import recipe_of_run
+
+    own = None if resume is None or name in list_tokenizers() else recipe_of_run(name)
+    return own or name
 
 
 def recipe_for(name: str, data: str | None) -> str | None:

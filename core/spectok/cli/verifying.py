@@ -80,8 +80,9 @@ def local_folder(model: str) -> Path:
         ConfigError: If it is not on this machine.
     """
     from spectok.loading import model_folder
+    from spectok.places import home
 
-    if not Path(model).is_dir():
+    if not Path(home(model)).is_dir():
         raise ConfigError(f"--card writes into the folder of a model, and {model} is none here")
     return Path(model_folder(model))
 

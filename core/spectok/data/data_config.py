@@ -88,8 +88,12 @@ def config_for_path(path: str | os.PathLike[str], **options: Any) -> DataConfig:
 
 
 def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "webdataset", "hub"]:
-    """Return which reader a path needs; an ``owner/name`` that does not exist here is a hub id."""
+    """Return which reader a path needs; an ``owner/name`` that does not exist here is a hub id.
+
+    See :func:`spectok.places.may_be_hub_id`.
+    """
     from spectok.data.listing import local_path
+    from spectok.places import may_be_hub_id
 
     text = os.fspath(path)
     local = local_path(text)
@@ -99,10 +103,7 @@ def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "
         return "parquet"
     if local.is_dir():
         return _kind_of_directory(local)
-    looks_like_id = (
-        text.count("/") == 1 and not text.startswith((".", "/", "~")) and "\\" not in text
-    )
-    return "hub" if looks_like_id and not local.exists() else "folder"
+    return "hub" if may_be_hub_id(text) and not local.exists() else "folder"
 
 
 def _kind_of_directory(directory: Path) -> Literal["folder", "parquet", "webdataset"]:

@@ -9,6 +9,7 @@ from spectok.data.data_config import kind_of_path
 from spectok.data.listing import local_path
 from spectok.data.sources import DatasetCard, DatasetSource
 from spectok.errors import ConfigError, DataError
+from spectok.places import missing
 
 if TYPE_CHECKING:
     from spectok.data.data_config import DataConfig
@@ -59,7 +60,7 @@ def check_exists(path: str, kind: str) -> None:
         DataError: If nothing is there.
     """
     if kind in ("folder", "parquet") and not local_path(path).exists():
-        raise DataError(f"{path} does not exist; give {_SUMMARIES[kind]}")
+        raise DataError(f"{missing(path)}; give {_SUMMARIES[kind]}")
 
 
 def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:

@@ -44,6 +44,7 @@ from spectok.data.split_column import read_split_column
 from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division
 from spectok.errors import DataError
+from spectok.places import missing
 from spectok.reading import MAX_TEXT_BYTES, check_regular, parse_json
 
 _CAPTIONS = {"txt", "text", "caption", "captions", "prompt"}
@@ -208,9 +209,8 @@ def _find_shards(pattern: str) -> tuple[Path, list[str], list[Problem], list[str
         root = Path(os.path.commonpath([os.path.dirname(name) or "." for name in found] or ["."]))
         names = [Path(os.path.relpath(name, root)).as_posix() for name in found]
     if not names:
-        raise DataError(
-            f"{pattern} matches no file; give a tar shard or a pattern such as 'x/*.tar'"
-        )
+        what = f"{pattern} matches no file" if glob.has_magic(pattern) else missing(pattern)
+        raise DataError(f"{what}; give a tar shard or a pattern such as 'x/*.tar'")
     return root, names, problems, notes
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from spectok.errors import CheckpointError, InputError
 from spectok.images import to_float, to_uint8
 from spectok.modeling import SpectokModel
+from spectok.places import home, missing
 
 SMALLEST_MAP = 4  # pixels; feature maps are halved down to this
 BATCH_SIZE = 256
@@ -119,12 +120,11 @@ def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
     Raises:
         CheckpointError: If the folder does not exist or does not hold a trained classifier.
     """
-    folder = Path(path)
+    folder = Path(home(path))
     folder = folder / "model" if os.path.isdir(folder / "model") else folder
     if not os.path.isdir(folder):
-        raise CheckpointError(
-            f"{path} is not a directory; give a classifier that 'spectok train classifier' saved"
-        )
+        what = f"{path} is not a directory" if folder.exists() else missing(path)
+        raise CheckpointError(f"{what}; give a classifier that 'spectok train classifier' saved")
     model: Any = ImageClassifier.from_pretrained(folder)
     if model.config["trained_on"] is None:
         raise CheckpointError(f"{path} holds a classifier that was never trained; train it first")

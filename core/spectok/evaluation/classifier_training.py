@@ -16,6 +16,7 @@ from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import CheckpointError, DataError
 from spectok.evaluation.classifier import BATCH_SIZE, ImageClassifier
 from spectok.evaluation.reconstruction import interior_of
+from spectok.places import home
 from spectok.recipes.recipe import Recipe
 from spectok.recipes.schema import Registered, Section
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, TrainConfig, fit
@@ -88,6 +89,7 @@ def train_classifier(
     Raises:
         DataError: If the images have no classes.
     """
+    output = Path(home(output))
     check_resume(output, resume)
     dataset = build_dataset(recipe.data, seed=recipe.seed)
     if dataset.num_classes is None or dataset.num_classes < 2:

@@ -89,11 +89,27 @@ def block_size(tokenizer: ImageTokenizer) -> int | None:
 
 
 def there_and_back(tokenizer: ImageTokenizer, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return indices and reconstructions; a batch that is smaller is filled up to ``size``."""
-    filled = torch.cat([images, images[-1:].expand(size - len(images), *images.shape[1:])])
-    indices = tokenizer.encode(filled.to(tokenizer.dtype))
-    decoded = tokenizer.decode(indices).to(images.dtype)
-    return indices[: len(images)], decoded[: len(images)]
+    """Return indices and reconstructions, computed in blocks of ``size``; see :func:`in_blocks`."""
+    indices = in_blocks(tokenizer.encode, images.to(tokenizer.dtype), size)
+    return indices, in_blocks(tokenizer.decode, indices, size).to(images.dtype)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    """Apply a function to rows in blocks of one size; the last one is filled up with its last row.
+
+    What a row gives then does not depend on how many others there are: kernels for products are
+    chosen by the number of rows.
+
+    Args:
+        function: Maps n rows to n rows.
+        rows: At least one.
+        size: Rows of a block.
+    """
+    parts = []
+    for part in rows.split(size):
+        filled = torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
+        parts.append(function(filled)[: len(part)])
+    return torch.cat(parts)
 
 
 def start_metric(name: str) -> SetMetric:

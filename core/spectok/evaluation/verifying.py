@@ -24,6 +24,7 @@ from spectok.evaluation.reference import REFERENCE_IMAGES
 from spectok.evaluation.terms import recipe_of_run
 from spectok.foreign.opening import open_folder
 from spectok.loading import identify, model_folder
+from spectok.places import home, missing
 from spectok.reading import read_json
 from spectok.recipes.schema import validate_section
 from spectok.tokenizer import ImageTokenizer
@@ -112,13 +113,14 @@ def find_claims(path: str | os.PathLike[str]) -> Claimed:
     Raises:
         CheckpointError: If there is no claim, or no model that it is about.
     """
-    given = Path(path)
+    given = Path(home(path))
     if given.suffix == ".json":
         return _claims_of_json(given)
-    folder = given.parent if given.name == CARD else Path(model_folder(os.fspath(given)))
+    folder = given.parent if given.name == CARD else Path(model_folder(os.fspath(path)))
     if not folder.is_dir():
+        what = f"{given} is" if given.exists() else f"{missing(path)}; it is"
         raise CheckpointError(
-            f"{given} is no folder of a model, no card and no JSON file; give one of these"
+            f"{what} no folder of a model, no card and no JSON file; give one of these"
         )
     try:
         identify(open_folder(folder, "", os.fspath(folder)))

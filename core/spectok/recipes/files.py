@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectok.errors import PluginError, shown
+from spectok.places import home
 from spectok.plugins.loading import Plugin, installed
 
 NOT_RECIPES = ("accelerate",)
@@ -22,6 +23,18 @@ RUN_RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 def is_run_recipe(path: Path) -> bool:
     """Return whether a file is the recipe that a run keeps: it stands for the run beside it."""
     return path.name == RUN_RECIPE and os.path.isdir(path.parent / CHECKPOINTS)
+
+
+def recipe_of_run(name: str) -> str | None:
+    """Return the recipe in the folder of a run; None if a name is not such a folder.
+
+    Args:
+        name: What was given for a recipe; a registered recipe's name is none of a folder.
+    """
+    if name in list_recipes():
+        return None
+    path = Path(home(name), RUN_RECIPE)
+    return str(path) if os.path.isfile(path) else None
 
 
 def builtin_folder() -> Path:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, Field
 
 from spectok.errors import SHOWN, ConfigError, UnknownNameError, shown
+from spectok.places import missing
 from spectok.plugins import registry
 from spectok.recipes.files import RUN_RECIPE, is_run_recipe, list_recipes
 from spectok.recipes.options import SUPPLIED, check_keys, validate_named, validate_registered
@@ -30,6 +31,7 @@ from spectok.recipes.schema import (
     unknown_key,
     validate_section,
 )
+from spectok.recipes.usual_names import our_name
 from spectok.recipes.yaml12 import parse_yaml, read_yaml
 
 Override = str | tuple[str, Any]
@@ -104,9 +106,9 @@ def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
         path = found
     if not os.path.exists(path):
         stem, recipes = path.with_suffix("").as_posix(), list_recipes()
-        raise ConfigError(
-            f"no recipe file {name}{_near(stem, recipes)}; 'spectok list recipes' shows all"
-        )
+        hint = _near(stem, recipes)
+        what = f"no recipe file {name}{hint}" if hint else f"no recipe file: {missing(name)}"
+        raise ConfigError(f"{what}; 'spectok list recipes' shows all")
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, such as '{model.main}: …'")
@@ -205,7 +207,10 @@ def _find(name: str, model: type[Recipe]) -> Path | None:
             return recipes[candidate]
     own = Path(name).expanduser() / RUN_RECIPE
     if os.path.isfile(own):
-        raise ConfigError(f"{name} is a folder; its recipe is {own}")
+        raise ConfigError(
+            f"{name} is the folder of a run; go on with it: spectok resume {name}; or train by its "
+            f"recipe: {own}"
+        )
     if "/" in name:
         raise ConfigError(f"no recipe {name}{_near(name, recipes)}; see 'spectok list recipes'")
     note = "The name of a recipe ('spectok list recipes') or a YAML file also works"
@@ -274,10 +279,18 @@ def _fill_in(raw: dict[str, Any], name: str, section: type[BaseModel]) -> None:
 
 
 def _unknown_section(key: str, model: type[Recipe]) -> str:
-    for section in model.model_fields:
-        if key in getattr(subsection(model, section), "model_fields", {}):
-            return f"{key}: unknown key (did you mean '{section}.{key}'?)"
+    if (path := path_of_setting(key, model)) is not None:
+        return f"{key}: unknown key (did you mean {path!r}?)"
     return str(unknown_key("", key, model.model_fields))
+
+
+def path_of_setting(key: str, model: type[Recipe]) -> str | None:
+    """Return the dotted path of a setting given without its section, or by its usual name."""
+    for name in (key, our_name(key)):
+        for section in model.model_fields:
+            if name in getattr(subsection(model, section), "model_fields", {}):
+                return f"{section}.{name}"
+    return our_name(key) if our_name(key) in model.model_fields else None
 
 
 def _problems(check: Callable[..., Any], *args: Any) -> list[str]:

@@ -19,7 +19,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from spectok.errors import SHOWN, ConfigError, did_you_mean, shown
+from spectok.errors import SHOWN, ConfigError, shown
+from spectok.recipes.usual_names import suggest
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> ConfigError:
     known = list(known)
     listing = ", ".join(known) or "none"
     return ConfigError(
-        f"{join_path(path, key)}: unknown key{did_you_mean(key, known)}; known: {listing}"
+        f"{join_path(path, key)}: unknown key{suggest(key, known)}; known: {listing}"
     )
 
 

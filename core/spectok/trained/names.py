@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from spectok.errors import CheckpointError, ConfigError, did_you_mean
 from spectok.messages import note
+from spectok.places import is_path, remark_taken
 from spectok.plugins import registry
 from spectok.recipes.files import list_recipes
 from spectok.trained.model import KINDS, TrainedModel
@@ -24,16 +24,14 @@ def find_model(name: str, kinds: Sequence[str] = KINDS) -> Path | None:
         kinds: What it may be; see :data:`spectok.trained.KINDS`.
 
     Returns:
-        None if it is no such name, or a local folder of that name is there, which a note says.
+        None if it is no such name, such as ``./name``. A note says so where a local folder has the
+        name too.
 
     Raises:
         ConfigError: If it is a model of another kind.
         CheckpointError: If its folder is missing.
     """
-    if os.path.isabs(name) or name not in registry.names("model"):
-        return None
-    if os.path.isdir(name):
-        _say_local_wins(name)
+    if is_path(name) or name not in registry.names("model"):
         return None
     model: TrainedModel = registry.get_registered("model", name)
     if model.kind not in kinds:
@@ -43,6 +41,7 @@ def find_model(name: str, kinds: Sequence[str] = KINDS) -> Path | None:
             f"{name!r} is registered by {registry.provider('model', name)}, whose folder "
             f"{model.folder} is missing; install that package again"
         )
+    remark_taken(name, "the trained model that is installed")
     return model.folder
 
 
@@ -65,14 +64,6 @@ def is_model(name: str, recipes: str) -> bool:
 def similar_model(name: str) -> str:
     """Return ``" (did you mean 'x'?)"`` for the registered trained model of the closest name."""
     return did_you_mean(name, registry.names("model"))
-
-
-@functools.cache
-def _say_local_wins(name: str) -> None:
-    note(
-        f"{name} is a folder here and the name of a trained model that is installed; the folder is "
-        f"taken (from another directory, the name means the model)"
-    )
 
 
 @functools.cache

@@ -31,10 +31,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from spectok.errors import CheckpointError, ConfigError, TrainingError
+from spectok.errors import CheckpointError, TrainingError
 from spectok.reading import check_regular, read_json
 from spectok.saving import give_usual_permissions
-from spectok.training.train_config import FREE_TO_CHANGE
 from spectok.weights import reading_reason
 from spectok.writing import flush
 
@@ -43,11 +42,6 @@ MANIFEST, STATE = "manifest.json", "state.pt"
 CHECKSUM = "checksum"
 """Entry of a manifest: a hash of the others, but for the recipe, which is compared by itself."""
 PARTIAL, DAMAGED = ".partial", ".damaged"
-FREE_SETTINGS = {
-    "output",
-    "losses.perceptual.weights",  # a path on this machine
-    *(f"train.{name}" for name in FREE_TO_CHANGE),
-}
 
 
 class Stateful(Protocol):
@@ -248,39 +242,6 @@ def load_checkpoint(path: Path, parts: Parts) -> None:
             f"cannot resume from {path}: {reading_reason(error)}; delete that checkpoint to resume "
             f"from the one before"
         ) from error
-
-
-def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to resume with settings that would make it a different run.
-
-    A setting that is None equals one that is missing, so a run that was started before a setting
-    existed still resumes.
-
-    Args:
-        recorded: The recipe in the checkpoint.
-        current: The recipe of the run that wants to resume.
-
-    Raises:
-        ConfigError: One line per setting that differs.
-    """
-    old, new = flatten(json.loads(json.dumps(recorded))), flatten(json.loads(json.dumps(current)))
-    differing = [
-        f"{name}: the run to resume has {old.get(name)!r}, not {new.get(name)!r}; set it back, or "
-        f"start a new run in another output folder"
-        for name in sorted(old.keys() | new.keys())
-        if name not in FREE_SETTINGS and old.get(name) != new.get(name)
-    ]
-    if differing:
-        raise ConfigError(*differing)
-
-
-def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted keys; an empty mapping stays a value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{path}.{key}" if path else str(key)
-        flat |= flatten(value, name) if isinstance(value, Mapping) and value else {name: value}
-    return flat
 
 
 def check_finite(parts: Parts) -> None:

@@ -11,8 +11,8 @@ from accelerate.utils import LoggerType
 
 from spectok.errors import CheckpointError
 from spectok.reading import parse_json, read_text
-from spectok.training.checkpoint import flatten
 from spectok.training.contracts import Record, Run
+from spectok.training.same_run import flatten
 from spectok.writing import write_text
 
 

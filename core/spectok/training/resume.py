@@ -21,7 +21,6 @@ from spectok.training.checkpoint import (
     PARTIAL,
     Parts,
     all_checkpoints,
-    check_same_run,
     choose_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -30,6 +29,7 @@ from spectok.training.checkpoint import (
 )
 from spectok.training.contracts import Resume, Run
 from spectok.training.optimizer import learning_rate_factor
+from spectok.training.same_run import check_same_run
 from spectok.training.train_config import TrainConfig
 from spectok.writing import write_text
 

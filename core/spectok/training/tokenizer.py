@@ -15,6 +15,7 @@ from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.images import save_grid
 from spectok.loading import load_tokenizer, load_trained
 from spectok.messages import console
+from spectok.places import home
 from spectok.recipes.options import keep_earlier_options
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.adversarial import Adversary
@@ -56,7 +57,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
         TrainingError: If training cannot go on.
     """
     refuse_for("tokenizers")
-    output = Path(output)
+    output = Path(home(output))
     check_resume(output, resume)
     recorded = recorded_recipe(output) if resume else {}
     earlier = keep_earlier_options("tokenizer", recipe.tokenizer, recorded.get("tokenizer", {}))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spectok_generation.cli import clip, demo, evaluate, plan, priors, sampling
+from spectok_generation.cli import clip, codec, demo, evaluate, plan, priors, sampling
 
 if TYPE_CHECKING:
     import typer
@@ -25,4 +25,5 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     evaluate.add_commands(app)
     clip.add_commands(train)
     demo.add_commands(app)
+    codec.add_commands(app)
     plan.add_commands(app)

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from spectok.cli.console import say_next
-from spectok.cli.train import ResumableCommand, ResumeOption, resume_of
+from spectok.cli.train import ResumableCommand, ResumeOption, named_recipe, resume_of
 from spectok.errors import ConfigError
 from spectok.messages import say
+from spectok.places import home
 
 
 def add_commands(train: typer.Typer) -> None:
@@ -43,9 +44,9 @@ def train_clip(
     named = [word for word in words if "=" not in word]
     if len(named) > 1 or not (named or data):
         raise ConfigError("give one recipe, or captioned images: spectok train clip --data shapes")
-    name = named[0] if named else None
+    name = named_recipe(named[0], resume) if named else None
     recipe = load_clip_recipe(name, [word for word in words if "=" in word], data)
-    folder = Path(output or recipe.output or default_output(name, recipe))
+    folder = Path(home(output or recipe.output or default_output(name, recipe)))
 
     from spectok_generation.text.clip import train_clip as run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +49,13 @@ def evaluate(
     prior: Annotated[
         str, typer.Argument(help="Trained prior: its folder, that of its run, or of a pipeline.")
     ],
-    num_images: Annotated[int, typer.Option(help="Images to draw.")],
+    num_images: Annotated[int | None, typer.Option(help="Images to draw.")] = None,
+    likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--likelihood", help="Measure the bits of held-out images' tokens, and draw none."
+        ),
+    ] = False,
     overrides: DataSettings = None,
     data: Data = None,
     split: Annotated[str, typer.Option(help="Split of the data to compare with.")] = "test",
@@ -78,6 +85,11 @@ def evaluate(
     subfolder: sampling.Subfolder = None,
 ) -> None:
     """Measure how close images that a trained prior draws are to held-out ones."""
+    if (num_images is None) != likelihood:
+        raise ConfigError(
+            "give --num-images, to measure images that are drawn, or --likelihood, for the bits of "
+            "held-out images"
+        )
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     sampling.check_subfolder(subfolder, tokenizer)
@@ -85,11 +97,10 @@ def evaluate(
 
     from spectok.data import build_dataset
     from spectok.evaluation import Networks
-    from spectok.evaluation.comparison import write_json
-    from spectok.processes import on_main
     from spectok_generation.drawing import make_options
     from spectok_generation.evaluation import choose_wanted, evaluate_prior
     from spectok_generation.guidance import TEXT_GUIDANCE
+    from spectok_generation.likelihood import measure_likelihood
     from spectok_generation.pairs import load_encoder, load_pair
     from spectok_generation.prior_recipe import held_out
     from spectok_generation.sample_folder import check_is_ours
@@ -101,6 +112,18 @@ def evaluate(
         encoder = load_encoder(model, prior, text, trust=trust) if model.text_width else None
         if guidance is None and encoder is not None:
             guidance = TEXT_GUIDANCE
+        channels, size = decoder.image_shape[:2]
+        settings = {"channels": channels, "image_size": size, "split": split, "limit": limit}
+        dataset = build_dataset(held_out(prior, data, settings, overrides or []), train=False)
+        on_device = None if encoder is None else encoder.to(device)
+        pair = model.to(device), decoder.to(device), dataset
+        if num_images is None:
+            with progress("measuring", len(dataset)) as advance:
+                how = {"encoder": on_device, "batch_size": batch_size, "on_images": advance}
+                result = measure_likelihood(*pair, **how)
+            finish(prior, result, out, show_likelihood)
+            say_next(["spectok", "eval", prior, "--num-images", "1000"])
+            return
         values = {
             "temperature": temperature,
             "top_k": top_k,
@@ -111,9 +134,6 @@ def evaluate(
             "guidance_interval": guidance_interval,
         }
         options = make_options(model, values)
-        channels, size = decoder.image_shape[:2]
-        settings = {"channels": channels, "image_size": size, "split": split, "limit": limit}
-        dataset = build_dataset(held_out(prior, data, settings, overrides or []), train=False)
         wanted = choose_wanted(model, dataset, num_images, seed=seed, options=options)
         if compiled:
             model.compile_step()
@@ -123,27 +143,46 @@ def evaluate(
             progress("comparing", num_images + len(dataset)) as compared,
         ):
             result = evaluate_prior(
-                model.to(device),
-                decoder.to(device),
-                dataset,
+                *pair,
                 wanted,
                 networks,
-                encoder=None if encoder is None else encoder.to(device),
+                encoder=on_device,
                 folder=images,
                 batch_size=batch_size,
                 on_draw=drawn,
                 on_compare=compared,
             )
-        if out is not None:
-            facts = {"command": this_command(), "model": prior}
-            on_main(lambda: write_json({**facts, **result}, out))
-    show(result)
-    if out is not None:
-        say(f"everything measured: {out}")
+        finish(prior, result, out, show)
     again = ["sample", "--prior", prior]
     if encoder is not None:
         again = ["text-to-image", "PROMPT", "--model", prior]
     say_next(["spectok", *again, "--out", "samples.png", *["--trust"] * trust])
+
+
+def finish(
+    prior: str, result: dict[str, Any], out: Path | None, show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Write what was measured to a file, if one was asked for, and print it."""
+    from spectok.evaluation.comparison import write_json
+    from spectok.processes import on_main
+
+    if out is not None:
+        facts = {"command": this_command(), "model": prior}
+        on_main(lambda: write_json({**facts, **result}, out))
+    show(result)
+    if out is not None:
+        say(f"everything measured: {out}")
+
+
+def show_likelihood(result: dict[str, Any]) -> None:
+    """Print the bits of held-out images' tokens."""
+    print_facts({name: f"{value:,.5g}" for name, value in result["metrics"].items()})
+    given = f"given the {result['condition']}" if result["condition"] else "without a condition"
+    say(
+        f"{result['likelihood']} likelihood of the tokens, {given}; "
+        f"{result['uncoded']['bits_per_image']:,.5g} bits per image if all codes were equal"
+    )
+    say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
 
 
 def show(result: dict[str, Any]) -> None:

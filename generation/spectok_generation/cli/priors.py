@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
+from spectok.cli.completing import complete_recipe
 from spectok.cli.console import say_next
-from spectok.cli.train import ResumableCommand, ResumeOption, resume_of
+from spectok.cli.train import (
+    ResumableCommand,
+    ResumeOption,
+    check_settings,
+    named_recipe,
+    resume_of,
+)
 from spectok.errors import ConfigError
 from spectok.messages import say
+from spectok.places import home
 from spectok_generation.cli.device import process_device
 from spectok_generation.cli.sampling import Subfolder, Trust, check_subfolder
 from spectok_generation.folders import prior_folder
@@ -35,6 +43,7 @@ def train_prior(
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE|FILE.yaml] [key=value]...",
+            autocompletion=complete_recipe,
             help=f"A recipe ('spectok list recipes'), a file or a prior (default: {PRIOR}), then "
             "settings such as train.steps=2000 prior.size=gpt-nano.",
         ),
@@ -62,14 +71,15 @@ def train_prior(
 
     words = words or []
     named = [word for word in words if "=" not in word]
+    check_settings(named[1:])
     if len(named) > 1:
         raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
-    name = named[0] if named else PRIOR
+    name = named_recipe(named[0], resume) if named else PRIOR
     given = [("tokenizer", tokenizer), ("tokens", tokens), ("text.encoder", text)]
     given.append(("tokenizer_subfolder", subfolder))
     overrides = [*[pair for pair in given if pair[1]], *[word for word in words if "=" in word]]
     recipe = load_prior_recipe(name, overrides, data)
-    folder = Path(output or recipe.output or default_output(name, recipe))
+    folder = Path(home(output or recipe.output or default_output(name, recipe)))
 
     from spectok_generation.training import train_prior as run
 

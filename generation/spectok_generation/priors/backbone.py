@@ -17,7 +17,7 @@ from spectok.device import constant
 from spectok_generation.conditions import Condition, TextFeatures
 from spectok_generation.priors import decoding, transformer
 from spectok_generation.priors.base import AutoregressivePrior
-from spectok_generation.priors.codebooks import CodebookHead, parent_places
+from spectok_generation.priors.codebooks import CodebookHead, at_least_float32, parent_places
 from spectok_generation.priors.decoding import Decode, DecodingCache, compiled_decode
 from spectok_generation.priors.layout import GPT2, Layout, Shape
 from spectok_generation.priors.transformer import Transformer
@@ -146,7 +146,7 @@ class GPT2Prior(AutoregressivePrior):
             mask = torch.arange(end, device=inputs.device) <= places[:, None]
         hidden = self._decode(self.backbone, state.cache, inputs, places, end, mask)
         state.num_fed = end
-        return self.head.at(hidden, end - 1, self.backbone.wte.weight).float()
+        return at_least_float32(self.head.at(hidden, end - 1, self.backbone.wte.weight))
 
     def keep_rows(self, state: DecodingState, count: int) -> None:
         """See :meth:`AutoregressivePrior.keep_rows`."""

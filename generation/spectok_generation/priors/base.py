@@ -6,7 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from spectok_generation.conditions import (
     check_text,
     hide,
 )
+from spectok_generation.priors.codebooks import at_least_float32
 from spectok_generation.records import check_record
 
 
@@ -56,11 +57,15 @@ class Prior(SpectokModel, ABC):
         text_width: Length of the text features of a text-conditional prior; 0 for any other.
 
     Attributes:
+        likelihood: What a method ``log_prob(indices, condition)`` gives: ``"exact"``, the
+            log-probability of each image's tokens; ``"bound"``, a number that is at most that in
+            expectation; None: there is no such method.
         needs_text: Whether such a prior always reads text, and so needs a text encoder.
         shard_units: Classes of the modules that FSDP gathers one at a time. Training may use such a
             module, and what is in it, only by calling it.
     """
 
+    likelihood: Literal["exact", "bound"] | None = None
     needs_text: bool = False
     shard_units: tuple[str, ...] = ()
 
@@ -165,6 +170,8 @@ class AutoregressivePrior(Prior):
     :meth:`next_logits` and :meth:`keep_rows` for the sampler. The likelihood is exact.
     """
 
+    likelihood = "exact"
+
     @abstractmethod
     def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
         """Return the logits of each place given the places before it.
@@ -186,7 +193,9 @@ class AutoregressivePrior(Prior):
 
     @abstractmethod
     def next_logits(self, state: Any, indices: Int[Tensor, "b k"]) -> Float[Tensor, "b v"]:
-        """Return the float32 logits of place k, exactly as wide as its vocabulary.
+        """Return the logits of place k, exactly as wide as its vocabulary.
+
+        They are float32, or float64 of a prior in float64.
 
         Args:
             state: What :meth:`start` returned; updated in place. Only tokens that it has not seen
@@ -231,7 +240,7 @@ class AutoregressivePrior(Prior):
         return self._token_log_probs(indices, checked).sum(1)
 
     def _token_log_probs(self, indices: Tensor, condition: Condition) -> Float[Tensor, "b t"]:
-        log_probs = self.logits(indices, condition).float().log_softmax(-1)
+        log_probs = at_least_float32(self.logits(indices, condition)).log_softmax(-1)
         return log_probs.gather(2, indices.unsqueeze(2)).squeeze(2)
 
     @functools.cached_property

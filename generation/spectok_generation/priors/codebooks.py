@@ -96,7 +96,9 @@ class CodebookHead(nn.Module):
         logits = torch.baddbmm(bias.unsqueeze(1), vectors, weight.transpose(1, 2))
         logits = rearrange(logits, "g (b r) v -> b (g r) v", b=batch)
         missing = self.spec.max_vocab_size - logits.shape[2]
-        return F.pad(logits.float(), (0, missing), value=-torch.inf) if missing else logits
+        return (
+            F.pad(at_least_float32(logits), (0, missing), value=-torch.inf) if missing else logits
+        )
 
 
 def parent_places(spec: TokenSpec) -> list[int | None]:
@@ -107,3 +109,8 @@ def parent_places(spec: TokenSpec) -> list[int | None]:
         numbers[level - 1, position] if spec.levels[level].codebook == "path" else None
         for level, position in places
     ]
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32, or as they are if they are more precise."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -19,7 +19,7 @@ from spectok.device import constant
 from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition
 from spectok_generation.priors.base import AutoregressivePrior
-from spectok_generation.priors.codebooks import CodebookHead
+from spectok_generation.priors.codebooks import CodebookHead, at_least_float32
 from spectok_generation.priors.gated import GATED_STD, GatedStack, Maps, StackCache
 from spectok_generation.priors.grids import grid_size, nearest_cells, plan_passes
 from spectok_generation.priors.layout import Count, Rate
@@ -169,7 +169,7 @@ class PixelCNN(AutoregressivePrior):
         level, position = spec.level_of_place[place], spec.position_of_place[place]
         here = [v[:, position : position + 1] for v in state.vectors[: level + 1]]
         hidden = self.to_head[level](state.features.unsqueeze(1), here)
-        return self.head.at(hidden.squeeze(1), place).float()
+        return at_least_float32(self.head.at(hidden.squeeze(1), place))
 
     def keep_rows(self, state: PixelCNNState, count: int) -> None:
         """See :meth:`AutoregressivePrior.keep_rows`."""

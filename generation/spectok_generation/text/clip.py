@@ -20,6 +20,7 @@ from spectok.data import build_dataset
 from spectok.distributed import sum_over_ranks, world
 from spectok.errors import ConfigError, DataError
 from spectok.messages import say
+from spectok.places import home
 from spectok.saving import saving
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit
 from spectok.training.launch import accelerated, check_machine
@@ -72,6 +73,7 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: Resume = False) -> F
         ConfigError: If the folder holds a finished run, or the sizes are inconsistent.
         DataError: If the images have no captions.
     """
+    output = Path(home(output))
     if (output / "model" / CONFIG).is_file() and not resume:
         raise ConfigError(f"{output} holds a finished run; give another --output, or --resume")
     check_resume(output, resume)

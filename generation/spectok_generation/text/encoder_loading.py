@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from spectok.bounds import bounded_building, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError, did_you_mean, shown
+from spectok.places import home, is_path, missing
 from spectok.reading import read_json
 from spectok.weights import (
     StoredTensor,
@@ -60,8 +61,8 @@ def load_text_encoder(
         encoder = TextEncoder(model, tokenizer, str(folder), config=config)
     else:
         _check_name(name)
-        if pretrained is not None and os.path.isfile(pretrained):
-            pretrained = str(Path(pretrained).resolve())
+        if pretrained is not None and os.path.isfile(home(pretrained)):
+            pretrained = str(Path(home(pretrained)).resolve())
         else:
             _check_tag(name, pretrained)
         model, tokenizer, config = _load(name, pretrained, trust)
@@ -86,6 +87,9 @@ def model_folder(name: str) -> Path | None:
 
 
 def _check_name(name: str) -> None:
+    if is_path(name):
+        raise ConfigError(f"text.encoder: {missing(name)}; {WITHOUT}")
+
     import open_clip
 
     known = open_clip.list_models()

@@ -1,0 +1,136 @@
+"""``spectok resume``: go on with a run of any kind, wherever its folder is now."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spectok.cli.completing import complete_folder
+from spectok.errors import ConfigError
+from spectok.messages import say
+from spectok.places import home, missing
+from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
+
+MODEL = "model"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("resume")(resume)
+
+
+def resume(
+    context: typer.Context,
+    run: Annotated[
+        str, typer.Argument(autocompletion=complete_folder, help="Folder of a run, of any kind.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="What may change, such as train.steps=20000."
+        ),
+    ] = None,
+) -> None:
+    """Go on with a run from its last checkpoint, by its own recipe."""
+    from spectok.recipes.recipe import apply_overrides
+    from spectok.recipes.yaml12 import read_yaml
+
+    folder, changes = find_run(run), overrides or []
+    wrong = [word for word in changes if "=" not in word]
+    if wrong:
+        raise ConfigError(f"{wrong[0]} is no setting; give what is to change as key=value")
+    recorded = read_yaml(folder / RUN_RECIPE)
+    root: Any = context.find_root().command
+    command = kind_of_run(recorded, folder, root.commands["train"])
+    changed = apply_overrides(recorded, changes)
+    all_known = check_changes(recorded, changed)
+    if all_known and (done := steps_of_finished(folder, changed)) is not None:
+        say(how_to_lengthen(run, done, changed))
+        return
+    words = ["train", command, str(folder / RUN_RECIPE), *changes]
+    words += ["--output", str(folder), "--resume", "auto"]
+    raise typer.Exit(int(root(words, prog_name="spectok", standalone_mode=False) or 0))
+
+
+def find_run(name: str) -> Path:
+    """Return the folder of a run, given itself or what lies in it: its recipe or its model.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    given = Path(home(name))
+    if not os.path.lexists(given):
+        raise ConfigError(f"{missing(name)}; give the folder of a run")
+    inside = given.name in (RUN_RECIPE, MODEL, CHECKPOINTS)
+    places = [given, given.absolute().parent] if inside else [given]
+    for folder in places:
+        is_model = os.path.isfile(folder / "config.json")  # a trained model's own folder
+        if os.path.isfile(folder / RUN_RECIPE) and not is_model:
+            return folder
+    raise ConfigError(
+        f"{name} is no run: a run's folder has a {RUN_RECIPE} beside its {CHECKPOINTS}"
+    )
+
+
+def kind_of_run(recorded: Any, folder: Path, train: TyperGroup) -> str:
+    """Return the command of ``spectok train`` that trained a run: it is called like a section.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    sections = recorded if isinstance(recorded, Mapping) else {}
+    for name in train.commands:
+        if isinstance(sections.get(name), Mapping):
+            return name
+    raise ConfigError(
+        f"{folder / RUN_RECIPE} is not the recipe of a run: it has no section that is called like "
+        f"one of {', '.join(train.commands)}"
+    )
+
+
+def check_changes(recorded: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+    """Refuse what would make it a different run, before anything is imported or read.
+
+    Settings that the recorded recipe lacks are left to the training, which checks all.
+
+    Returns:
+        Whether there are no such settings.
+
+    Raises:
+        ConfigError: Names each setting.
+    """
+    from spectok.training.same_run import check_same_run, flatten
+
+    old, new = flatten(recorded), flatten(changed)
+    both = old.keys() & new.keys()
+    check_same_run({key: old[key] for key in both}, {key: new[key] for key in both})
+    return new.keys() <= old.keys()
+
+
+def steps_of_finished(folder: Path, recipe: Mapping[str, Any]) -> int | None:
+    """Return how many steps a run took if it took all that its recipe says; None if not."""
+    train: Any = recipe.get("train")
+    steps = train.get("steps") if isinstance(train, Mapping) else None
+    names = (path.name for path in (folder / CHECKPOINTS).glob("step-*"))
+    taken = max((int(n[5:]) for n in names if n[5:].isdecimal()), default=0)
+    finished = os.path.isdir(folder / MODEL) and taken > 0 and taken == steps
+    return taken if finished else None
+
+
+def how_to_lengthen(run: str, done: int, recipe: Mapping[str, Any]) -> str:
+    """Return what to say of a finished run."""
+    words = ["spectok", "resume", run, f"train.steps={2 * done}"]
+    if recipe["train"].get("lr_schedule", "constant") != "constant":
+        words.append("train.reschedule=true")  # its learning rate has come down to zero
+    return (
+        f"{run} is finished, at {done:,} of {done:,} steps; to train it further: "
+        f"{shlex.join(words)}"
+    )
