@@ -116,8 +116,8 @@ def test_what_looks_like_a_hub_id_says_what_it_was_taken_for():
         load_tokenizer("somebody/vqvae")
     message = str(caught.value)
     assert "cannot fetch 'somebody/vqvae'" in message
-    assert "neither a registered key" in message
-    assert "nor a local directory" in message
+    assert "no registered key" in message
+    assert "it is no local directory either" in message
 
 
 def test_misspelt_options_are_refused():
