@@ -78,7 +78,9 @@ def _instead(above: Path, name: str, below: Path) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         other = above / close[0]
-        return f" (did you mean {str(other / below if (other / below).exists() else other)!r}?)"
+        return (
+            f" (did you mean {str(other / below if os.path.exists(other / below) else other)!r}?)"
+        )
     if below != Path():
         return f" (there is no {above / name})"
     if above in (Path(), Path("/")) or not names:

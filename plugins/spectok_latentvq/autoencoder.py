@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def find_autoencoder(name: str) -> Path:
     """
     place, subfolder = name, ""
     owner_and_title, _, last = name.rpartition("/")
-    if not Path(home(name)).is_dir() and may_be_hub_id(owner_and_title):
+    if not os.path.isdir(home(name)) and may_be_hub_id(owner_and_title):
         place, subfolder = owner_and_title, last
     try:
         folder = find_folder(place, {}, subfolder)

@@ -581,4 +581,4 @@ def test_an_overflow_inside_the_network_has_no_tokens(tmp_path):
     model.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).encode(IMAGES).shape[0] == 2
     with pytest.raises(InputError, match="overflows float16"):
-        load_tokenizer(tmp_path, torch_dtype="float16").encode(1e4 * IMAGES)
+        load_tokenizer(tmp_path, torch_dtype="float16").encode(IMAGES)

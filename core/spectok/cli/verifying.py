@@ -82,7 +82,7 @@ def local_folder(model: str) -> Path:
     from spectok.loading import model_folder
     from spectok.places import home
 
-    if not Path(home(model)).is_dir():
+    if not os.path.isdir(home(model)):
         raise ConfigError(f"--card writes into the folder of a model, and {model} is none here")
     return Path(model_folder(model))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from spectok.data.data_config import kind_of_path
@@ -24,7 +25,7 @@ def data_override(choice: str) -> Override:
     if choice in registry.names("dataset"):
         remark_taken(choice, "the registered data set")
         return "data", {"name": choice}
-    if "/" not in choice and not is_path(choice) and not local_path(choice).exists():
+    if "/" not in choice and not is_path(choice) and not os.path.exists(local_path(choice)):
         note = "A directory of images, a parquet file, tar shards or a hub id also work"
         raise UnknownNameError("dataset", choice, registry.names("dataset"), note)
     return "data", {"name": kind_of_path(choice), "path": choice}

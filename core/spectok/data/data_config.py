@@ -103,7 +103,7 @@ def kind_of_path(path: str | os.PathLike[str]) -> Literal["folder", "parquet", "
         return "parquet"
     if local.is_dir():
         return _kind_of_directory(local)
-    return "hub" if may_be_hub_id(text) and not local.exists() else "folder"
+    return "hub" if may_be_hub_id(text) and not os.path.exists(local) else "folder"
 
 
 def _kind_of_directory(directory: Path) -> Literal["folder", "parquet", "webdataset"]:

@@ -123,7 +123,7 @@ def load_classifier(path: str | os.PathLike[str]) -> ImageClassifier:
     folder = Path(home(path))
     folder = folder / "model" if os.path.isdir(folder / "model") else folder
     if not os.path.isdir(folder):
-        what = f"{path} is not a directory" if folder.exists() else missing(path)
+        what = f"{path} is not a directory" if os.path.exists(folder) else missing(path)
         raise CheckpointError(f"{what}; give a classifier that 'spectok train classifier' saved")
     model: Any = ImageClassifier.from_pretrained(folder)
     if model.config["trained_on"] is None:

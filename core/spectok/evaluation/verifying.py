@@ -118,7 +118,7 @@ def find_claims(path: str | os.PathLike[str]) -> Claimed:
         return _claims_of_json(given)
     folder = given.parent if given.name == CARD else Path(model_folder(os.fspath(path)))
     if not folder.is_dir():
-        what = f"{given} is" if given.exists() else f"{missing(path)}; it is"
+        what = f"{given} is" if os.path.exists(given) else f"{missing(path)}; it is"
         raise CheckpointError(
             f"{what} no folder of a model, no card and no JSON file; give one of these"
         )
