@@ -18,8 +18,11 @@ from spectok.messages import note
 
 HUB_ID = re.compile(r"(?![.-])[\w.-]{1,95}(?<![.-])/(?![.-])[\w.-]{1,95}(?<![.-])", re.ASCII)
 """``owner/name`` as the Hugging Face Hub allows it."""
-FILES = ".bin .ckpt .csv .jpeg .jpg .json .npz .parquet .png .pt .pth .safetensors .tar .txt"
-FILES += " .webp .yaml .yml .zip"
+FILES = (
+    *(".bin", ".ckpt", ".csv", ".jpeg", ".jpg", ".json", ".npz", ".parquet", ".png", ".pt", ".pth"),
+    *(".safetensors", ".tar", ".txt", ".webp", ".yaml", ".yml", ".zip"),
+)
+"""Endings of files, which no id on a hub has."""
 OWN_FOLDERS = ("runs",)
 """Folders that commands make, whose contents are on this machine or nowhere."""
 LOOKED_AT, LISTED = 10_000, 5
@@ -45,7 +48,7 @@ def may_be_hub_id(text: str) -> bool:
     if is_path(text) or not HUB_ID.fullmatch(text) or "--" in text or ".." in text:
         return False
     owner, _, name = text.partition("/")
-    is_file = os.path.splitext(name)[1].lower() in FILES.split()
+    is_file = os.path.splitext(name)[1].lower() in FILES
     return not is_file and owner not in OWN_FOLDERS and not os.path.isdir(owner)
 
 
