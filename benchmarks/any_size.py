@@ -37,7 +37,7 @@ from spectok.evaluation import Sizing, evaluate_originals
 from spectok.images import enlarge, save_grid
 from spectok.loading import load_trained
 from spectok.machine import describe_machine
-from spectok.training.card import weights_of
+from spectok.weights import model_fingerprint
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = {
@@ -80,7 +80,7 @@ def main() -> None:
         print(f"{name:26}", *(f"{n} {v:.4f}" for n, v in found["metrics"].items()), f"{ratio:.2f}")
     report = {
         "command": f"python benchmarks/any_size.py {model} --name {arguments.name}",
-        "weights": weights_of(tokenizer),
+        "weights": model_fingerprint(tokenizer),
         "config": {k: v for k, v in dict(tokenizer.config).items() if not k.startswith("_")},
         "training": json.loads(Path(model, "log.jsonl").read_text().splitlines()[-1]),
         "ways": ways,

@@ -34,9 +34,9 @@ from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
 from spectok.evaluation.terms import data_section
 from spectok.machine import describe_machine
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
-from spectok.training.card import weights_of
 from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
+from spectok.weights import model_fingerprint
 
 SETS = {
     "cifar10": {"steps": 15_625, "search": 1000, "warmup": 200, "rates": ("1e-3", "2e-3", "4e-3")},
@@ -233,7 +233,7 @@ def claim(
     protocol = make_protocol(images, "float32", 0, {})
     values = {name: found[name] for name in names}
     data, pixels = data_section(config), found[REFERENCE_IMAGES]
-    return Claim(weights_of(model), data, protocol, values, pixels).to_dict()
+    return Claim(model_fingerprint(model), data, protocol, values, pixels).to_dict()
 
 
 def test_data(recipe: TokenizerRecipe, data: str, limit: int | None) -> DataConfig:

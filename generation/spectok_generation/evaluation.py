@@ -18,9 +18,10 @@ from spectok.evaluation.measuring import check_shape, type_name
 from spectok.evaluation.reconstruction import interior_of
 from spectok.evaluation.sets import FEWEST
 from spectok.processes import from_main
+from spectok.weights import model_fingerprint
 from spectok_generation.drawing import choose_labels, make_options, spelled_out
 from spectok_generation.priors import Prior
-from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
+from spectok_generation.records import prior_fingerprint
 from spectok_generation.sample_folder import Wanted, draw_to_folder, read_samples
 from spectok_generation.sharing import check_numbers
 from spectok_generation.text.encoder import TextEncoder
@@ -103,7 +104,7 @@ def evaluate_prior(
         "prior": {
             "class": type(prior).__name__,
             "fingerprint": prior_fingerprint(prior),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "tokenizer": model_fingerprint(tokenizer),
         },
         "parameters": sum(parameter.numel() for parameter in prior.parameters()),
         "sampling": dataclasses.asdict(options),

@@ -17,10 +17,11 @@ from spectok.evaluation.measuring import check_shape, type_name
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import BLOCK, block_size, in_blocks
 from spectok.machine import describe_machine
+from spectok.weights import model_fingerprint
 from spectok_generation.conditions import Condition
 from spectok_generation.pairs import check_encoder, check_pair
 from spectok_generation.priors import Prior
-from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
+from spectok_generation.records import prior_fingerprint
 from spectok_generation.sampling import NOT_FINITE, evaluating
 from spectok_generation.text.encoder import TextEncoder
 
@@ -99,7 +100,7 @@ def measure_likelihood(
         "prior": {
             "class": type(prior).__name__,
             "fingerprint": prior_fingerprint(prior),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "tokenizer": model_fingerprint(tokenizer),
         },
         "protocol": make_protocol(
             dataset, type_name(prior.dtype), 0, {}, likelihood=kind, condition=condition_name

@@ -9,7 +9,7 @@ from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, shown
 from spectok.modeling import SpectokModel
 from spectok.reading import sha256_of_file
-from spectok.weights import fingerprint
+from spectok.weights import fingerprint, model_fingerprint
 
 TEXTS = ("fingerprint", "class", "path", "subfolder", "pretrained")
 """What a record has as text, where it has it."""
@@ -29,18 +29,12 @@ def tokenizer_record(
     """
     inside = {} if subfolder is None else {"subfolder": subfolder}
     return inside | {
-        "fingerprint": tokenizer_fingerprint(tokenizer),
+        "fingerprint": model_fingerprint(tokenizer),
         "class": type(tokenizer).__name__,
         "path": path,
         "image_shape": list(tokenizer.image_shape),
         "latent_shape": list(tokenizer.latent_shape),
     }
-
-
-def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
-    """Return a hash of a tokenizer's class, configuration and every weight."""
-    config = tokenizer.first_config()
-    return fingerprint(type(tokenizer).__name__, config, tokenizer.state_dict())
 
 
 def prior_fingerprint(prior: SpectokModel) -> str:

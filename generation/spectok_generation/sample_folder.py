@@ -31,12 +31,13 @@ from spectok.places import home
 from spectok.processes import barrier, from_main, on_main
 from spectok.reading import read_json
 from spectok.training.lock import run_locked
+from spectok.weights import model_fingerprint
 from spectok.writing import whole_file, write_text
 from spectok_generation.conditions import Condition, check_labels
 from spectok_generation.drawing import Options, draw_batch, make_options, spelled_out
 from spectok_generation.pairs import check_encoder, check_pair
 from spectok_generation.priors import Prior
-from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint
+from spectok_generation.records import prior_fingerprint
 from spectok_generation.sampling import Known
 from spectok_generation.sharing import check_numbers
 from spectok_generation.text.encoder import TextEncoder
@@ -223,7 +224,7 @@ def _plan(
         "prompts": None if not wanted.prompts else _hash(list(wanted.prompts)),
         "known": known and _hash([(known.indices * known.keep).tolist(), known.keep.tolist()]),
         "prior": prior_fingerprint(prior),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": model_fingerprint(tokenizer),
         "text_encoder": None if encoder is None else encoder.fingerprint,
     }
     return json.loads(json.dumps(plan))

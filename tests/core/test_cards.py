@@ -27,7 +27,8 @@ from spectok.cards.file import (
 from spectok.cards.folder import BESIDE, CURVE
 from spectok.errors import CheckpointError
 from spectok.loading import load_trained
-from spectok.training.card import weights_of, without_places
+from spectok.training.card import without_places
+from spectok.weights import model_fingerprint
 
 PROTOCOL = {
     "id": "12345678e1234567",  # which YAML would read as a number
@@ -62,7 +63,7 @@ def test_training_writes_a_card_that_the_hub_reads(tmp_path, train, vqvae):
     assert (data.library_name, data.model_name) == ("spectok", "digits")
     assert {"image-tokenizer", "vector-quantization", "vqvae"} <= set(data.tags)
     assert data["data_license"] == "cc-by-4.0"
-    assert data["spectok"]["weights"] == weights_of(load_trained(folder))
+    assert data["spectok"]["weights"] == model_fingerprint(load_trained(folder))
     assert data.to_dict() == read_header(text, CARD)
     assert is_untouched(text)
     assert "codebook_size: 16" in text  # the recipe
@@ -282,12 +283,10 @@ def test_a_name_cannot_leave_its_block():
     assert replace_numbers(card, "z").count(BEGIN) == 1
 
 
-def test_the_fingerprint_is_that_of_token_caches(tmp_path, train, vqvae):
-    from spectok_generation.records import tokenizer_fingerprint
-
+def test_every_bit_of_the_weights_counts(tmp_path, train, vqvae):
     tokenizer = train(tmp_path, vqvae).model
-    before = weights_of(tokenizer)
-    assert before == tokenizer_fingerprint(tokenizer)
+    before = model_fingerprint(tokenizer)
+    assert before == model_fingerprint(load_trained(tmp_path))
     with torch.no_grad():
         next(tokenizer.parameters()).view(-1)[0] += 1e-6
-    assert weights_of(tokenizer) != before
+    assert model_fingerprint(tokenizer) != before

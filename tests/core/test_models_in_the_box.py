@@ -25,7 +25,7 @@ from spectok.evaluation.verifying import find_claims, reference_data, verify
 from spectok.loading import load_trained
 from spectok.metrics import psnr
 from spectok.plugins import registry
-from spectok.training.card import weights_of
+from spectok.weights import model_fingerprint
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "models.json"
@@ -82,7 +82,7 @@ def test_all_of_them_are_small():
 def test_the_card_is_about_these_weights_and_agrees_with_the_result_of_the_run(name):
     claimed = find_claims(folder_of(name))
     assert claimed.contradictions == []
-    assert {claim.weights for claim in claimed.claims} == {weights_of(load_trained(name))}
+    assert {claim.weights for claim in claimed.claims} == {model_fingerprint(load_trained(name))}
     assert min(claim.protocol["num_images"] for claim in claimed.claims) == FEW
     key, data = name.split("/")
     result = CURVES / f"{data}_{key}.json"

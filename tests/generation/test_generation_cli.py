@@ -16,9 +16,9 @@ from spectok import load_tokenizer
 from spectok.cli import build_app
 from spectok.cli.scripts import command_words
 from spectok.testing.small import small_tokenizer
+from spectok.weights import model_fingerprint
 from spectok_generation import DiffusionOptions, SamplingOptions
 from spectok_generation.pairs import load_pair
-from spectok_generation.records import tokenizer_fingerprint
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["train.steps=2", "train.batch_size=4", "train.sample_every=null", "prior.size=gpt-nano"]
@@ -68,7 +68,7 @@ def test_a_tokenizer_inside_a_folder_is_recorded_and_found(spectok, tmp_path, mo
     assert spectok("train", "prior", "gpt", *QUICK, *chosen, "--output", run)[0] == 0
     found = load_pair(run)[1]
     wanted = load_tokenizer(tmp_path / "both" / "two")
-    assert tokenizer_fingerprint(found) == tokenizer_fingerprint(wanted)
+    assert model_fingerprint(found) == model_fingerprint(wanted)
     sample = ["sample", "--prior", run, "--num-images", 2, "--out", tmp_path / "a.png"]
     assert spectok(*sample)[0] == 0
     explicit = ["--tokenizer", tmp_path / "both"]
@@ -83,7 +83,7 @@ def test_a_tokenizer_inside_a_folder_is_recorded_and_found(spectok, tmp_path, mo
     assert spectok("extract", tmp_path / "both", *inside, *tokens)[0] == 0
     again = ["train", "prior", "gpt", *QUICK, "--tokens", tmp_path / "tokens"]
     assert spectok(*again, "--output", tmp_path / "again")[0] == 0
-    assert tokenizer_fingerprint(load_pair(tmp_path / "again")[1]) == tokenizer_fingerprint(wanted)
+    assert model_fingerprint(load_pair(tmp_path / "again")[1]) == model_fingerprint(wanted)
     assert spectok("export", run, "--out", tmp_path / "pipe")[0] == 0
     status, _, complaint = spectok(*again[:-2], "--tokenizer", "vqvae/digits", *inside)
     assert status == 2

@@ -16,6 +16,7 @@ from spectok.images import to_uint8
 from spectok.testing.small import small_tokenizer
 from spectok.training.launch import accelerated
 from spectok.training.train_config import TrainConfig
+from spectok.weights import model_fingerprint
 from spectok_generation import (
     DiffusionOptions,
     SamplingOptions,
@@ -25,7 +26,7 @@ from spectok_generation import (
     draw_to_folder,
     load_text_encoder,
 )
-from spectok_generation.records import prior_fingerprint, tokenizer_fingerprint, tokenizer_record
+from spectok_generation.records import prior_fingerprint, tokenizer_record
 from spectok_generation.sample_folder import MANIFEST, PLAN, read_samples
 from spectok_generation.sampling import Known
 
@@ -102,7 +103,7 @@ def test_files_are_the_images_that_are_drawn(kind, make, tokenizer, encoder, tmp
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert [row["file_name"] for row in rows] == [f"{i:06d}.png" for i in range(11)]
     assert {row["prior"] for row in rows} == {prior_fingerprint(prior)}
-    assert {row["tokenizer"] for row in rows} == {tokenizer_fingerprint(tokenizer)}
+    assert {row["tokenizer"] for row in rows} == {model_fingerprint(tokenizer)}
     assert [(row["number"], row["seed"]) for row in rows] == [(i, 4) for i in range(11)]
     if wanted.labels is not None:
         assert [row["class"] for row in rows] == LABELS.tolist()

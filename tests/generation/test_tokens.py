@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from spectok import Level, TokenSpec, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, DataError
+from spectok.weights import model_fingerprint
 from spectok_generation import TokenCache, extract_tokens
 from spectok_generation.extraction import Extraction
-from spectok_generation.records import tokenizer_fingerprint, tokenizer_record
+from spectok_generation.records import tokenizer_record
 from spectok_generation.tokens import index_width, pack, unpack
 
 DIGITS = DataConfig(name="digits", limit=21)
@@ -154,15 +155,15 @@ def test_tokens_of_other_weights_are_refused(tokenizer_folder, tmp_path):
 
 def test_a_fingerprint_is_of_class_options_and_every_weight(any_tokenizer, tmp_path):
     tokenizer = load_tokenizer(any_tokenizer)
-    first = tokenizer_fingerprint(tokenizer)
+    first = model_fingerprint(tokenizer)
     tokenizer.save_pretrained(tmp_path / "again")
-    assert tokenizer_fingerprint(load_tokenizer(tmp_path / "again")) == first
+    assert model_fingerprint(load_tokenizer(tmp_path / "again")) == first
     for name, value in tokenizer.state_dict().items():
         old = value.clone()
         value.view(-1)[-1] += 1
-        assert tokenizer_fingerprint(tokenizer) != first, name
+        assert model_fingerprint(tokenizer) != first, name
         value.copy_(old)
-    assert tokenizer_fingerprint(tokenizer) == first
+    assert model_fingerprint(tokenizer) == first
 
 
 def test_damaged_caches_are_refused(tokenizer_folder, tmp_path):

@@ -34,8 +34,8 @@ from spectok import load_tokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_float
 from spectok.testing import TokenizerConformance
+from spectok.weights import model_fingerprint
 from spectok_generation.pipeline_folder import find_class
-from spectok_generation.records import tokenizer_fingerprint
 from spectok_pretrained.encode_only import PretrainedChameleon
 
 SIZE, GRID, CODES = 32, (8, 8), 64
@@ -292,7 +292,7 @@ def test_a_saved_tokenizer_loads_again(saved, name, tmp_path):
     assert type(again) is type(tokenizer)
     assert torch.equal(again.encode(IMAGES), ids)
     assert torch.equal(again.decode(ids), tokenizer.decode(ids))
-    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(tokenizer)
+    assert model_fingerprint(again) == model_fingerprint(tokenizer)
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
@@ -426,7 +426,7 @@ def test_a_tokenizer_inside_a_language_model_is_found(saved, name, tmp_path):
     save_file(inside | beside, tmp_path / "model-00002-of-00002.safetensors")
     found, wanted = load(tmp_path, name), load(folder, name)  # the first shard is not needed
     assert torch.equal(found.encode(IMAGES), wanted.encode(IMAGES))
-    assert tokenizer_fingerprint(found) == tokenizer_fingerprint(wanted)
+    assert model_fingerprint(found) == model_fingerprint(wanted)
 
 
 def test_a_language_model_without_its_tokenizer_is_refused(tmp_path):

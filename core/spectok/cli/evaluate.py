@@ -142,7 +142,7 @@ def evaluate(
     from spectok.evaluation.numbers import record_numbers
     from spectok.evaluation.resizing import dataset_for
     from spectok.evaluation.terms import data_section
-    from spectok.training.card import weights_of
+    from spectok.weights import model_fingerprint
 
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)
@@ -173,7 +173,7 @@ def evaluate(
     if folder is not None:
         say(f"written into the card: {record_numbers(tokenizer, folder, result, config)}")
     if out is not None:
-        facts = {"command": this_command(), "model": place, "weights": weights_of(tokenizer)}
+        facts = {"command": this_command(), "model": place, "weights": model_fingerprint(tokenizer)}
         write_json({**facts, "data": data_section(config), **result}, out)
         say(f"everything measured: {out}")
     if picture is not None:

@@ -46,7 +46,7 @@ def rd(
     from spectok.evaluation.comparison import write_json
     from spectok.evaluation.protocol import make_protocol
     from spectok.machine import describe_machine
-    from spectok.training.card import weights_of
+    from spectok.weights import model_fingerprint
     from spectok.writing import whole_file, write_text
 
     if not models:
@@ -60,7 +60,7 @@ def rd(
     result = measure_rates(codecs, images, anchor, say)
     facts = {
         "command": this_command(),
-        "weights": {model: weights_of(tokenizer) for model, tokenizer in tokenizers.items()},
+        "weights": {model: model_fingerprint(tokenizer) for model, tokenizer in tokenizers.items()},
         "protocol": make_protocol(dataset, "float32", 0, {}),
         "machine": describe_machine(),
     }

@@ -24,7 +24,7 @@ from spectok.images import to_float, to_uint8
 from spectok.sizes import ImageSize, as_size, size_of, times
 from spectok.tiling import Tiling, plan_tiles
 from spectok.tokenizer import ImageTokenizer
-from spectok.training.card import weights_of
+from spectok.weights import model_fingerprint
 
 MAX_PIXELS, MAX_TOKENS = 1 << 26, 1 << 24
 """The most that the images of a file have together, unless the reader allows more."""
@@ -89,7 +89,7 @@ class Codec:
             )
         self.tokenizer, self.coder = tokenizer.eval(), coder
         self._own: Any = tuple(tokenizer.image_shape[1:])
-        self._weights = _short(weights_of(tokenizer))
+        self._weights = _short(model_fingerprint(tokenizer))
 
     def compress(
         self,

@@ -28,7 +28,7 @@ from spectok.places import home, missing
 from spectok.reading import read_json
 from spectok.recipes.schema import validate_section
 from spectok.tokenizer import ImageTokenizer
-from spectok.training.card import weights_of
+from spectok.weights import model_fingerprint
 
 REPEAT = (
     "--verify measures tokenizers again; the same numbers of a prior come from the same 'spectok "
@@ -166,7 +166,7 @@ def verify(
     for name in claim.values:
         if name in result["not_measured"]:
             raise CheckpointError(f"{name} is claimed, and {result['not_measured'][name]}")
-    now = Claim.from_result(result, weights_of(tokenizer), claim.data)
+    now = Claim.from_result(result, model_fingerprint(tokenizer), claim.data)
     checks = [Check("weights", claim.weights, now.weights)]
     checks += _protocol_checks(claim.protocol, now.protocol)
     if claim.reference_images is not None:

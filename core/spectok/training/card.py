@@ -11,11 +11,10 @@ from spectok.cards import Subject, write_card
 from spectok.data.data_config import DataConfig
 from spectok.data.report import DataReport
 from spectok.machine import describe_machine
-from spectok.modeling import SpectokModel
 from spectok.plugins.registry import get_dataset
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.log import read_log
-from spectok.weights import fingerprint
+from spectok.weights import model_fingerprint
 
 LOG, MODEL = "log.jsonl", "model"
 
@@ -76,12 +75,7 @@ def describe_tokenizer(
         "again = tokenizer.decode(tokens)"
     )
     tags = ("image-tokenizer", "vector-quantization", *tags)
-    return Subject(name_of_run(folder), summary, usage, tags, weights_of(tokenizer))
-
-
-def weights_of(model: SpectokModel) -> str:
-    """Return the fingerprint of a model's class, options and weights."""
-    return fingerprint(type(model).__name__, model.first_config(), model.state_dict())
+    return Subject(name_of_run(folder), summary, usage, tags, model_fingerprint(tokenizer))
 
 
 def name_of_run(folder: Path) -> str:
