@@ -10,11 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from spectok import Level, TokenSpec, load_tokenizer
 from spectok.data import DataConfig, build_dataset
+from spectok.evaluation import evaluate
 from spectok.evaluation.codebooks import UsageByPosition
 from spectok.evaluation.codes import check_children, check_counts, check_norms, check_perplexity
 from spectok.evaluation.diagnosis import SETTING, Diagnosis, Finding, graded
 from spectok.evaluation.doctor import examine, settings_of
+from spectok.evaluation.numbers import record_numbers
 from spectok.evaluation.stored import check_rounding, check_subnormal, rounded_to
+from spectok.loading import load_trained
 from spectok.metrics import count_codes, split_by_codebook
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -175,6 +178,24 @@ def test_rounded_codes(spoiled):
     assert (finding.check, finding.place) == ("half precision", CODES)
     assert "rounded to bfloat16, 8 significant bits: nearest codes differ" in finding.message
     assert "train.mixed_precision=bf16 keeps float32 weights" in finding.remedy
+
+
+def test_rounded_weights_that_were_measured_as_they_are(spoiled, dataset):
+    def change(state):
+        state[CODES] = state[CODES].half().float()
+
+    folder = spoiled(change)
+    (before,) = examine(folder).findings
+    tokenizer = load_trained(folder)
+    result = evaluate(tokenizer, dataset)
+    record_numbers(tokenizer, folder, result, DataConfig(name="photos"))
+    (after,) = examine(folder).findings
+    assert (before.severity, after.severity) == ("warning", "note")
+    assert after.message.endswith("the numbers of its card are of the rounded weights")
+    state = load_file(folder / WEIGHTS)
+    state[CODES] /= 2
+    save_file(state, folder / WEIGHTS)
+    assert ("half precision", "warning") in found_by(examine(folder))
 
 
 def test_codes_of_another_length(spoiled, dataset):

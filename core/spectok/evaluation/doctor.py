@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from spectok.cards import CARD, read_claims
 from spectok.data import ImageDataset
 from spectok.errors import CheckpointError
 from spectok.evaluation.codebooks import UsageByPosition
@@ -42,6 +44,7 @@ from spectok.metrics import count_codes, split_by_codebook
 from spectok.quantizers import Quantizer, outermost_quantizers
 from spectok.recipes.options import SUPPLIED
 from spectok.tokenizer import ImageTokenizer
+from spectok.weights import model_fingerprint
 
 SAMPLED = 1 << 14
 """Vectors of each quantizer that are kept to compare lengths."""
@@ -112,8 +115,9 @@ def examine(
         found.not_checked["everything else"] = "the model cannot be loaded"
         return found
     own = not isinstance(tokenizer, ForeignTokenizer)  # of others, as they were loaded
-    tensors = read_tensors(find_saved(model, subfolder).folder) if own else tokenizer.state_dict()
-    examine_weights(found, tokenizer, tensors)
+    folder = find_saved(model, subfolder).folder
+    tensors = read_tensors(folder) if own else tokenizer.state_dict()
+    examine_weights(found, tokenizer, tensors, measured=is_measured(tokenizer, folder))
     if dataset is None:
         for check in ("perplexity", "constant positions", "norms"):
             found.not_checked[check] = NO_DATA
@@ -142,8 +146,21 @@ def settings_of(tokenizer: ImageTokenizer) -> set[str]:
     return found
 
 
+def is_measured(tokenizer: ImageTokenizer, folder: Path) -> bool:
+    """Return whether the card in a model's folder has numbers of exactly these weights."""
+    try:
+        claims, _ = read_claims(folder / CARD)
+    except CheckpointError:
+        return False
+    return model_fingerprint(tokenizer) in {claim.weights for claim in claims}
+
+
 def examine_weights(
-    found: Diagnosis, tokenizer: ImageTokenizer, tensors: dict[str, Tensor]
+    found: Diagnosis,
+    tokenizer: ImageTokenizer,
+    tensors: dict[str, Tensor],
+    *,
+    measured: bool = False,
 ) -> None:
     """Add what the weights tell.
 
@@ -151,11 +168,12 @@ def examine_weights(
         found: The diagnosis to add to.
         tokenizer: The loaded model.
         tensors: The same as stored.
+        measured: Whether its card has numbers of exactly these weights.
     """
     spec, tables = tokenizer.token_spec, tokenizer.code_tables
     found.ran("not finite", check_finite(tensors))
     found.ran("subnormal", check_subnormal(tensors))
-    found.ran("half precision", check_rounding(tensors))
+    found.ran("half precision", check_rounding(tensors, measured))
     if any(table is not None for table in tables):
         found.ran("twins", check_twins(spec, tables))
         found.ran("norms of codes", check_astray(spec, tables))

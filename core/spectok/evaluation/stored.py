@@ -76,11 +76,16 @@ def check_subnormal(tensors: Mapping[str, Tensor]) -> list[Finding]:
     return found
 
 
-def check_rounding(tensors: Mapping[str, Tensor]) -> list[Finding]:
+def check_rounding(tensors: Mapping[str, Tensor], measured: bool = False) -> list[Finding]:
     """Find weights that are stored in half precision, or were rounded to it before.
 
     Trained float32 weights are practically never all representable in half precision. Tensors of
     integers, and of few distinct values such as ones, say nothing.
+
+    Args:
+        tensors: Name -> stored tensor.
+        measured: Whether the model's card has numbers of these weights, rounded as they are, so
+            that nobody is told those of others.
     """
     by_kind: dict[tuple[str, bool], list[str]] = {}
     for name, tensor in _floats(tensors).items():
@@ -92,17 +97,15 @@ def check_rounding(tensors: Mapping[str, Tensor]) -> list[Finding]:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         what = "codes and their statistics" if of_quantizer else "weights"
         bits = 8 if kind == "bfloat16" else 11
+        effect = "nearest codes differ" if of_quantizer else "reconstructions differ"
+        known = "; the numbers of its card are of the rounded weights" if measured else ""
         found.append(
             Finding(
                 "half precision",
-                "warning",
+                "note" if measured else "warning",
                 shown,
                 f"{len(names):,} tensors of {what} are rounded to {kind}, {bits} significant bits: "
-                + (
-                    "nearest codes differ from those that were trained"
-                    if of_quantizer
-                    else "reconstructions differ from those that were trained"
-                ),
+                f"{effect} from those that were trained{known}",
                 "save the model as it was trained, in float32; train.mixed_precision=bf16 keeps "
                 "float32 weights, and torch_dtype= converts when loading",
                 {"tensors": len(names)},
