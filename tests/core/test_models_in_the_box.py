@@ -92,9 +92,11 @@ def test_the_card_is_about_these_weights_and_agrees_with_the_result_of_the_run(n
     assert content["trained_model"] == name
     whole = max(claimed.claims, key=lambda claim: claim.protocol["num_images"])
     assert whole.protocol["id"] == content["measured"][0]["protocol"]["id"]
-    assert whole.values["psnr"] == pytest.approx(content["final"]["psnr"], abs=0.001)
-    for exact in ("perplexity", "codebook_usage", "bits_per_image", "parameters"):
-        assert whole.values[exact] == pytest.approx(content["final"][exact], rel=1e-12), exact
+    for exact in ("bits_per_image", "parameters"):
+        assert whole.values[exact] == content["final"][exact], exact
+    for name, tolerance in (("psnr", 0.005), ("perplexity", 0.5), ("codebook_usage", 0.002)):
+        close = pytest.approx(content["final"][name], abs=tolerance)  # weights were rounded
+        assert whole.values[name] == close, name
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
