@@ -36,8 +36,8 @@ def prior(request, spec):
     reads_text = name == "cat" or "text" in options
     given = {"text": TEXT} if reads_text else {"num_classes": 3}
     record = {"latent_shape": list(LATENTS)} if name == "ldm" else None
-    options = SMALL[name] | options | {"condition_dropout": 0.5}
-    return create_prior(name, spec, tokenizer=record, **given, **options)
+    options = SMALL[name] | given | options | {"condition_dropout": 0.5}
+    return create_prior(name, spec, tokenizer=record, **options)
 
 
 def condition(prior, count):

@@ -15,8 +15,8 @@ IMPOSSIBLE = {
     "heads": ("smoke/prior_gpt", ["prior.num_heads=5"], "num_heads"),
     "steps": (
         "smoke/prior_maskgit",
-        ["prior.num_steps=2"],
-        "num_steps 2 is less than the 3 levels",
+        ["prior.num_steps=1"],
+        "num_steps 1 is less than the 2 levels",
     ),
     "kernel": ("smoke/prior_pixelcnn", ["prior.kernel=4"], "even"),
     "channels": ("smoke/prior_ldm", ["prior.channels=[8, 12]"], "divisible by 8"),
