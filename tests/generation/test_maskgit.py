@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from spectok import Level, TokenSpec
 from spectok.errors import ConfigError, InputError, TokenError
 from spectok.testing.small import small_tokenizer
+from spectok.token_files import write_tokens
 from spectok_generation import (
     DiffusionOptions,
     MaskedOptions,
@@ -26,6 +28,7 @@ from spectok_generation.masked import sample_masked
 from spectok_generation.masked.masking import Masking, hidden_share
 from spectok_generation.masked.sampling import choose, plan
 from spectok_generation.records import tokenizer_record
+from spectok_generation.sample_folder import read_samples
 from spectok_generation.sampling import Known
 
 TINY = {"num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0}
@@ -473,3 +476,40 @@ def test_it_does_not_code_files(pair):
     pytest.importorskip("constriction")
     with pytest.raises(InputError, match="a MaskGIT does not give the probability of each token"):
         PriorCoder(pair[0])
+
+
+def test_the_command_redraws_what_is_not_kept(pair, tmp_path, spectok):
+    prior, tokenizer = pair
+    prior.save_pretrained(tmp_path / "prior")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    torch.manual_seed(5)
+    spec, shape = tokenizer.token_spec, tokenizer.image_shape
+    tokens = tokenizer.encode(torch.rand(2, *shape) * 2 - 1)
+    write_tokens(tmp_path / "tokens.npz", tokens.numpy(), ["a", "b"], spec)
+    keep = torch.zeros_like(tokens, dtype=torch.bool)
+    keep[:, 1:3] = keep[:, 5:] = True
+    words = ["sample", "--prior", tmp_path / "prior", "--tokenizer", tmp_path / "tokenizer"]
+    words += ["--num-images", 2, "--num-steps", 3, "--choice-temperature", 0, "--seed", 4]
+    words += ["--complete", tmp_path / "tokens.npz", "--keep", f"1:3,5:{spec.num_tokens}"]
+    status, _, err = spectok(*words, "--out", tmp_path / "images")
+    assert status == 0, err
+    options = MaskedOptions(num_steps=3, choice_temperature=0.0)
+    known = Known(tokens, keep)
+    indices = sample_masked(prior, range(2), seed=4, options=options, known=known)
+    assert torch.equal(indices[keep], tokens[keep])
+    drawn = next(read_samples(tmp_path / "images", 2, shape))
+    with torch.no_grad():
+        expected = tokenizer.decode(indices).clamp(-1, 1)
+    torch.testing.assert_close(drawn, expected, atol=1 / 127, rtol=0)
+
+
+def test_the_command_says_that_its_likelihood_is_a_bound(pair, tmp_path, spectok):
+    prior, tokenizer = pair
+    prior.save_pretrained(tmp_path / "prior")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    words = ["eval", tmp_path / "prior", "--likelihood", "--tokenizer", tmp_path / "tokenizer"]
+    words += ["--data", "digits", "--limit", 3, "--out", tmp_path / "bits.json"]
+    status, out, err = spectok(*words)
+    assert status == 0, err
+    assert "bound on the likelihood of the tokens, without a condition" in out
+    assert json.loads((tmp_path / "bits.json").read_text())["likelihood"] == "bound"
