@@ -129,7 +129,7 @@ def test_a_prior_of_any_kind_learns_any_tokenizer(kind, made, clip, tmp_path):
             tokens = torch.from_numpy(TokenCache(tokens_folder).indices(slice(None)))
             classes = {"num_classes": prior.num_classes}
             untrained = create_prior(kind, prior.token_spec, **classes, **PRIORS[kind]).eval()
-            labels = torch.from_numpy(TokenCache(tokens_folder).labels[:])
+            labels = torch.tensor(TokenCache(tokens_folder).labels)
             assert prior.log_prob(tokens, labels).mean() > untrained.log_prob(tokens, labels).mean()
         else:
             assert losses[-1] < losses[0]
