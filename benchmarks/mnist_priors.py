@@ -2,21 +2,24 @@
 
     python benchmarks/mnist_priors.py --data DIR
     python benchmarks/mnist_priors.py --data DIR --tokenizers vqvae --priors gpt
+    python benchmarks/mnist_priors.py --data DIR --steps 20 --samples 40 --out runs/small
 
 DIR holds MNIST as parquet files. The tokenizers are those that are installed as ``KEY/mnist``, ten
-passes over MNIST each, 392 bits per image. On the tokens of each, both priors are trained with the
-same recipe, conditioned on the class. A prior's exact likelihood of the test images' tokens, given
-their classes, is the bits that an arithmetic coder would write. From each prior, 1,000 digits,
-classes in turn, are drawn in three ways. The classifier, trained on real images alone, counts how
-many show the requested class; in its features they are compared with the test images (a Fréchet
-distance; not FID).
+passes over MNIST each, 392 bits per image. On the tokens of each, the priors are trained with the
+same recipe, conditioned on the class; ``maskgit`` has the size, the steps and the optimiser of
+``gpt``. The likelihood of the test images' tokens, given their classes, is the bits that an
+arithmetic coder would write; that of ``maskgit`` is a bound. From each prior, 1,000 digits, classes
+in turn, are drawn in three ways, and from ``maskgit`` each of these in 4, 8 and 16 steps. The
+classifier, trained on real images alone, counts how many show the requested class; in its features
+they are compared with the test images (a Fréchet distance; not FID).
 
 For reference, two other sets of as many images are compared with the test images in the same way:
 training images, which no samples should beat, and their reconstructions, the best that the
 tokenizer allows.
 
 Everything is kept in ``--out`` and reused. Results are merged into
-``results/mnist_priors.json``; a picture of the first samples is saved beside it.
+``results/mnist_priors.json``; a picture of the first samples is saved beside it. With ``--steps``
+or ``--samples``, which show that the program works, both are written into ``--out`` instead.
 """
 
 from __future__ import annotations
@@ -37,13 +40,15 @@ from spectok.data import build_dataset
 from spectok.images import save_grid, to_float
 from spectok.machine import describe_machine
 from spectok_generation.drawing import choose_labels, draw_images
+from spectok_generation.masked import MaskedOptions
 from spectok_generation.pairs import load_pair
 from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.priors import Prior
 from spectok_generation.sampling import SamplingOptions
 from spectok_generation.training import train_prior
 
-PRIORS = ("gpt", "pixelcnn")
+PRIORS = ("gpt", "pixelcnn", "maskgit")
+MASKED, MASKED_STEPS = "maskgit", (4, 8, 16)
 DATA = "mnist"
 SETTINGS = {
     "temperature 1": SamplingOptions(),
@@ -56,9 +61,9 @@ NUM_SAMPLES, SHOWN, BATCH = 1000, 20, 250
 RESULTS = Path(__file__).parent / "results"
 
 
-def compare_sets(name: str, judge: Judge) -> dict[str, Any]:
+def compare_sets(name: str, judge: Judge, num_samples: int) -> dict[str, Any]:
     """Measure a tokenizer, and the distances of images and their reconstructions to test images."""
-    data = judge.data.model_copy(update={"split": "train", "limit": NUM_SAMPLES})
+    data = judge.data.model_copy(update={"split": "train", "limit": num_samples})
     train = build_dataset(data, train=False)
     images = to_float(torch.tensor(train.uint8_images()))
     labels = torch.tensor([train[i]["label"] for i in range(len(train))])
@@ -76,37 +81,55 @@ def compare_sets(name: str, judge: Judge) -> dict[str, Any]:
     }
 
 
+def settings_of(prior_name: str) -> dict[str, SamplingOptions]:
+    """Return the ways in which digits are drawn from a prior, by name."""
+    if prior_name != MASKED:
+        return SETTINGS
+    return {
+        f"{steps} steps, {name}": MaskedOptions(
+            options.temperature, None, None, options.guidance, num_steps=steps
+        )
+        for steps in MASKED_STEPS
+        for name, options in SETTINGS.items()
+    }
+
+
 def measure_prior(
-    prior_name: str, tokenizer: str, folder: Path, data: str, judge: Judge
+    prior_name: str,
+    tokenizer: str,
+    folder: Path,
+    settings: list[tuple[str, Any]],
+    judge: Judge,
+    num_samples: int,
 ) -> tuple[dict[str, Any], Tensor]:
     """Train a prior, unless it exists; measure its samples and return the first digits."""
-    settings = [("tokenizer", tokenizer), ("data.path", data)]
-    recipe = load_prior_recipe(f"{prior_name}/{SETTING}", settings)
+    recipe = load_prior_recipe(f"{prior_name}/{SETTING}", [("tokenizer", tokenizer), *settings])
     record = folder / "training.json"
     if not (folder / "model").is_dir():
         start = time.process_time()
         result = train_prior(recipe, folder, resume="auto")
         seconds = round(time.process_time() - start)
-        nats = result.history[-1]["loss"]
+        nats = result.history[-1]["loss"]  # of maskgit, per hidden token
         found = {"training_bits_per_token": nats / math.log(2), "training_cpu_seconds": seconds}
         record.write_text(json.dumps(found))
     prior, decoder = load_pair(folder, tokenizer)
-    labels = choose_labels(prior, NUM_SAMPLES)
+    labels = choose_labels(prior, num_samples)
     found = json.loads(record.read_text()) | {
         "recipe": f"generation/{prior_name}/{SETTING}",
         "parameters": sum(p.numel() for p in prior.parameters()),
         "steps": recipe.train.steps,
+        "likelihood": prior.likelihood,
         "test_bits_per_image": test_bits(prior, decoder, judge),
     }
     shown: dict[str, Tensor] = {}
-    for name, options in SETTINGS.items():
-        images = draw_images(prior, decoder, NUM_SAMPLES, labels, options=options, batch_size=200)
+    for name, options in settings_of(prior_name).items():
+        images = draw_images(prior, decoder, num_samples, labels, options=options, batch_size=200)
         shown[name] = images[:SHOWN]
         found[name] = {
             "classifier_frechet": judge.distance(images),
             "recognised": judge.recognised(images, labels),
         }
-    return found, shown[SHOWN_SETTING]
+    return found, next(images for name, images in shown.items() if name.endswith(SHOWN_SETTING))
 
 
 @torch.no_grad()
@@ -128,28 +151,35 @@ def main() -> None:
     parser.add_argument("--tokenizers", nargs="+", choices=found, default=found)
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_priors"))
+    parser.add_argument("--steps", type=int, help="instead of the recipe's training steps")
+    parser.add_argument("--samples", type=int, default=NUM_SAMPLES, help="digits of each prior")
     arguments = parser.parse_args()
     judge = make_judge(arguments.data, arguments.out / "classifier")
-    path, pictures = RESULTS / "mnist_priors.json", arguments.out / "shown.pt"
+    is_whole = arguments.steps is None and arguments.samples == NUM_SAMPLES
+    results = RESULTS if is_whole else arguments.out
+    settings: list[tuple[str, Any]] = [("data.path", arguments.data)]
+    settings += [] if arguments.steps is None else [("train.steps", arguments.steps)]
+    path, pictures = results / "mnist_priors.json", arguments.out / "shown.pt"
     shown: dict[str, Tensor] = torch.load(pictures) if pictures.is_file() else {}
     for name in arguments.tokenizers:
         folder, tokenizer = arguments.out / name, f"{name}/{DATA}"
-        sets = compare_sets(tokenizer, judge)
+        sets = compare_sets(tokenizer, judge, arguments.samples)
         for prior in arguments.priors:
             measured, shown[f"{name} {prior}"] = measure_prior(
-                prior, tokenizer, folder / prior, arguments.data, judge
+                prior, tokenizer, folder / prior, settings, judge, arguments.samples
             )
             report = json.loads(path.read_text()) if path.is_file() else {}
             report |= {"command": "python benchmarks/mnist_priors.py --data DIR"}
             report |= {"machine": describe_machine(), "judge": judge.describe()}
-            report |= {"samples": NUM_SAMPLES}
+            report |= {"samples": arguments.samples}
             report.setdefault(name, {}).update(tokenizer=sets, **{prior: measured})
             path.write_text(json.dumps(report, indent=1) + "\n")
             torch.save(shown, pictures)
             print(name, prior, json.dumps(measured), flush=True)
     order = [key for t in found for p in PRIORS if (key := f"{t} {p}") in shown]
-    save_grid(torch.cat([shown[key] for key in order]), RESULTS / "mnist_priors.png", SHOWN)
-    print(f"rows of {RESULTS / 'mnist_priors.png'}: {', '.join(order)}")
+    columns = min(SHOWN, arguments.samples)
+    save_grid(torch.cat([shown[key] for key in order]), results / "mnist_priors.png", columns)
+    print(f"rows of {results / 'mnist_priors.png'}: {', '.join(order)}")
 
 
 if __name__ == "__main__":

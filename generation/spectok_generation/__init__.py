@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spectok_generation.evaluation import evaluate_prior
     from spectok_generation.extraction import extract_tokens
     from spectok_generation.likelihood import measure_likelihood
+    from spectok_generation.masked import MaskedOptions, MaskedPrior
     from spectok_generation.pipeline import TokenPipeline
     from spectok_generation.priors import AutoregressivePrior, Prior, create_prior, load_prior
     from spectok_generation.sample_folder import Wanted, draw_to_folder
@@ -27,6 +28,8 @@ _HOME = {
     "LDM": "spectok_generation.diffusion",
     "AutoregressivePrior": "spectok_generation.priors",
     "DiffusionOptions": "spectok_generation.diffusion",
+    "MaskedOptions": "spectok_generation.masked",
+    "MaskedPrior": "spectok_generation.masked",
     "Prior": "spectok_generation.priors",
     "PriorCoder": "spectok_generation.coding",
     "SamplingOptions": "spectok_generation.sampling",
@@ -48,6 +51,8 @@ __all__ = [
     "LDM",
     "AutoregressivePrior",
     "DiffusionOptions",
+    "MaskedOptions",
+    "MaskedPrior",
     "Prior",
     "PriorCoder",
     "SamplingOptions",

@@ -69,6 +69,20 @@ class TextFeatures:
 Condition = Tensor | TextFeatures
 
 
+def with_null(
+    text: TextFeatures, features: Float[Tensor, "b l d"], null: Float[Tensor, "d"]
+) -> TextFeatures:
+    """Return texts as a prior's own vectors, after one that is all there is of "no text".
+
+    Args:
+        text: The texts.
+        features: The vector of each of their tokens.
+        null: The vector that comes first; it is always in use.
+    """
+    first = null.expand(len(text), 1, -1)
+    return TextFeatures(torch.cat([first, features], dim=1), F.pad(text.mask, (1, 0), value=True))
+
+
 def join(first: Condition, second: Condition) -> Condition:
     """Concatenate the conditions of two batches; texts may differ in length."""
     if isinstance(first, TextFeatures) and isinstance(second, TextFeatures):

@@ -14,14 +14,20 @@ from spectok import ImageTokenizer
 from spectok.errors import InputError
 from spectok_generation.conditions import Condition, check_count
 from spectok_generation.diffusion import LDM, DiffusionOptions, sample_latents
+from spectok_generation.masked import MaskedOptions, MaskedPrior, sample_masked
+from spectok_generation.masked.sampling import own_options
 from spectok_generation.priors import AutoregressivePrior, Prior
 from spectok_generation.sampling import Known, SamplingOptions, sample_batch
 from spectok_generation.sharing import check_numbers, share_out
 
-DRAWABLE = (AutoregressivePrior, LDM)
-"""The kinds of prior that images can be drawn from."""
-
 Options = SamplingOptions | DiffusionOptions
+OPTIONS: dict[type[Prior], type[Options]] = {
+    AutoregressivePrior: SamplingOptions,
+    MaskedPrior: MaskedOptions,
+    LDM: DiffusionOptions,
+}
+"""How images are drawn from each kind of prior that they can be drawn from."""
+DRAWABLE = tuple(OPTIONS)
 
 
 def draw_images(
@@ -44,7 +50,8 @@ def draw_images(
         num_images: Images in all; they are numbered from 0.
         condition: Class or text of each image, for a prior that takes one.
         seed: The only source of randomness, together with the number of the image.
-        options: :class:`SamplingOptions` or, for an :class:`LDM`, :class:`DiffusionOptions`.
+        options: :class:`SamplingOptions`, for a :class:`MaskedPrior` :class:`MaskedOptions`, for an
+            :class:`LDM` :class:`DiffusionOptions`.
         batch_size: Images drawn at once on each process.
         known: Tokens to keep as they are; not for an :class:`LDM`.
         on_images: Called with the number of images all processes drew since the last call.
@@ -91,6 +98,7 @@ def draw_batch(
         options: See :func:`draw_images`.
         known: See :func:`draw_images`.
     """
+    kind = type(prior).__name__
     if isinstance(prior, LDM):
         if isinstance(options, SamplingOptions):
             raise InputError("an LDM draws latents, not tokens; give DiffusionOptions")
@@ -98,10 +106,30 @@ def draw_batch(
             raise InputError("an LDM draws latents and cannot keep tokens; leave them out")
         latents = sample_latents(prior, numbers, condition, seed=seed, options=options)
         return decode_latents(tokenizer, latents)
-    if not isinstance(prior, AutoregressivePrior) or isinstance(options, DiffusionOptions):
-        raise InputError(f"a {type(prior).__name__} does not draw latents; give SamplingOptions")
-    tokens = sample_batch(prior, numbers, condition, seed=seed, options=options, known=known)
+    if isinstance(options, DiffusionOptions):
+        raise InputError(f"a {kind} does not draw latents; give {options_of(prior).__name__}")
+    given = {"seed": seed, "known": known}
+    if isinstance(prior, MaskedPrior):
+        if options is not None and not isinstance(options, MaskedOptions):
+            raise InputError(f"a {kind} draws tokens in steps; give MaskedOptions")
+        tokens = sample_masked(prior, numbers, condition, options=options, **given)
+        return decode_tokens(tokenizer, tokens)
+    if not isinstance(prior, AutoregressivePrior) or isinstance(options, MaskedOptions):
+        raise InputError(f"a {kind} does not draw tokens in steps; give SamplingOptions")
+    tokens = sample_batch(prior, numbers, condition, options=options, **given)
     return decode_tokens(tokenizer, tokens)
+
+
+def options_of(prior: Prior) -> type[Options]:
+    """Return the kind of options that say how images are drawn from a prior.
+
+    Raises:
+        InputError: If images cannot be drawn from it.
+    """
+    for kind, options in OPTIONS.items():
+        if isinstance(prior, kind):
+            return options
+    raise InputError(f"images cannot be drawn from a {type(prior).__name__}")
 
 
 def choose_labels(
@@ -132,7 +160,7 @@ def make_options(prior: Prior, values: Mapping[str, Any]) -> Options:
     Raises:
         InputError: If the prior does not take an option, or a value is out of range.
     """
-    kind = DiffusionOptions if isinstance(prior, LDM) else SamplingOptions
+    kind = options_of(prior)
     known = [field.name for field in dataclasses.fields(kind)]
     given = {name: value for name, value in values.items() if value is not None}
     for name in given:
@@ -150,6 +178,8 @@ def spelled_out(prior: Prior, options: Options) -> Options:
     Raises:
         InputError: If an option does not fit the prior.
     """
+    if isinstance(prior, MaskedPrior) and isinstance(options, MaskedOptions):
+        return own_options(prior, options)
     if not isinstance(prior, LDM) or not isinstance(options, DiffusionOptions):
         return options
     name, steps = prior.noise_schedule.resolve(options.scheduler, options.num_steps)

@@ -17,6 +17,7 @@ def spectok_priors() -> dict[str, str]:
         "cat": "spectok_generation.priors.cat:CAT",
         "gpt": "spectok_generation.priors.gpt:GPT",
         "ldm": "spectok_generation.diffusion.model:LDM",
+        "maskgit": "spectok_generation.masked.model:MaskGIT",
         "pixelcnn": "spectok_generation.priors.pixelcnn:PixelCNN",
     }
 

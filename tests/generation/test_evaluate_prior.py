@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 PRIORS = {
     "gpt": {"num_layers": 1, "num_heads": 2, "width": 16, "num_classes": 10},
     "pixelcnn": {"num_layers": 2, "width": 8},
+    "maskgit": {"num_layers": 1, "num_heads": 2, "width": 16, "num_classes": 10},
     "ldm": {
         "channels": [8, 16],
         "layers": 1,

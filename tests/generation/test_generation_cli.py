@@ -17,7 +17,7 @@ from spectok.cli import build_app
 from spectok.cli.scripts import command_words
 from spectok.testing.small import small_tokenizer
 from spectok.weights import model_fingerprint
-from spectok_generation import DiffusionOptions, SamplingOptions
+from spectok_generation import DiffusionOptions, MaskedOptions, SamplingOptions
 from spectok_generation.pairs import load_pair
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +194,7 @@ def options(*words):
 
 
 def test_both_commands_that_draw_take_the_same_sampling_options():
-    kinds = (SamplingOptions, DiffusionOptions)
+    kinds = (SamplingOptions, DiffusionOptions, MaskedOptions)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     sample, text_to_image = options("sample"), options("text-to-image")
     assert fields <= sample.keys() & text_to_image.keys()

@@ -34,6 +34,7 @@ from spectok_generation.text.clip_recipe import ClipConfig
 SIZES = {
     "gpt": {"num_layers": 1, "num_heads": 2, "width": 16},
     "pixelcnn": {"num_layers": 2, "width": 8},
+    "maskgit": {"num_layers": 1, "num_heads": 2, "width": 16},
     "ldm": {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 40},
 }
 CLIP = model_config(
@@ -85,6 +86,7 @@ def refusal(function, *arguments, **options):
     [
         ("gpt", ("num_layers", "width", "num_classes")),
         ("pixelcnn", ("num_layers", "width", "num_classes")),
+        ("maskgit", ("num_layers", "width", "num_classes")),
         ("ldm", ("channels", "layers", "num_classes")),
     ],
 )
@@ -118,7 +120,7 @@ def test_a_config_of_a_prior_takes_neither_time_nor_memory(tmp_path, name, optio
         {"bogus": 1},
     ],
 )
-@pytest.mark.parametrize("name", ["gpt", "pixelcnn"])
+@pytest.mark.parametrize("name", ["gpt", "pixelcnn", "maskgit"])
 def test_a_layout_of_a_prior_takes_neither_time_nor_memory(tmp_path, name, level):
     make(name)[1].save_pretrained(tmp_path)
     spec = json.loads((tmp_path / "config.json").read_text())["token_spec"]

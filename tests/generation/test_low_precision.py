@@ -12,6 +12,7 @@ from spectok.testing.small import small_tokenizer
 from spectok_generation import TokenPipeline, create_prior
 from spectok_generation.conditions import TextFeatures
 from spectok_generation.drawing import draw_batch
+from spectok_generation.masked import MaskedPrior, sample_masked
 from spectok_generation.records import tokenizer_record
 from spectok_generation.sampling import sample_batch
 
@@ -21,6 +22,7 @@ UNET = {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timestep
 PRIORS: dict[str, dict[str, Any]] = {
     "gpt": TRANSFORMER | {"num_classes": 3},
     "pixelcnn": {"num_layers": 2, "width": 16},
+    "maskgit": TRANSFORMER | {"num_classes": 3},
     "cat": TRANSFORMER | {"text": {"width": 12}},
     "ldm": UNET | {"num_classes": 3},
 }
@@ -64,7 +66,8 @@ def test_16_bits_draw_almost_what_float32_draws(tokenizer, drawn, dtype):
         assert torch.equal(low.latent_std, prior.latent_std)  # still in float32
         assert torch.equal(low.latent_mean, prior.latent_mean)
         return
-    tokens, others = (sample_batch(p, range(COUNT), condition) for p in (prior, low))
+    draw = sample_masked if isinstance(prior, MaskedPrior) else sample_batch
+    tokens, others = (draw(p, range(COUNT), condition) for p in (prior, low))
     assert (tokens != others).float().mean() < DIFFERING[dtype]
 
 

@@ -9,7 +9,8 @@ from spectok import list_priors
 from spectok.errors import DataError, InputError
 from spectok.testing.pretend import PretendDevice
 from spectok_generation.conditions import TextFeatures
-from spectok_generation.diffusion import DiffusionOptions, sample_latents
+from spectok_generation.diffusion import LDM, DiffusionOptions, sample_latents
+from spectok_generation.masked import MaskedOptions, MaskedPrior, sample_masked
 from spectok_generation.priors import AutoregressivePrior, create_prior
 from spectok_generation.sampling import SamplingOptions, sample_batch
 from spectok_generation.training_set import check_classes
@@ -18,11 +19,13 @@ SMALL = {
     "gpt": {"num_layers": 1, "num_heads": 2, "width": 16},
     "pixelcnn": {"num_layers": 2, "width": 8, "first_kernel": 3, "head_width": 16},
     "cat": {"num_layers": 1, "num_heads": 2, "width": 16},
+    "maskgit": {"num_layers": 1, "num_heads": 2, "width": 16},
     "ldm": {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 4},
 }
 TEXT = {"width": 12, "context_length": 4}
 LATENTS = (4, 4, 4)
 VARIANTS = [("cat", {"text_conditioning": kind}) for kind in ("pooled", "prefix")]
+VARIANTS += [("maskgit", {"text": TEXT})]
 VARIANTS += [(name, {}) for name in sorted({*list_priors(), *SMALL})]
 
 
@@ -30,10 +33,11 @@ VARIANTS += [(name, {}) for name in sorted({*list_priors(), *SMALL})]
 def prior(request, spec):
     """Return a small prior of each kind, conditioned on a class or on a text."""
     name, options = request.param
-    given = {"text": TEXT} if name == "cat" else {"num_classes": 3}
+    reads_text = name == "cat" or "text" in options
+    given = {"text": TEXT} if reads_text else {"num_classes": 3}
     record = {"latent_shape": list(LATENTS)} if name == "ldm" else None
-    options = SMALL[name] | options | {"condition_dropout": 0.5}
-    return create_prior(name, spec, tokenizer=record, **given, **options)
+    options = SMALL[name] | given | options | {"condition_dropout": 0.5}
+    return create_prior(name, spec, tokenizer=record, **options)
 
 
 def condition(prior, count):
@@ -44,7 +48,7 @@ def condition(prior, count):
 
 
 def inputs(prior, count):
-    if not isinstance(prior, AutoregressivePrior):
+    if isinstance(prior, LDM):
         return torch.randn(count, *LATENTS)
     sizes = torch.tensor(prior.token_spec.vocab_sizes)
     return (torch.rand(count, len(sizes)) * sizes).long()
@@ -80,8 +84,8 @@ def test_samplers_keep_to_the_device(prior, kind):
         found = found.to("cpu")
     torch.testing.assert_close(found, wanted)
     places = prior.token_spec.num_tokens
-    # MPS has no float64, so there each token is drawn on the CPU.
-    drawn_on_cpu = places if kind == "mps" and isinstance(prior, AutoregressivePrior) else 0
+    # MPS has no float64, so there tokens are drawn on the CPU.
+    drawn_on_cpu = places if kind == "mps" and not isinstance(prior, LDM) else 0
     assert len(reads) <= 3 + drawn_on_cpu, "\n".join(map(str, reads))
 
 
@@ -89,6 +93,9 @@ def draw(prior, numbers, given):
     if isinstance(prior, AutoregressivePrior):
         options = SamplingOptions(top_p=0.9, top_k=3, guidance=2.0)
         return sample_batch(prior, numbers, given, options=options)
+    if isinstance(prior, MaskedPrior):
+        options = MaskedOptions(top_p=0.9, top_k=3, guidance=2.0, num_steps=3)
+        return sample_masked(prior, numbers, given, options=options)
     options = DiffusionOptions(num_steps=2, guidance=2.0)
     return sample_latents(prior, numbers, given, options=options)
 

@@ -52,6 +52,12 @@ PRIORS = {  # name and options of a prior, and what an image is drawn with
         {"top_k": 5, "guidance": 2.0},
     ),
     "pixelcnn": ("pixelcnn", {"num_layers": 2, "width": 8}, {"temperature": 0.9}),
+    "maskgit": (
+        "maskgit",
+        SMALL | {"num_classes": 3, "condition_dropout": 0.1},
+        {"num_steps": 4, "choice_temperature": 1.0, "guidance": 2.0},
+    ),
+    "maskgit, text": ("maskgit", SMALL | {"condition_dropout": 0.1}, {"top_k": 5}),
     "cat": ("cat", SMALL | {"condition_dropout": 0.1}, {"top_p": 0.9}),
     "ldm": ("ldm", LDM | {"num_classes": 3, "condition_dropout": 0.1}, {"num_steps": 4}),
     "ldm, text": ("ldm", LDM | {"condition_dropout": 0.1}, {"num_steps": 2, "guidance": 1.5}),
@@ -102,13 +108,13 @@ def saved(make_run, tmp_path):
 
 
 def reads_text(kind):
-    return kind in ("cat", "ldm, text")
+    return kind in ("cat", "ldm, text", "maskgit, text")
 
 
 def draw(pipeline, kind, **more):
     """Draw four images with a condition that the kind of prior takes."""
     given = {"prompt": PROMPTS} if reads_text(kind) else {}
-    if kind in ("gpt", "ldm"):
+    if kind in ("gpt", "ldm", "maskgit"):
         given = {"class_labels": [2, 0]}
     pipeline.set_progress_bar_config(disable=True)
     wishes = {"num_images": 4, "seed": 5, "output_type": "pt"} | PRIORS[kind][2] | more

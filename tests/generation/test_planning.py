@@ -73,6 +73,7 @@ def allocated_at_peak(make, config, folder):
 RECIPES = {
     "tokenizer": ("vqvae/digits", ["train.batch_size=32", "train.gradient_accumulation=2"]),
     "prior": ("smoke/prior_gpt", ["train.batch_size=64", "prior.size=gpt-micro"]),
+    "maskgit": ("smoke/prior_maskgit", ["train.batch_size=64", "prior.size=maskgit-micro"]),
     "ldm": ("smoke/prior_ldm", ["train.batch_size=64", "prior.channels=[16, 32]"]),
 }
 

@@ -13,6 +13,11 @@ from spectok_generation.rehearsal import rehearse
 SMALL = ["data.limit=20"]
 IMPOSSIBLE = {
     "heads": ("smoke/prior_gpt", ["prior.num_heads=5"], "num_heads"),
+    "steps": (
+        "smoke/prior_maskgit",
+        ["prior.num_steps=1"],
+        "num_steps 1 is less than the 2 levels",
+    ),
     "kernel": ("smoke/prior_pixelcnn", ["prior.kernel=4"], "even"),
     "channels": ("smoke/prior_ldm", ["prior.channels=[8, 12]"], "divisible by 8"),
     "attention": ("smoke/prior_ldm", ["prior.attention_levels=[5]"], "is not one of the 2 levels"),

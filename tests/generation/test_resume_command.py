@@ -18,6 +18,7 @@ STEPS = 8
 KINDS = {
     "tokenizer": ["train", "smoke/vqvae"],
     "gpt": ["train", "prior", "smoke/prior_gpt"],
+    "maskgit": ["train", "prior", "smoke/prior_maskgit"],
     "cat": ["train", "prior", "smoke/prior_cat"],
     "ldm": ["train", "prior", "smoke/prior_ldm"],
     "clip": ["train", "clip", "smoke/clip"],

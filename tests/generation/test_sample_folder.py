@@ -36,6 +36,7 @@ LDM = {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps
 PRIORS = {
     "gpt": SMALL | {"num_classes": 3},
     "pixelcnn": {"num_layers": 2, "width": 8},
+    "maskgit": SMALL | {"num_classes": 3},
     "ldm": LDM | {"num_classes": 3},
     "cat": SMALL | {"condition_dropout": 0.0},
 }

@@ -16,7 +16,7 @@ SETTINGS = ["train.steps=1", "train.mixed_precision=bf16", "data.limit=16"]
 DRAWS_NOTHING = [*SETTINGS, "train.sample_every=null"]
 
 
-@pytest.fixture(params=["tokenizer", "clip", "gpt", "pixelcnn", "ldm", "cat"])
+@pytest.fixture(params=["tokenizer", "clip", "gpt", "pixelcnn", "maskgit", "ldm", "cat"])
 def train(request, tokenizer_folder, save_small_clip, tmp_path):
     """Return a function that trains one kind of model for a step, in bf16."""
     output = tmp_path / "run"

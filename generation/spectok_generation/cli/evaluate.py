@@ -70,6 +70,7 @@ def evaluate(
     top_p: sampling.TopP = None,
     scheduler: sampling.Scheduler = None,
     num_steps: sampling.NumSteps = None,
+    choice_temperature: sampling.ChoiceTemperature = None,
     guidance: sampling.Guidance = None,
     guidance_interval: sampling.GuidanceInterval = None,
     compiled: sampling.Compiled = False,
@@ -130,6 +131,7 @@ def evaluate(
             "top_p": top_p,
             "scheduler": scheduler,
             "num_steps": num_steps,
+            "choice_temperature": choice_temperature,
             "guidance": guidance,
             "guidance_interval": guidance_interval,
         }
@@ -178,8 +180,9 @@ def show_likelihood(result: dict[str, Any]) -> None:
     """Print the bits of held-out images' tokens."""
     print_facts({name: f"{value:,.5g}" for name, value in result["metrics"].items()})
     given = f"given the {result['condition']}" if result["condition"] else "without a condition"
+    kind = "exact likelihood" if result["likelihood"] == "exact" else "bound on the likelihood"
     say(
-        f"{result['likelihood']} likelihood of the tokens, {given}; "
+        f"{kind} of the tokens, {given}; "
         f"{result['uncoded']['bits_per_image']:,.5g} bits per image if all codes were equal"
     )
     say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")

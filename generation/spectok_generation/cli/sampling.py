@@ -56,7 +56,16 @@ Scheduler = Annotated[
 ]
 NumSteps = Annotated[
     int | None,
-    typer.Option(help="Latent diffusion: denoising steps (default: the prior's own, or about 50)."),
+    typer.Option(
+        help="Latent diffusion, maskgit: steps of drawing (default: the prior's own, or about 50)."
+    ),
+]
+ChoiceTemperature = Annotated[
+    float | None,
+    typer.Option(
+        help="maskgit: 0 settles the likeliest tokens first, more a random order (default: the "
+        "prior's own)."
+    ),
 ]
 Guidance = Annotated[
     float | None,
@@ -64,7 +73,10 @@ Guidance = Annotated[
 ]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
-    typer.Option(help="Fractions of the sequence where guidance begins and ends (default: 0 1)."),
+    typer.Option(
+        help="Fractions of the sequence, or of maskgit's steps, where guidance begins and ends "
+        "(default: 0 1)."
+    ),
 ]
 
 
@@ -100,6 +112,7 @@ def sample(
     top_p: TopP = None,
     scheduler: Scheduler = None,
     num_steps: NumSteps = None,
+    choice_temperature: ChoiceTemperature = None,
     guidance: Guidance = None,
     guidance_interval: GuidanceInterval = None,
     complete: Annotated[
@@ -139,6 +152,7 @@ def sample(
         "top_p": top_p,
         "scheduler": scheduler,
         "num_steps": num_steps,
+        "choice_temperature": choice_temperature,
         "guidance": guidance,
         "guidance_interval": guidance_interval,
     }
@@ -173,6 +187,7 @@ def text_to_image(
     top_p: TopP = None,
     scheduler: Scheduler = None,
     num_steps: NumSteps = None,
+    choice_temperature: ChoiceTemperature = None,
     guidance: Guidance = None,
     guidance_interval: GuidanceInterval = None,
     compiled: Compiled = False,
@@ -199,6 +214,7 @@ def text_to_image(
         "top_p": top_p,
         "scheduler": scheduler,
         "num_steps": num_steps,
+        "choice_temperature": choice_temperature,
         "guidance": TEXT_GUIDANCE if guidance is None else guidance,
         "guidance_interval": guidance_interval,
     }

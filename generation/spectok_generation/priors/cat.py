@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from spectok.errors import ConfigError
-from spectok_generation.conditions import Condition, TextFeatures
+from spectok_generation.conditions import Condition, TextFeatures, with_null
 from spectok_generation.priors.backbone import GPT2Prior
 from spectok_generation.priors.layout import (
     AttentionKind,
@@ -167,11 +166,7 @@ class CAT(GPT2Prior):
         assert isinstance(condition, TextFeatures), "CAT is conditioned on text"
         if self.text_conditioning == "pooled":
             condition = pool(condition)
-        null = self.null_text.expand(len(condition), 1, -1)
-        vectors = self.read_text(condition.features)
-        return TextFeatures(
-            torch.cat([null, vectors], dim=1), F.pad(condition.mask, (1, 0), value=True)
-        )
+        return with_null(condition, self.read_text(condition.features), self.null_text)
 
 
 def pool(text: TextFeatures) -> TextFeatures:

@@ -26,13 +26,14 @@ class View(NamedTuple):
     """What some inputs see of all there are.
 
     Args:
-        mask: Which keys each may read; 1 instead of B if the same for all sequences.
+        mask: Which keys each may read; 1 instead of B if the same for all sequences. None: all;
+            not with a cache or relative positions.
         places: Places that the last m of them predict; those before are of a text.
         leading: How many keys, of the null entry and of a text, come before that of input 0.
         slots: Where to put their keys and values in a cache.
     """
 
-    mask: Bool[Tensor, "_ 1 n k"]
+    mask: Bool[Tensor, "_ 1 n k"] | None
     places: Int[Tensor, "m"]
     leading: int = 0
     slots: Int[Tensor, "n"] | None = None
@@ -189,16 +190,18 @@ class Block(nn.Module):
                 return keys, values
             return torch.cat([null[0], keys], dim=2), torch.cat([null[1], values], dim=2)
         assert view.slots is not None
+        assert view.mask is not None
         past[0].index_copy_(2, view.slots, keys)
         if past[1] is not past[0]:
             past[1].index_copy_(2, view.slots, values)
         end = view.mask.shape[3]
         return past[0][:, :, :end], past[1][:, :, :end]
 
-    def _biased(self, view: View) -> Tensor:
+    def _biased(self, view: View) -> Tensor | None:
         """Return the mask, or with relative positions what is added to the logits."""
         if self.bias is None or len(view.places) == 0:
             return view.mask
+        assert view.mask is not None
         queries, keys = view.mask.shape[2:]
         bias = self.bias(view.places, keys - view.leading)
         bias = F.pad(bias, (view.leading, 0, queries - len(view.places), 0))
