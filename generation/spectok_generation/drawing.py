@@ -16,6 +16,7 @@ from spectok_generation.conditions import Condition, check_count
 from spectok_generation.diffusion import LDM, DiffusionOptions, sample_latents
 from spectok_generation.priors import AutoregressivePrior, Prior
 from spectok_generation.sampling import Known, SamplingOptions, sample_batch
+from spectok_generation.seeds import Seed, check_seed
 from spectok_generation.sharing import check_numbers, share_out
 
 DRAWABLE = (AutoregressivePrior, LDM)
@@ -30,7 +31,7 @@ def draw_images(
     num_images: int,
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: Options | None = None,
     batch_size: int = 64,
     known: Known | None = None,
@@ -43,7 +44,8 @@ def draw_images(
         tokenizer: The tokenizer it belongs to, on the same device.
         num_images: Images in all; they are numbered from 0.
         condition: Class or text of each image, for a prior that takes one.
-        seed: The only source of randomness, together with the number of the image.
+        seed: The only source of randomness, together with the number of the image; or one seed
+            for each image, which is then the first image of that seed alone.
         options: :class:`SamplingOptions` or, for an :class:`LDM`, :class:`DiffusionOptions`.
         batch_size: Images drawn at once on each process.
         known: Tokens to keep as they are; not for an :class:`LDM`.
@@ -56,6 +58,7 @@ def draw_images(
         InputError: If the condition or the options do not fit the prior.
     """
     check_numbers(num_images, batch_size)
+    check_seed(seed, num_images)
     if condition is not None:
         check_count(condition, num_images)
 
@@ -76,7 +79,7 @@ def draw_batch(
     numbers: Sequence[int],
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: Options | None = None,
     known: Known | None = None,
 ) -> Float[Tensor, "b c h w"]:
