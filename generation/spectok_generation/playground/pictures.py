@@ -18,6 +18,8 @@ from spectok.images import to_pil
 
 MAX_BYTES, MAX_PIXELS, MAX_FILES = 20 << 20, 50_000_000, 16
 """Bounds of an upload: of each file, of each image, and of files at once."""
+LOUDER = 4
+"""Times that a difference is shown stronger than it is, because most are small."""
 SHOWN = 256
 """Pixels of the longer side that a small picture is enlarged to, each pixel a square."""
 
@@ -68,8 +70,8 @@ def show(image: Float[Tensor, "c h w"]) -> Image.Image:
 
 
 def show_difference(one: Float[Tensor, "c h w"], other: Float[Tensor, "c h w"]) -> Image.Image:
-    """Return where two images differ: black where they are equal, on the scale of the images."""
-    return show((one - other).abs() - 1)
+    """Return where two images differ: black where they are equal, :data:`LOUDER` elsewhere."""
+    return show((one - other).abs() * LOUDER - 1)
 
 
 def painted(picture: object, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

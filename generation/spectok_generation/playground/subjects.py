@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectok import ImageTokenizer
 from spectok.data import DataConfig, build_dataset
+from spectok.data.photos import photographs
 from spectok.errors import ConfigError
 from spectok.images import to_pil
 from spectok.loading import check_trained, load_trained, model_folder
@@ -25,7 +26,7 @@ from spectok_generation.pipeline_folder import draws
 from spectok_generation.priors.factory import holds_prior
 from spectok_generation.text.encoder import TextEncoder
 
-NUM_EXAMPLES = 12
+NUM_DIGITS = 12
 KEPT = 2
 """Models that stay in memory; a further one takes the place of the one used longest ago."""
 
@@ -48,13 +49,15 @@ class Subject:
 
     @functools.cached_property
     def examples(self) -> Float[Tensor, "n c h w"]:
-        """Pictures that come with spectok, none of which a model was trained on, in its shape."""
-        grey = self.tokenizer.image_shape[0] == 1
-        size = {"image_size": 16, "channels": 1} if grey else {"image_size": 64}
-        config = DataConfig(name="digits" if grey else "photos", split="test", **size)
-        dataset = build_dataset(config.model_copy(update={"limit": NUM_EXAMPLES}), train=False)
-        pictures = [to_pil(dataset[number]["images"]) for number in range(len(dataset))]
-        return self.tokenizer.processor(pictures)
+        """Pictures that come with spectok's libraries, in the shape of the model.
+
+        Handwritten digits where it takes grey images, and whole photographs otherwise.
+        """
+        if self.tokenizer.image_shape[0] != 1:
+            return self.tokenizer.processor(list(photographs().values()))
+        config = DataConfig(name="digits", split="test", limit=NUM_DIGITS)
+        digits = build_dataset(config, train=False)
+        return self.tokenizer.processor([to_pil(digits[n]["images"]) for n in range(NUM_DIGITS)])
 
     def describe(self) -> str:
         """Return one line about it, in words."""

@@ -12,7 +12,7 @@ import gradio as gr
 from spectok.errors import SpectokError
 from spectok_generation.playground import drawing, views
 from spectok_generation.playground.desk import Desk
-from spectok_generation.playground.pictures import painted, show
+from spectok_generation.playground.pictures import LOUDER, painted, show
 from spectok_generation.playground.subjects import Subject, Subjects
 
 Fill = Callable[[Desk, Subject], Sequence[Any]]
@@ -62,6 +62,7 @@ def picture(label: str, name: str) -> gr.Image:
 def gallery(label: str, name: str, columns: int, height: int | str | None = None) -> gr.Gallery:
     """Return a place for several pictures, kept exact."""
     options: dict[str, Any] = {"format": "png", "interactive": False, "object_fit": "contain"}
+    options |= {"fit_columns": False, "buttons": []}  # few pictures are not drawn larger than many
     return gr.Gallery(label=label, elem_id=name, columns=columns, height=height, **options)
 
 
@@ -78,7 +79,7 @@ def reconstruction_tab() -> Tab:
             shown = [
                 picture("Original", "original"),
                 picture("From its tokens", "reconstruction"),
-                picture("Difference", "difference"),
+                picture(f"Difference × {LOUDER}", "difference"),
             ]
 
     def fill(desk: Desk, subject: Subject) -> Sequence[Any]:
@@ -108,7 +109,7 @@ def progressive_tab(subjects: Subjects, desk: gr.State) -> Tab:
                 slider = gr.Slider(1, 2, 1, step=1, label="Step", elem_id="step")
                 words = gr.Markdown(elem_id="prefix-words")
             shown = picture("From the first tokens alone", "prefix")
-        strip = gallery("More and more of them", "strip", 8, 220)
+        strip = gallery("More and more of them", "strip", 8, 200)
 
     def decoded(desk: Desk, subject: Subject, step: float) -> Sequence[Any]:
         lengths = views.prefix_lengths(subject.tokenizer.token_spec)
@@ -159,7 +160,7 @@ def influence_tab(subjects: Subjects, desk: gr.State) -> Tab:
 def swap_tab(subjects: Subjects, desk: gr.State) -> Tab:
     """Add a second picture, some of whose tokens take the place of the first one's."""
     with gr.Tab("Swap", elem_id="tab-swap"):
-        others = gallery("Take tokens from", "others", 12, 150)
+        others = gallery("Take tokens from", "others", 12, 140)
         with gr.Row():
             choice = gr.Dropdown(label="Which tokens", elem_id="swap-choice")
             share = gr.Slider(0, 1, 0.5, step=0.01, label="How large a part", elem_id="share")
@@ -319,7 +320,7 @@ def edit_tab(subjects: Subjects, desk: gr.State) -> Tab:
                     given = wishes("edit", 4)
                     go = gr.Button("Draw anew", variant="primary", elem_id="go-edit")
                     words = gr.Markdown(elem_id="edit-words")
-            shown = gallery("Variants", "variants", 8, 220)
+            shown = gallery("Variants", "variants", 8, 200)
 
     def draw(desk: Desk, subject: Subject, editing: Any, *values: Any) -> Sequence[Any]:
         height, width = desk.images.shape[-2:]

@@ -161,9 +161,8 @@ def influences(
 
 def swap_choices(spec: TokenSpec) -> list[str]:
     """Return the ways in which tokens can be taken from another image."""
-    choices = [FIRST]
-    if all(len(level.shape) == 2 for level in spec.levels):
-        choices += [LEFT, TOP]
+    is_grid = all(len(level.shape) == 2 for level in spec.levels)
+    choices = [LEFT, TOP, FIRST] if is_grid else [FIRST]
     if spec.num_levels > 1:
         choices += [f"level {number}" for number in range(spec.num_levels)]
     return choices
