@@ -61,7 +61,8 @@ def address(run):
         where.strip("/").split(":")[2],
     ]
     server = subprocess.Popen(
-        [sys.executable, "-m", "spectok", *words], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [sys.executable, "-m", "spectok", *words, "--port", str(port)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:
         for _ in range(PATIENCE):
@@ -143,7 +144,8 @@ def test_what_is_painted_is_drawn_anew(page):
     page.locator("#go-edit").click()
     page.locator("#variants img").nth(3).wait_for()
     drawn = re.search(r"(\d+) of 64 tokens", page.locator("#edit-words").inner_text())
-    assert drawn and 0 < int(drawn[1]) < 64
+    assert drawn is not None
+    assert 0 < int(drawn[1]) < 64
 
 
 def test_another_model_and_uploads(page, tmp_path):

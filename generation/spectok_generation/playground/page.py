@@ -26,7 +26,6 @@ STYLE = """
 table.tokens { border: 0 !important; border-collapse: separate; border-spacing: 2px; }
 table.tokens td { color: #222; font: 12px monospace; min-width: 2.4em; padding: 4px;
   text-align: center; border-radius: 3px; border: 0; }
-#facts { align-self: center; }
 #original img, #reconstruction img, #difference img, #prefix img, #mixed img, #swap-first img,
 #swap-second img, .gallery-container img { image-rendering: pixelated; }
 """
@@ -42,17 +41,16 @@ def build_page(subjects: Subjects) -> gr.Blocks:
         desk = gr.State()
         with gr.Row(equal_height=True):
             model = gr.Dropdown(subjects.names, label="Model", elem_id="model", scale=2)
-            with gr.Column(scale=4):
+            with gr.Column(scale=3):
                 facts = gr.Markdown(elem_id="facts")
-            upload = gr.UploadButton(
-                "Upload images",
-                file_count="multiple",
-                file_types=["image"],
-                elem_id="upload",
-                scale=0,
-                min_width=170,
-            )
-        pictures = tabs.gallery("Pictures: choose one", "pictures", 12, 140)
+                upload = gr.UploadButton(
+                    "Upload images",
+                    file_count="multiple",
+                    file_types=["image"],
+                    elem_id="upload",
+                    size="sm",
+                )
+        pictures = tabs.gallery("Pictures: choose one", "pictures", 12, choosing=True)
         shown = [
             tabs.reconstruction_tab(),
             tabs.tokens_tab(),

@@ -15,6 +15,8 @@ from spectok_generation.playground.desk import Desk
 from spectok_generation.playground.pictures import LOUDER, painted, show
 from spectok_generation.playground.subjects import Subject, Subjects
 
+CHOOSING = 140
+"""Height in pixels of a row of pictures to choose from."""
 Fill = Callable[[Desk, Subject], Sequence[Any]]
 
 
@@ -59,11 +61,19 @@ def picture(label: str, name: str) -> gr.Image:
     return gr.Image(label=label, elem_id=name, height=300, buttons=["download"], **options)
 
 
-def gallery(label: str, name: str, columns: int, height: int | str | None = None) -> gr.Gallery:
-    """Return a place for several pictures, kept exact."""
+def gallery(label: str, name: str, columns: int, *, choosing: bool = False) -> gr.Gallery:
+    """Return a place for several pictures, kept exact.
+
+    Args:
+        label: Its title.
+        name: Names it in the page.
+        columns: Pictures in a row.
+        choosing: Whether a click chooses a picture, instead of showing it large.
+    """
     options: dict[str, Any] = {"format": "png", "interactive": False, "object_fit": "contain"}
     options |= {"fit_columns": False, "buttons": []}  # few pictures are not drawn larger than many
-    return gr.Gallery(label=label, elem_id=name, columns=columns, height=height, **options)
+    options |= {"allow_preview": not choosing, "height": CHOOSING if choosing else None}
+    return gr.Gallery(label=label, elem_id=name, columns=columns, **options)
 
 
 def reason(text: str) -> dict[str, Any]:
@@ -109,7 +119,7 @@ def progressive_tab(subjects: Subjects, desk: gr.State) -> Tab:
                 slider = gr.Slider(1, 2, 1, step=1, label="Step", elem_id="step")
                 words = gr.Markdown(elem_id="prefix-words")
             shown = picture("From the first tokens alone", "prefix")
-        strip = gallery("More and more of them", "strip", 8, 200)
+        strip = gallery("More and more of them", "strip", 8)
 
     def decoded(desk: Desk, subject: Subject, step: float) -> Sequence[Any]:
         lengths = views.prefix_lengths(subject.tokenizer.token_spec)
@@ -142,7 +152,7 @@ def influence_tab(subjects: Subjects, desk: gr.State) -> Tab:
             level = gr.Dropdown(label="Level", elem_id="influence-level", type="index")
             go = gr.Button("Measure", variant="primary", elem_id="go-influence")
         words = gr.Markdown(elem_id="influence-words")
-        shown = gallery("Bright: changes most", "influences", 8, 560)
+        shown = gallery("Bright: changes most", "influences", 8)
 
     def measure(desk: Desk, subject: Subject, level: int | None) -> Sequence[Any]:
         return views.influences(subject.tokenizer, desk.tokens(subject), level or 0)
@@ -160,7 +170,7 @@ def influence_tab(subjects: Subjects, desk: gr.State) -> Tab:
 def swap_tab(subjects: Subjects, desk: gr.State) -> Tab:
     """Add a second picture, some of whose tokens take the place of the first one's."""
     with gr.Tab("Swap", elem_id="tab-swap"):
-        others = gallery("Take tokens from", "others", 12, 140)
+        others = gallery("Take tokens from", "others", 12, choosing=True)
         with gr.Row():
             choice = gr.Dropdown(label="Which tokens", elem_id="swap-choice")
             share = gr.Slider(0, 1, 0.5, step=0.01, label="How large a part", elem_id="share")
@@ -206,7 +216,7 @@ def codes_tab(subjects: Subjects, desk: gr.State) -> Tab:
             place = gr.Slider(0, 1, 0, step=1, label="Token", elem_id="place")
             start = gr.Number(0, minimum=0, precision=0, label="From code", elem_id="code")
             go = gr.Button("Show", variant="primary", elem_id="go-codebook")
-        shown = gallery("The picture with each code at this token", "codes", 8, 560)
+        shown = gallery("The picture with each code at this token", "codes", 8)
 
     def browse(desk: Desk, subject: Subject, place: float, start: float | None) -> Any:
         tokens = desk.tokens(subject)
@@ -285,7 +295,7 @@ def samples_tab(subjects: Subjects, desk: gr.State) -> Tab:
         with gr.Column() as body:
             given = wishes("samples", 8)
             go = gr.Button("Draw", variant="primary", elem_id="go-samples")
-            shown = gallery("New images", "samples", 8, 420)
+            shown = gallery("New images", "samples", 8)
 
     def draw(desk: Desk, subject: Subject, *values: Any) -> Any:
         count, options = as_options(*values)
@@ -320,7 +330,7 @@ def edit_tab(subjects: Subjects, desk: gr.State) -> Tab:
                     given = wishes("edit", 4)
                     go = gr.Button("Draw anew", variant="primary", elem_id="go-edit")
                     words = gr.Markdown(elem_id="edit-words")
-            shown = gallery("Variants", "variants", 8, 200)
+            shown = gallery("Variants", "variants", 8)
 
     def draw(desk: Desk, subject: Subject, editing: Any, *values: Any) -> Sequence[Any]:
         height, width = desk.images.shape[-2:]
