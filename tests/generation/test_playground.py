@@ -148,6 +148,7 @@ def test_a_desk_keeps_uploads_when_the_model_changes(subject, picture):
     colour = Subject("colour", small_tokenizer("vqvae", in_channels=3, image_size=16).eval())
     other = make_desk(colour, added)
     assert (len(other.images), other.name, other.uploads) == (10, "colour", (str(picture),))
+    assert other.chosen == 9  # as near to the picture chosen before as there is one
     with pytest.raises(InputError, match=r"picture 13 is not one of 0\.\.12"):
         added.choose(13)
     with pytest.raises(InputError, match="are over 16"):

@@ -75,13 +75,15 @@ class Desk:
 
 
 def make_desk(subject: Subject, before: Desk | None = None) -> Desk:
-    """Return a desk for a model, with what was uploaded on the desk before.
+    """Return a desk for a model, with what was uploaded and chosen on the desk before.
 
     Args:
         subject: The model.
         before: The desk of another model.
     """
     desk = Desk(subject.name, subject.examples)
-    if before is None or not before.uploads:
+    if before is None:
         return desk
-    return replace(desk.add(subject, list(before.uploads)), chosen=0)
+    if before.uploads:
+        desk = desk.add(subject, list(before.uploads))
+    return replace(desk, chosen=min(before.chosen, len(desk.images) - 1))

@@ -201,10 +201,10 @@ def swap_tab(subjects: Subjects, desk: gr.State) -> Tab:
         return desk.choose_second(event.index)
 
     mix = on_subject(subjects, mixed)
-    inputs, options = [desk, choice, share], {"show_progress": "hidden"}
+    inputs = [desk, choice, share]
     others.select(in_words(pick), desk, desk).success(mix, inputs, shown)
     choice.input(mix, inputs, shown)
-    share.input(mix, inputs, shown, trigger_mode="always_last", **options)
+    share.input(mix, inputs, shown, trigger_mode="always_last", show_progress="hidden")
     return Tab([others, choice, *shown], fill)
 
 
