@@ -299,7 +299,7 @@ def find_device(given: Any) -> torch.device | None:
     Raises:
         ConfigError: If it is anything else, such as ``"auto"``.
     """
-    place = given[""] if isinstance(given, dict) and set(given) == {""} else given
+    place: Any = given[""] if isinstance(given, dict) and set(given) == {""} else given
     try:
         return None if place is None else torch.device(place)
     except (RuntimeError, TypeError) as error:

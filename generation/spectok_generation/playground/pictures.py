@@ -89,7 +89,7 @@ def painted(picture: object, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     for layer in layers or []:
         alpha = Image.fromarray(np.asarray(layer)[..., 3])
         # a pixel counts if anything in it is painted
-        reduced = alpha.resize(size[::-1], Image.Resampling.BOX)
+        reduced = alpha.resize((size[1], size[0]), Image.Resampling.BOX)
         covered |= np.asarray(reduced) > 0
     if not covered.any():
         raise InputError("nothing is painted; paint over what is to be drawn again")

@@ -55,7 +55,8 @@ class Subject:
         """
         if self.tokenizer.image_shape[0] != 1:
             return self.tokenizer.processor(list(photographs().values()))
-        config = DataConfig(name="digits", split="test", limit=NUM_DIGITS)
+        settings = {"name": "digits", "split": "test", "limit": NUM_DIGITS}
+        config = DataConfig.model_validate(settings)
         digits = build_dataset(config, train=False)
         return self.tokenizer.processor([to_pil(digits[n]["images"]) for n in range(NUM_DIGITS)])
 
