@@ -13,7 +13,6 @@ from torch import Tensor
 EXACT = "highest"
 
 
-@functools.lru_cache(maxsize=4096)
 def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """Return a tensor of given numbers, which must not be changed in place.
 
@@ -27,6 +26,14 @@ def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     Returns:
         Shape ``(len(values),)``; int64, bool, or the default type of floats.
     """
+    if torch.compiler.is_compiling():  # a graph holds its constants itself
+        return torch.tensor(values, device=device)
+    return kept_constant(values, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def kept_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Return the tensor that :func:`constant` keeps; ``cache_clear()`` forgets them all."""
     with torch.inference_mode(False):  # what is kept may be needed for a gradient later
         return torch.tensor(values, device=device)
 

@@ -305,16 +305,15 @@ def _load_foreign(
     Raises:
         ConfigError: If an option is one that such models do not take.
     """
+    from spectok.modeling import find_device
+
     options = {key: value for key, value in options.items() if key not in IGNORED_OPTIONS}
     if "dtype" in options:
         options["torch_dtype"] = options.pop("dtype")
-    if "device_map" in options:
-        raise ConfigError(
-            f"device_map does not apply to {cls.__name__}, a model of another library; load it and "
-            f"call .to(device)"
-        )
+    device = find_device(options.pop("device_map", None))
     size = options.get("image_size")
     if isinstance(size, tuple | list):  # of a square the network is laid out, of others a copy
         options["image_size"] = None
-        return cls.from_foreign(saved, **options).at_size(tuple(size))
-    return cls.from_foreign(saved, **options)
+    tokenizer = cls.from_foreign(saved, **options)
+    tokenizer = tokenizer if device is None else tokenizer.to(device)
+    return tokenizer.at_size(tuple(size)) if isinstance(size, tuple | list) else tokenizer

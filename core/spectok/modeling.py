@@ -141,7 +141,7 @@ class SpectokModel(ModelMixin, ConfigMixin):
             ConfigError: If an option is unknown or of the wrong type.
         """
         check_loading_options(kwargs, (*LOADING_OPTIONS, *DIFFUSERS_OPTIONS))
-        check_device_map(kwargs.get("device_map"))
+        find_device(kwargs.get("device_map"))
         want_info, trust = kwargs.pop("output_loading_info", False), kwargs.pop("trust", False)
         subfolder = str(kwargs.pop("subfolder", None) or "")
         name = pretrained_model_name_or_path
@@ -290,8 +290,8 @@ def _keeps_float32(record: logging.LogRecord) -> bool:
     return "should be kept in float32" not in record.getMessage()
 
 
-def check_device_map(given: Any) -> None:
-    """Refuse to split a model among devices, because its parts are called one by one.
+def find_device(given: Any) -> torch.device | None:
+    """Return the device of a ``device_map``; a model is not split, for its parts are called alone.
 
     Args:
         given: A device, ``{"": device}`` or None.
@@ -299,12 +299,9 @@ def check_device_map(given: Any) -> None:
     Raises:
         ConfigError: If it is anything else, such as ``"auto"``.
     """
-    places: list[Any] = [given]
-    if isinstance(given, dict) and set(given) == {""}:
-        places = list(given.values())
+    place: Any = given[""] if isinstance(given, dict) and set(given) == {""} else given
     try:
-        for place in places:
-            torch.device("cpu" if place is None else place)
+        return None if place is None else torch.device(place)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(
             f"device_map {given!r} is no device: a model stays on one, for its parts are called "

@@ -1,4 +1,8 @@
-"""The results that tokenizers and quantizers return: dataclasses with named fields."""
+"""The results that tokenizers and quantizers return: dataclasses with named fields.
+
+They are pytrees: ``torch.utils._pytree``, data parallel wrappers, ``torch.compile`` and
+``torch.export`` see the tensors in them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from dataclasses import dataclass, field
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 @dataclass
@@ -40,3 +45,8 @@ class TokenizerOutput:
     indices: Int[Tensor, "b t"]
     losses: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+for kind in (QuantizerOutput, TokenizerOutput):
+    # what torch.export.register_dataclass does, without importing torch.export
+    pytree.register_dataclass(kind, serialized_type_name=f"spectok.{kind.__name__}")

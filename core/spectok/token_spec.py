@@ -6,7 +6,6 @@ tokenizer. As JSON it is stored with every cache and every trained prior.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from spectok.device import constant
 from spectok.errors import SHOWN, TokenError, one_line, shown
+from spectok.remembered import remembered
 
 CodebookKind = Literal["shared", "position", "path"]
 Order = Literal["level", "position"]
@@ -151,17 +151,17 @@ class TokenSpec:
         """Largest vocabulary of any level: how wide a prior's output must be."""
         return max(level.vocab_size for level in self.levels)
 
-    @functools.cached_property
+    @remembered
     def level_of_place(self) -> tuple[int, ...]:
         """Level of each of the T places."""
         return tuple(level for level, _ in self._places)
 
-    @functools.cached_property
+    @remembered
     def position_of_place(self) -> tuple[int, ...]:
         """Raster position inside its level of each of the T places."""
         return tuple(position for _, position in self._places)
 
-    @functools.cached_property
+    @remembered
     def vocab_sizes(self) -> tuple[int, ...]:
         """Vocabulary size at each of the T places."""
         return tuple(self.levels[level].vocab_size for level in self.level_of_place)
@@ -181,7 +181,7 @@ class TokenSpec:
         """Number of levels L."""
         return len(self.levels)
 
-    @functools.cached_property
+    @remembered
     def _places(self) -> list[tuple[int, int]]:
         if self.order == "level":
             return [(i, p) for i, level in enumerate(self.levels) for p in range(level.num_tokens)]
@@ -220,10 +220,14 @@ class TokenSpec:
     def validate(self, indices: Int[Tensor, "b t"]) -> None:
         """Check type, length and range.
 
+        The range is not checked where values are not known: while a graph is traced.
+
         Raises:
             TokenError: Names the first offending place and its range.
         """
         self._check_shape(indices)
+        if torch.compiler.is_compiling():
+            return
         limits = constant(self.vocab_sizes, indices.device)
         bad = (indices < 0) | (indices >= limits)
         if bad.any():
@@ -264,7 +268,7 @@ class TokenSpec:
         path = self._paths(indices) if any(v.codebook == "path" for v in self.levels) else indices
         return path + offsets
 
-    @functools.cached_property
+    @remembered
     def _level_code_counts(self) -> tuple[int, ...]:
         counts, leaves = [], 1
         for level in self.levels:
@@ -276,7 +280,7 @@ class TokenSpec:
                 counts.append(level.vocab_size * level.num_codebooks)
         return tuple(counts)
 
-    @functools.cached_property
+    @remembered
     def _code_bases(self) -> tuple[int, ...]:
         bases = []
         for level_index, position in self._places:

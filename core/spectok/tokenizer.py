@@ -16,7 +16,6 @@ images (B,C,H,W)
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from spectok.modeling import PROCESSOR_FILE
 from spectok.outputs import TokenizerOutput
 from spectok.processing import ImageProcessor, is_own
 from spectok.quantizers import Quantizer, outermost_quantizers
+from spectok.remembered import remembered
 from spectok.token_space import TokenSpace as TokenSpace
 from spectok.token_spec import Order, Prefix, TokenSpec
 
@@ -73,7 +73,7 @@ class ImageTokenizer(AnySizeModel):
 
     _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012 - the name diffusers reads
 
-    @functools.cached_property
+    @remembered
     def token_spec(self) -> TokenSpec:
         """Layout of this tokenizer's tokens: all that priors, caches and samplers read of it."""
         shape = self.token_space.shape

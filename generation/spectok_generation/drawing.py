@@ -18,6 +18,7 @@ from spectok_generation.masked import MaskedOptions, MaskedPrior, sample_masked
 from spectok_generation.masked.sampling import own_options
 from spectok_generation.priors import AutoregressivePrior, Prior
 from spectok_generation.sampling import Known, SamplingOptions, sample_batch
+from spectok_generation.seeds import Seed, check_seed
 from spectok_generation.sharing import check_numbers, share_out
 
 Options = SamplingOptions | DiffusionOptions
@@ -36,7 +37,7 @@ def draw_images(
     num_images: int,
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: Options | None = None,
     batch_size: int = 64,
     known: Known | None = None,
@@ -49,7 +50,8 @@ def draw_images(
         tokenizer: The tokenizer it belongs to, on the same device.
         num_images: Images in all; they are numbered from 0.
         condition: Class or text of each image, for a prior that takes one.
-        seed: The only source of randomness, together with the number of the image.
+        seed: The only source of randomness, together with the number of the image; or one seed
+            for each image, which is then the first image of that seed alone.
         options: :class:`SamplingOptions`, for a :class:`MaskedPrior` :class:`MaskedOptions`, for an
             :class:`LDM` :class:`DiffusionOptions`.
         batch_size: Images drawn at once on each process.
@@ -63,6 +65,7 @@ def draw_images(
         InputError: If the condition or the options do not fit the prior.
     """
     check_numbers(num_images, batch_size)
+    check_seed(seed, num_images)
     if condition is not None:
         check_count(condition, num_images)
 
@@ -83,7 +86,7 @@ def draw_batch(
     numbers: Sequence[int],
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: Options | None = None,
     known: Known | None = None,
 ) -> Float[Tensor, "b c h w"]:

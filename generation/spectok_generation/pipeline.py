@@ -18,7 +18,7 @@ from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.hub import download
 from spectok.images import to_pil
 from spectok.loading import not_there
-from spectok.modeling import read_dtype
+from spectok.modeling import find_device, read_dtype
 from spectok.places import home, may_be_hub_id
 from spectok.saving import HUB_OPTIONS, resolve, saving, was_cut_short
 from spectok.trained.names import find_model, similar_model
@@ -29,12 +29,19 @@ from spectok_generation.pairs import check_encoder, check_pair, load_encoder, lo
 from spectok_generation.pipeline_folder import INDEX, load_component
 from spectok_generation.priors import Prior
 from spectok_generation.records import PLACES, RECORDS
+from spectok_generation.seeds import seed_from
 from spectok_generation.text.encoder import TextEncoder
 
 COMPONENTS = ("tokenizer", "prior", "text_encoder")
 TYPES = ("torch_dtype", "dtype")
 ENDINGS = (".json", ".safetensors", ".txt", ".model")
 """Endings of the files fetched from the hub: weights, configs and text tokenizers."""
+OUTPUT_TYPES: dict[str, Any] = {
+    "pil": lambda images: [to_pil(image) for image in images],
+    "np": lambda images: (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy(),
+    "pt": lambda images: images,
+}
+"""What images may be returned as, each from a batch (N, C, H, W), about [-1, 1]."""
 USUAL = {"safe_serialization": True, "variant": None, "push_to_hub": False}
 """Options of ``save_pretrained`` in diffusers, with the only values accepted here."""
 
@@ -123,8 +130,8 @@ class TokenPipeline(DiffusionPipeline):
                 networks than its weights suggest.
             **kwargs: ``tokenizer``, ``prior`` or ``text_encoder`` to replace the saved part;
                 ``torch_dtype`` or ``dtype``, the type of tokenizer and prior, which are checked in
-                float32 before; for a hub id also ``revision``, ``token``, ``cache_dir`` and the
-                like.
+                float32 before; ``device_map``, one device for all parts; for a hub id also
+                ``revision``, ``token``, ``cache_dir`` and the like.
 
         Raises:
             CheckpointError: If a part is missing or damaged, or they do not belong together.
@@ -133,11 +140,11 @@ class TokenPipeline(DiffusionPipeline):
         parts = {name: kwargs.pop(name) for name in COMPONENTS if kwargs.get(name) is not None}
         wanted = [kwargs.pop(name) for name in TYPES if name in kwargs]
         dtype = read_dtype(wanted[0], torch.float32) if wanted else None
+        device = find_device(kwargs.pop("device_map", None))
         if unknown := sorted(set(kwargs) - {*HUB_OPTIONS}):
-            known = (*COMPONENTS, *HUB_OPTIONS, *TYPES, "trust")
+            known = (*COMPONENTS, *HUB_OPTIONS, *TYPES, "device_map", "trust")
             raise ConfigError(
-                f"loading a pipeline does not take {', '.join(unknown)}, only "
-                f"{', '.join(known)}; call .to(device) afterwards"
+                f"loading a pipeline does not take {', '.join(unknown)}, only {', '.join(known)}"
             )
         folder = _find_folder(pretrained_model_name_or_path, kwargs)
         for name in COMPONENTS:
@@ -148,7 +155,7 @@ class TokenPipeline(DiffusionPipeline):
         if dtype is not None:
             for part in (pipeline.tokenizer, pipeline.prior):
                 part.to(dtype)
-        return pipeline
+        return pipeline if device is None else pipeline.to(device)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save all parts into one folder: all of it, or nothing.
@@ -182,7 +189,9 @@ class TokenPipeline(DiffusionPipeline):
         class_labels: int | Sequence[int] | None = None,
         num_images: int | None = None,
         *,
-        seed: int = 0,
+        num_images_per_prompt: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         guidance: float | None = None,
         batch_size: int = 64,
         output_type: str = "pil",
@@ -194,30 +203,38 @@ class TokenPipeline(DiffusionPipeline):
             prompt: A text that the images show, or several texts, taken in turn.
             class_labels: Class of the images, or several, taken in turn. None: all, in turn.
             num_images: How many. None: one for each prompt or class given.
-            seed: The only source of randomness, together with the number of the image.
+            num_images_per_prompt: Instead: how many of each prompt or class, one after another.
+            seed: The only source of randomness, together with the number of the image. None: 0.
+            generator: Instead: what a seed is drawn from; of a list, one for each image.
             guidance: Scale of classifier-free guidance. None: 3 for prompts, otherwise 1.
             batch_size: Images drawn at once.
-            output_type: ``"pil"``, or ``"pt"`` for a tensor, about [-1, 1] (not clamped).
+            output_type: ``"pil"``; ``"np"`` for float32 (N, H, W, C) in [0, 1], as pipelines of
+                diffusers return it; ``"pt"`` for a tensor (N, C, H, W) as the tokenizer decodes
+                it, about [-1, 1] (not clamped).
             **options: Of :class:`SamplingOptions` or, for an LDM, :class:`DiffusionOptions`.
 
         Raises:
             InputError: If an argument does not fit the prior, or is out of range.
         """
-        if output_type not in ("pil", "pt"):
-            raise InputError(f"output_type {output_type!r} is not known; take 'pil' or 'pt'")
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output_type {output_type!r} is not known; take 'pil', 'np' or 'pt'")
+        if seed is not None and generator is not None:
+            raise InputError(f"seed {seed} and a generator are given; give one of them")
         if guidance is None and prompt is not None:
             guidance = TEXT_GUIDANCE
         how = make_options(self.prior, {"guidance": guidance, **options})
-        count, condition = self._make_condition(prompt, class_labels, num_images)
+        count, condition = self._make_condition(
+            prompt, class_labels, num_images, num_images_per_prompt
+        )
+        chosen = (seed or 0) if generator is None else seed_from(generator, count)
         pair = (self.prior, self.tokenizer)
         with cast(Any, self).progress_bar(total=count) as bar:
-            given = {"seed": seed, "options": how, "batch_size": batch_size}
+            given = {"seed": chosen, "options": how, "batch_size": batch_size}
             images = draw_images(*pair, count, condition, **given, on_images=bar.update)
-        shown = images if output_type == "pt" else [to_pil(image) for image in images]
-        return ImagePipelineOutput(images=cast(Any, shown))
+        return ImagePipelineOutput(images=OUTPUT_TYPES[output_type](images))
 
     def _make_condition(
-        self, prompt: Any, class_labels: Any, num_images: int | None
+        self, prompt: Any, class_labels: Any, num_images: int | None, per_prompt: int | None
     ) -> tuple[int, Condition | None]:
         """Return how many images to draw, and the class or text of each."""
         kind = type(self.prior).__name__
@@ -226,14 +243,24 @@ class TokenPipeline(DiffusionPipeline):
         if prompt is not None and self.text_encoder is None:
             instead = "give class_labels instead" if self.prior.num_classes else "leave it out"
             raise InputError(f"this {kind} reads no text such as the prompt {prompt!r}; {instead}")
+        if per_prompt is not None and num_images is not None:
+            raise InputError(
+                f"num_images {num_images} and num_images_per_prompt {per_prompt} are given; give "
+                f"one of them"
+            )
+        if per_prompt is not None and per_prompt < 1:
+            raise InputError(f"num_images_per_prompt {per_prompt} must be at least 1")
         if prompt is None and class_labels is None:
-            count = _count(num_images, 1)
+            count = _count(per_prompt if num_images is None else num_images, 1)
             return count, choose_labels(self.prior, count)
         if self.text_encoder is not None:
             chosen: Any = self.text_encoder(_as_list("prompt", prompt, str))
         else:
             labels = _as_list("class_labels", class_labels, int)
             chosen = torch.cat([cast(Any, choose_labels(self.prior, 1, n)) for n in labels])
+        if per_prompt is not None:
+            rows = [row for row in range(len(chosen)) for _ in range(per_prompt)]
+            return len(rows), chosen[rows]
         count = _count(num_images, len(chosen))
         return count, chosen[[number % len(chosen) for number in range(count)]]
 

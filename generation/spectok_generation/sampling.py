@@ -25,6 +25,7 @@ from spectok.errors import InputError, TokenError
 from spectok_generation.conditions import Condition, check_count
 from spectok_generation.guidance import Predictor
 from spectok_generation.priors.base import AutoregressivePrior, Prior
+from spectok_generation.seeds import Seed, check_seed, streams
 from spectok_generation.sharing import check_numbers, share_out
 
 OnToken = Callable[[Tensor, int], None]
@@ -124,7 +125,7 @@ def sample_tokens(
     num_images: int,
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: SamplingOptions | None = None,
     batch_size: int = 64,
     known: Known | None = None,
@@ -136,7 +137,8 @@ def sample_tokens(
         prior: A trained prior, on the device to sample on.
         num_images: Images in all; they are numbered from 0.
         condition: Class or text of each image, for a prior that takes one.
-        seed: The only source of randomness, together with the number of the image.
+        seed: The only source of randomness, together with the number of the image; or one seed
+            for each image.
         options: Temperature and the like.
         batch_size: Images drawn at once on each process.
         known: Tokens to keep as they are.
@@ -146,6 +148,7 @@ def sample_tokens(
         int64 tokens on the CPU, the same on every process.
     """
     check_numbers(num_images, batch_size)
+    check_seed(seed, num_images)
     if condition is not None:
         check_count(condition, num_images)
     if known is not None:
@@ -166,7 +169,7 @@ def sample_batch(
     numbers: Sequence[int],
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: SamplingOptions | None = None,
     known: Known | None = None,
     on_token: OnToken | None = None,
@@ -196,7 +199,7 @@ def sample_batch(
     needed = (
         (~known.keep).any(0).tolist()
     )  # once, on the CPU: asking the GPU at each place would stall
-    uniforms = torch.stack([image_uniforms(seed, n, spec.num_tokens) for n in numbers])
+    uniforms = torch.stack([image_uniforms(*s, spec.num_tokens) for s in streams(seed, numbers)])
     if prior.device.type != "mps":  # which has no float64; see draw_tokens
         uniforms = uniforms.to(prior.device)
     options = options or SamplingOptions()
@@ -235,8 +238,7 @@ def image_uniforms(seed: int, number: int, count: int) -> Float[Tensor, "count"]
     Raises:
         InputError: If the seed or the number is negative.
     """
-    if seed < 0 or number < 0:
-        raise InputError(f"seed {seed} and image number {number} must be at least 0")
+    streams(seed, [number])
     stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, number))))
     return torch.from_numpy(stream.random(count))
 

@@ -142,7 +142,8 @@ class CodebookTree(Quantizer):
         """Return the sums from the root to each node after l levels; kept until a code changes."""
         codebooks = self.codebooks
         root = codebooks[0].new_zeros(1, self.dim)
-        if any(codes.is_inference() for codes in codebooks):  # these have no version counter
+        # a graph keeps nothing, and codes made in inference mode have no version counter
+        if torch.compiler.is_compiling() or any(codes.is_inference() for codes in codebooks):
             return partial_sums(root, codebooks, self.branching)
         state = [(codes._version, codes.data_ptr(), codes.dtype) for codes in codebooks]
         if self._tables[0] != state:

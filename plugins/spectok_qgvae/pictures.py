@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from spectok.evaluation.influence import influence as influence
+from spectok.evaluation.influence import influence_pictures as influence_pictures
 from spectok.tokenizer import ImageTokenizer
-
-COLOURS = "inferno"  # black: pixels that a token does not change
 
 
 @torch.no_grad()
@@ -30,47 +30,6 @@ def feature_maps(
     maps = model.encode_latents(images)[:, list(places)].float()
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     return ((maps - low) / (high - low).clamp_min(1e-6) * 2 - 1).unsqueeze(2)
-
-
-@torch.no_grad()
-def influence(
-    model: ImageTokenizer,
-    indices: Int[Tensor, "b t"],
-    places: Sequence[int],
-    num_replacements: int | None = None,
-) -> Float[Tensor, "b n h w"]:
-    """Measure how much each pixel changes when one token takes other values (Fig. 1).
-
-    Args:
-        model: Any tokenizer, in eval mode.
-        indices: The tokens of images.
-        places: Tokens to replace, one at a time.
-        num_replacements: How many other values to try, spread evenly; None for all of them.
-
-    Returns:
-        Absolute change on the [-1, 1] scale, mean over replacements and channels.
-    """
-    original = model.decode(indices)
-    changes = []
-    for place in places:
-        vocab_size = model.token_spec.vocab_sizes[place]
-        count = min(num_replacements or vocab_size, vocab_size - 1)
-        change = torch.zeros_like(original[:, 0])
-        for shift in torch.linspace(1, vocab_size - 1, count).long().tolist():
-            replaced = indices.clone()
-            replaced[:, place] = (replaced[:, place] + shift) % vocab_size
-            change += (model.decode(replaced) - original).abs().mean(1) / count
-        changes.append(change)
-    return torch.stack(changes, dim=1)
-
-
-def influence_pictures(change: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 3 h w"]:
-    """Draw influences in colour; the tokens of one image share a scale, so that they compare."""
-    import matplotlib
-
-    scaled = change / change.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)
-    colours = matplotlib.colormaps[COLOURS](scaled.cpu().numpy())[..., :3]
-    return torch.from_numpy(colours).float().movedim(-1, 2) * 2 - 1
 
 
 @torch.no_grad()

@@ -116,7 +116,12 @@ class RelaxedQuantizer(CodebookQuantizer):
         return QuantizerOutput(z_q, indices.unsqueeze(-1), losses, self.usage())
 
     def usage(self) -> dict[str, Tensor]:
-        """Return the statistics of the codes, and the temperature."""
+        """Return the statistics of the codes, and the temperature.
+
+        A graph that is traced has no temperature: the steps it follows are read from a tensor.
+        """
+        if torch.compiler.is_compiling():
+            return super().usage()
         return super().usage() | {"temperature": self.frequency.new_full((), self.temperature)}
 
     def draw_seeds(self, batch_size: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from spectok.nn import VQGANDecoder, VQGANEncoder
 from spectok.nn.vqgan import check_attention
 from spectok.outputs import TokenizerOutput
 from spectok.recipes.schema import QuantizerOption
+from spectok.remembered import remembered
 from spectok.token_spec import Level, TokenSpec
 from spectok.tokenizer import ImageTokenizer, check_divisible
 from spectok_vq.grains import DualGrains, budget_loss
@@ -123,7 +123,7 @@ class DQVAE(ImageTokenizer):
         )
         self.decoder = VQGANDecoder(codebook_dim, in_channels, **shape)
 
-    @functools.cached_property
+    @remembered
     def token_spec(self) -> TokenSpec:
         """The map of grains, 0 coarse and 1 fine, then the quantizer's levels at all places."""
         regions, places = self.token_space.shapes

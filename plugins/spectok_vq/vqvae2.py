@@ -18,6 +18,7 @@ from spectok.loading import build_quantizer
 from spectok.nn import ConvDecoder, ConvEncoder
 from spectok.outputs import TokenizerOutput
 from spectok.recipes.schema import QuantizerOption
+from spectok.remembered import remembered
 from spectok.sizes import scaled
 from spectok.token_spec import TokenSpec
 from spectok.tokenizer import ImageTokenizer, check_divisible
@@ -215,7 +216,7 @@ class VQVAE2(ImageTokenizer):
         numbers = [""] if between == 1 else [str(number + 1) for number in range(between)]
         return ["top", *(f"middle{number}" for number in numbers), "bottom"]
 
-    @functools.cached_property
+    @remembered
     def token_spec(self) -> TokenSpec:
         """The levels of each grid's quantizer, from the coarsest grid to the finest."""
         grids = zip(self.grid_quantizers, self.token_space.shapes)

@@ -10,7 +10,7 @@ import torch
 
 from spectok.data import DataConfig, DatasetCard, DatasetSource, Rows, build_dataset
 from spectok.data.builtin import builtin_sources
-from spectok.data.photos import _part, _photographs
+from spectok.data.photos import _part, photographs
 from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, draw_shapes, is_unseen
 from spectok.errors import ConfigError, DataError, UnknownNameError
 from spectok.plugins.registry import get_dataset, list_datasets
@@ -104,7 +104,7 @@ def test_an_image_does_not_depend_on_how_many_are_made(name):
 
 
 def test_photos_train_and_test_show_disjoint_parts():
-    for photo in _photographs().values():
+    for photo in photographs().values():
         train, test = _part(photo, "train"), _part(photo, "test")
         assert train.width + test.width == photo.shape[1]
         assert train.height == test.height == photo.shape[0]

@@ -23,6 +23,7 @@ LAYERS = (
         "outputs",
         "places",
         "reading",
+        "remembered",
         "writing",
         "sizes",
         "tiling",

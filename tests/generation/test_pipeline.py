@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -219,6 +220,37 @@ def test_conditions_are_taken_in_turn(make_run):
     pictures = pipeline(num_images=4, seed=1).images
     assert all(isinstance(picture, Image.Image) for picture in pictures)
     assert [picture.tobytes() for picture in pictures] == [to_pil(i).tobytes() for i in every]
+
+
+@pytest.mark.parametrize("kind", ["gpt", "ldm"])
+def test_it_is_called_like_a_pipeline_of_diffusers(make_run, kind):
+    pipeline = TokenPipeline.from_run(make_run(kind))
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"output_type": "pt"} | ({"num_steps": 2} if kind == "ldm" else {})
+    four = pipeline(class_labels=[0, 0, 2, 2], seed=5, **options).images
+    each = pipeline(class_labels=[0, 2], num_images_per_prompt=2, seed=5, **options).images
+    assert torch.equal(each, four)
+
+    one = pipeline(class_labels=0, generator=torch.Generator().manual_seed(3), **options).images
+    other = torch.Generator().manual_seed(4)
+    both = [torch.Generator().manual_seed(3), other]
+    pair = pipeline(class_labels=[0, 0], generator=both, **options).images
+    torch.testing.assert_close(pair[:1], one, rtol=0, atol=1e-4)
+    assert not torch.allclose(pair[1], pair[0], atol=1e-3)
+    moved_on = pipeline(class_labels=0, generator=other, **options).images
+    assert not torch.allclose(moved_on[0], pair[1], atol=1e-3)
+
+    options["output_type"] = "np"
+    array = pipeline(class_labels=[0, 0, 2, 2], seed=5, **options).images
+    shown = (four / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    assert (array.dtype, array.shape) == (np.float32, tuple(shown.shape))
+    torch.testing.assert_close(torch.from_numpy(array), shown)
+
+
+def test_it_is_loaded_onto_one_device(saved):
+    pipeline = TokenPipeline.from_pretrained(saved, device_map="meta", dtype="bfloat16")
+    assert {part.device.type for part in pipeline.components.values()} == {"meta"}
+    assert pipeline.tokenizer.dtype == torch.bfloat16
 
 
 def test_it_moves(make_run):
@@ -633,7 +665,12 @@ def test_bad_arguments(saved, make_run, tmp_path):
         (classes, {"seed": -1}, "seed -1"),
         (classes, {"num_steps": 3}, "GPT does not take num_steps=3"),
         (classes, {"top_k": 0}, "top_k 0 must be at least 1"),
-        (classes, {"output_type": "np"}, "output_type 'np' is not known"),
+        (classes, {"output_type": "latent"}, "output_type 'latent' is not known; take 'pil', 'np'"),
+        (classes, {"num_images_per_prompt": 0}, "num_images_per_prompt 0 must be at least 1"),
+        (classes, {"num_images_per_prompt": 2, "num_images": 2}, "give one of them"),
+        (classes, {"seed": 1, "generator": torch.Generator()}, "give one of them"),
+        (classes, {"generator": 3}, "generator of type int is no torch.Generator or list"),
+        (classes, {"generator": [torch.Generator()] * 2}, "2 generators for 1 images"),
         (plain, {"prompt": "a ring"}, "reads no text such as the prompt 'a ring'; leave it out"),
         (plain, {"class_labels": 0}, "(none: it is unconditional)"),
         (ldm, {"top_k": 3}, "LDM does not take top_k=3"),
@@ -642,7 +679,7 @@ def test_bad_arguments(saved, make_run, tmp_path):
         assert words in refusal(InputError, pipeline, **options)
     load = TokenPipeline.from_pretrained
     message = refusal(ConfigError, load, saved, device_map="auto")
-    assert "does not take device_map" in message
+    assert "device_map 'auto' is no device: a model stays on one" in message
     message = refusal(ConfigError, load, saved, torch_dtype="int8")
     assert "torch_dtype 'int8' is none of" in message
     assert "does not exist" in refusal(CheckpointError, load, "./no/where")

@@ -45,7 +45,7 @@ class Photos(DatasetSource):
 
         check_builtin(config, self.describe())
         size = self.preprocessing(config).image_size
-        photos = _photographs()
+        photos = photographs()
         parts = [_part(photo, config.split) for photo in photos.values()]
         count = min(_COUNTS[config.split], config.limit or _COUNTS[config.split])
         images, labels = [], np.arange(count) % len(parts)
@@ -59,12 +59,12 @@ class Photos(DatasetSource):
         """Return that part of each photograph from which the crops of a split are, whole."""
         from spectok.data.rows import Rows
 
-        photos = _photographs()
+        photos = photographs()
         parts = [_part(photo, config.split) for photo in photos.values()]
         return Rows(parts, list(photos), np.arange(len(parts)), class_names=list(photos))
 
 
-def _photographs() -> dict[str, np.ndarray]:
+def photographs() -> dict[str, np.ndarray]:
     """Return the photographs by name, (H, W, 3) uint8."""
     import skimage.data
     from sklearn.datasets import load_sample_image

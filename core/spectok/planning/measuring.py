@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from spectok.device import constant
+from spectok.device import kept_constant
 from spectok.errors import ConfigError
 from spectok.messages import silenced
 from spectok.planning.storage import StorageWatch, storage_bytes
@@ -133,7 +133,7 @@ def measure_step(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
             f"a step of this training cannot be followed without computing it ({reason[:160]})"
         ) from error
     finally:
-        constant.cache_clear()  # it kept tensors without values
+        kept_constant.cache_clear()  # it kept tensors without values
 
 
 def _measure(make: Callable[[], Subject], config: TrainConfig) -> StepCost:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spectok_generation.cli import clip, codec, demo, evaluate, plan, priors, sampling
+from spectok_generation.cli import clip, codec, demo, evaluate, plan, priors, sampling, ui
 
 if TYPE_CHECKING:
     import typer
@@ -27,3 +27,4 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     demo.add_commands(app)
     codec.add_commands(app)
     plan.add_commands(app)
+    ui.add_commands(app)

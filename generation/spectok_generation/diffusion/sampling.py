@@ -23,6 +23,7 @@ from spectok_generation.diffusion.model import LDM
 from spectok_generation.diffusion.noising import Sampler
 from spectok_generation.guidance import check_can_guide
 from spectok_generation.sampling import NOT_FINITE, evaluating
+from spectok_generation.seeds import Seed, streams
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def sample_latents(
     numbers: Sequence[int],
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: DiffusionOptions | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Draw the latents of one batch of images.
@@ -64,7 +65,8 @@ def sample_latents(
         prior: A trained prior; in eval mode while it draws.
         numbers: The number of each image, which seeds it together with ``seed``.
         condition: Class or text of each image.
-        seed: The only source of randomness, together with the number of the image.
+        seed: The only source of randomness, together with the number of the image; or one seed
+            for each image.
         options: Scheduler, steps and guidance.
 
     Returns:
@@ -77,7 +79,7 @@ def sample_latents(
     options = options or DiffusionOptions()
     # The scheduler looks its times up, and would wait for a GPU several times in each step.
     scheduler = prior.noise_schedule.make_sampler(options.scheduler, options.num_steps, "cpu")
-    generators = [image_generator(seed, number) for number in numbers]
+    generators = [image_generator(*stream) for stream in streams(seed, numbers)]
     noise = [torch.randn(prior.latent_shape, generator=generator) for generator in generators]
     latents = torch.stack(noise).to(prior.device)
     predict = _predictor(prior, condition, len(numbers), options.guidance)
@@ -97,8 +99,7 @@ def image_generator(seed: int, number: int) -> torch.Generator:
     Raises:
         InputError: If the seed or the number is negative.
     """
-    if seed < 0 or number < 0:
-        raise InputError(f"seed {seed} and image number {number} must be at least 0")
+    streams(seed, [number])
     return torch.Generator().manual_seed(derive_seed(seed, number))
 
 

@@ -30,6 +30,7 @@ from spectok_generation.sampling import (
     evaluating,
     image_uniforms,
 )
+from spectok_generation.seeds import Seed, streams
 from spectok_generation.sharing import check_numbers
 
 DRAW_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # of float64 probabilities held at once
@@ -86,7 +87,7 @@ def sample_masked(
     numbers: Sequence[int],
     condition: Condition | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     options: MaskedOptions | None = None,
     known: Known | None = None,
 ) -> Int[Tensor, "b t"]:
@@ -106,7 +107,8 @@ def sample_masked(
         prior: A trained prior; in eval mode while it draws.
         numbers: The number of each image, which seeds it together with ``seed``.
         condition: Class or text of each image.
-        seed: The only source of randomness, together with the number of the image.
+        seed: The only source of randomness, together with the number of the image; or one seed
+            for each image of the whole sample.
         options: Steps, temperatures and the like.
         known: Tokens to keep as they are, wherever they are; all others are drawn given them.
 
@@ -209,10 +211,10 @@ def _count_steps(open_then: Int[Tensor, "k d b"]) -> int:
 
 
 def _draw_numbers(
-    seed: int, numbers: Sequence[int], shape: tuple[int, int, int], device: torch.device
+    seed: Seed, numbers: Sequence[int], shape: tuple[int, int, int], device: torch.device
 ) -> tuple[Float[Tensor, "k b t"], Float[Tensor, "k b t"]]:
     """Return the uniform float64 numbers of all images, and standard Gumbel noise in float32."""
-    draws = [image_uniforms(seed, number, math.prod(shape)).view(shape) for number in numbers]
+    draws = [image_uniforms(*s, math.prod(shape)).view(shape) for s in streams(seed, numbers)]
     uniforms, others = torch.stack(draws, dim=1).unbind(2)  # (K, B, 2, T) -> (K, B, T) each
     smallest = torch.finfo(others.dtype).tiny  # in place of exactly 0
     noise = -(-others.clamp(min=smallest).log()).log()

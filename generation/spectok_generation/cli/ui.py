@@ -1,0 +1,47 @@
+"""``spectok ui``."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated
+
+import typer
+
+from spectok.cli.completing import complete_model
+from spectok.errors import ConfigError
+from spectok.messages import say
+
+PORT = 7860
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``spectok ui``."""
+    app.command("ui")(ui)
+
+
+def ui(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            autocompletion=complete_model,
+            help="Trained tokenizers, priors or pipelines: names, folders, or those of runs "
+            "(default: the models that are installed).",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = PORT,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Play with trained models on a page that this machine alone can open."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError(
+            "the page needs the library gradio; install it by pip install 'spectok[ui]'"
+        )
+    from spectok_generation.playground.subjects import Subjects, check_names
+
+    names = check_names(models or [])
+    from spectok_generation.playground.page import HOST, serve
+
+    say(f"the page is http://{HOST}:{port}; Ctrl-C stops it")
+    serve(Subjects(names), port, browser=browser)
