@@ -38,9 +38,15 @@ def package_page(package: str) -> str:
     return "\n\n".join([f"# {package}", intro, *filter(None, entries)]) + "\n"
 
 
-def docstring(value: Any) -> str:
-    """Return the docstring of a class or function as Markdown, its sections as lists."""
-    parts = [_section(part) for part in _sections(value)]
+def docstring(value: Any, *, parameters: bool = True) -> str:
+    """Return the docstring of a class or function as Markdown, its sections as lists.
+
+    Args:
+        value: The class or function.
+        parameters: Whether to include the section ``Args``, which :func:`options_table` also shows.
+    """
+    left_out = () if parameters else (griffe.DocstringSectionKind.parameters,)
+    parts = [_section(part) for part in _sections(value) if part.kind not in left_out]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -63,11 +69,6 @@ def options_table(kind: type) -> str:
         if option.kind is not option.VAR_KEYWORD
     ]
     return "\n".join(["| option | type | default | |", "|---|---|---|---|", *rows])
-
-
-def summary(value: Any) -> str:
-    """Return the first line of a docstring."""
-    return _markdown(inspect.getdoc(value) or "").split("\n")[0]
 
 
 def _entry(name: str, value: Any) -> str:

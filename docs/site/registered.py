@@ -37,7 +37,8 @@ def quantizers_page() -> str:
     """Return the page of all quantizers, each with its options."""
     parts = ["# Quantizers", "Any of them runs in any tokenizer: `tokenizer.quantizer.name=KEY`."]
     for name, value in list_registered("quantizer").items():
-        parts += [f"## {name}", reference.docstring(value), reference.options_table(value)]
+        said = reference.docstring(value, parameters=False)
+        parts += [f"## {name}", said, reference.options_table(value)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -52,7 +53,7 @@ def recipes_page(recipes: list[dict[str, Any]]) -> str:
 
 def _page(kind: str, name: str, value: type, recipes: list[dict[str, Any]]) -> str:
     own = [recipe for recipe in recipes if _of(recipe, kind) == name]
-    parts = [f"# {name}", reference.docstring(value), _more(value)]
+    parts = [f"# {name}", reference.docstring(value, parameters=False), _more(value)]
     parts += ["## Options", reference.options_table(value)]
     if own:
         parts += ["## Recipes", _table(own)]

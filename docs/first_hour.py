@@ -1,0 +1,92 @@
+"""Run the commands of ``first-hour.md`` on a folder of pictures, and write what they print.
+
+    python docs/first_hour.py PICTURES [--work FOLDER] [--out docs/first-hour.txt] [--quick]
+
+Runs every block that follows ``<!-- run -->``, in order, in an empty folder where ``my-pictures``
+leads to PICTURES, and stops at the first command that fails. ``--quick`` trains for a few steps
+only: for tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("first-hour.md")
+QUICK = ["train.steps=2", "train.log_every=1", "train.batch_size=8", "train.warmup_steps=0"]
+
+_RUN = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Return the commands of the page, in order."""
+    blocks = _RUN.findall(PAGE.read_text(encoding="utf-8"))
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def transcript(pictures: Path, work: Path, *, quick: bool = False) -> Iterator[str]:
+    """Run the commands; yield each with what it printed.
+
+    Args:
+        pictures: A folder of pictures with captions.
+        work: An empty folder, where the commands are run.
+        quick: Train for a few steps only.
+
+    Raises:
+        CalledProcessError: If a command fails; its ``output`` is what it printed.
+    """
+    (work / "my-pictures").symlink_to(pictures.absolute(), target_is_directory=True)
+    for name, text in _FILE.findall(PAGE.read_text(encoding="utf-8")):
+        (work / name).write_text(text, encoding="utf-8")
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": scripts, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    for command in commands():
+        words = shlex.split(command)
+        if quick and words[:2] == ["spectok", "train"]:
+            words += QUICK
+        done = subprocess.run(
+            words,
+            cwd=work,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+        )
+        yield f"$ {command}\n{_without_trailing_space(done.stdout)}\n"
+
+
+def _without_trailing_space(text: str) -> str:
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def main() -> None:
+    """Run all, and write the transcript after each command, so that none is lost."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--work", type=Path, help="empty folder to run in and keep")
+    parser.add_argument("--out", type=Path, default=PAGE.with_suffix(".txt"))
+    parser.add_argument("--quick", action="store_true", help="train for a few steps only")
+    given = parser.parse_args()
+    work = given.work or Path(tempfile.mkdtemp())
+    work.mkdir(parents=True, exist_ok=True)
+    told = ""
+    try:
+        for part in transcript(given.pictures, work, quick=given.quick):
+            told += part
+            print(part, end="", flush=True)
+            given.out.write_text(told.rstrip("\n") + "\n", encoding="utf-8")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"error: {shlex.join(error.cmd)} failed:\n{error.output}")
+
+
+if __name__ == "__main__":
+    main()
