@@ -43,7 +43,9 @@ def problems(site: Path) -> list[str]:
     for address, page in own.items():
         where = address.removeprefix(_ORIGIN) or "the front page"
         asked = [urljoin(address, link) for link in (*page.links, *page.fetched)]
-        found += [f"{where}: no {link.removeprefix(_ORIGIN)}" for link in asked if _lost(link, site, own)]
+        found += [
+            f"{where}: no {link.removeprefix(_ORIGIN)}" for link in asked if _lost(link, site, own)
+        ]
         outside = [link for link in page.fetched if _is_outside(urljoin(address, link))]
         found += [f"{where}: fetches {link} from elsewhere" for link in outside]
     return found

@@ -1,4 +1,4 @@
-"""The written pages: copied as they lie in the checkout, so that their links hold, with what they link to."""
+"""The written pages: copied as they lie in the checkout, with the files that they link to."""
 
 from __future__ import annotations
 

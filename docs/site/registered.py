@@ -44,7 +44,10 @@ def quantizers_page() -> str:
 
 def recipes_page(recipes: list[dict[str, Any]]) -> str:
     """Return the table of all recipes, by folder; their first lines say what was measured."""
-    parts = ["# Recipes", "`spectok train NAME` trains one. [Training](../docs/training.md) says how."]
+    parts = [
+        "# Recipes",
+        "`spectok train NAME` trains one. [Training](../docs/training.md) says how.",
+    ]
     for folder in sorted({recipe["name"].split("/")[0] for recipe in recipes}):
         own = [recipe for recipe in recipes if recipe["name"].split("/")[0] == folder]
         parts += [f"## {folder}", _table(own)]
