@@ -70,7 +70,7 @@ def _without_trailing_space(text: str) -> str:
 
 def main() -> None:
     """Run all, and write the transcript after each command, so that none is lost."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--work", type=Path, help="empty folder to run in and keep")
     parser.add_argument("--out", type=Path, default=PAGE.with_suffix(".txt"))

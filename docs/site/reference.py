@@ -34,7 +34,8 @@ def package_page(package: str) -> str:
     """Return the page of a package: each name it exports, with signature and docstring."""
     module = importlib.import_module(package)
     intro = _markdown(inspect.getdoc(module) or "").split("\n\n")[0]
-    entries = [_entry(name, getattr(module, name)) for name in sorted(module.__all__)]
+    names = sorted(module.__all__, key=lambda name: (name.isupper(), name.lower()))
+    entries = [_entry(name, getattr(module, name)) for name in names]
     return "\n\n".join([f"# {package}", intro, *filter(None, entries)]) + "\n"
 
 
