@@ -72,6 +72,14 @@ def test_the_first_commands_are_those_of_people_without_a_model(program: Any):
     assert program.commands()[-1] == "python draw.py"
 
 
+def test_it_goes_on_behind_what_the_transcript_has(program: Any):
+    first, second, *_ = program.commands()
+    assert program.finished("") == 0
+    assert program.finished(f"$ {first}\nclass  VQVAE\n\n$ {second}\n") == 2
+    with pytest.raises(SystemExit, match="the page has other commands than the transcript"):
+        program.finished(f"$ {second}\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pictures", [drawn_shapes, pictograms])
 def test_its_commands_run(program: Any, tmp_path: Path, pictures: Any):
