@@ -64,7 +64,8 @@ def transcript(pictures: Path, work: Path, *, quick: bool = False, skip: int = 0
             text=True,
             check=True,
         )
-        yield f"$ {command}\n{_without_trailing_space(done.stdout)}\n"
+        printed = done.stdout.replace(f"{work.resolve()}/", "")  # where it ran says nothing
+        yield f"$ {command}\n{_without_trailing_space(printed)}\n"
 
 
 def _without_trailing_space(text: str) -> str:
