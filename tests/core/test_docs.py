@@ -100,23 +100,30 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
             compile(block.text, block.path, "exec")
 
 
-@pytest.fixture
-def sign_package(tmp_path: Path) -> Path:
-    """Lay out the package of plugins.md as its blocks say, installed as pip would leave it."""
-    for block in blocks("docs/plugins.md", "python"):
+def lay_out_package(page: str, folder: Path) -> Path:
+    """Lay out the package of a page as its blocks say, installed as pip would leave it."""
+    for block in blocks(page, "python"):
         if block.path:
-            path = tmp_path / block.path
+            path = folder / block.path
             path.parent.mkdir(exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
-    (tmp_path / "spectok_sign" / "__init__.py").touch()
-    project = next(b.text for b in blocks("docs/plugins.md", "toml") if b.path == "pyproject.toml")
-    group = tomllib.loads(project)["project"]["entry-points"][hookspecs.GROUP]
-    info = tmp_path / "spectok_sign-0.1.0.dist-info"
+    text = next(b.text for b in blocks(page, "toml") if b.path == "pyproject.toml")
+    project = tomllib.loads(text)["project"]
+    name, version = project["name"], project["version"]
+    (folder / name.replace("-", "_") / "__init__.py").touch()
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: spectok-sign\nVersion: 0.1.0\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    group = project["entry-points"][hookspecs.GROUP]
     lines = [f"[{hookspecs.GROUP}]", *(f"{name} = {module}" for name, module in group.items())]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def sign_package(tmp_path: Path) -> Path:
+    """Lay out the package of plugins.md."""
+    return lay_out_package("docs/plugins.md", tmp_path)
 
 
 def test_the_documented_plugin_is_found(sign_package: Path, monkeypatch: pytest.MonkeyPatch):
@@ -132,12 +139,32 @@ def test_the_documented_plugin_is_found(sign_package: Path, monkeypatch: pytest.
         monkeypatch.delitem(sys.modules, name)
 
 
+def test_the_documented_tokenizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(lay_out_package("docs/write-a-tokenizer.md", tmp_path))
+    plugins.installed.cache_clear()
+    try:
+        tokenizer = load_tokenizer("waves", image_size=16, in_channels=1, channels=8).eval()
+    finally:
+        plugins.installed.cache_clear()
+    images = torch.rand(2, 1, 16, 16) * 2 - 1
+    indices = tokenizer.encode(images)
+    with torch.no_grad():
+        assert torch.equal(tokenizer.decode(indices), tokenizer(images).reconstruction)
+        blurred = tokenizer.decode(indices, num_tokens=1)
+    assert indices.shape == (2, 16)
+    assert not torch.equal(blurred, tokenizer.decode(indices))
+    for name in [name for name in sys.modules if name.startswith("spectok_waves")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.slow
-def test_the_documented_quantizer_passes_the_kit(sign_package: Path):
+@pytest.mark.parametrize("page", ["docs/plugins.md", "docs/write-a-tokenizer.md"])
+def test_the_documented_package_passes_the_kit(page: str, tmp_path: Path):
+    folder = lay_out_package(page, tmp_path)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
-        cwd=sign_package,
-        env=os.environ | {"PYTHONPATH": str(sign_package)},
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
     )
@@ -279,7 +306,7 @@ def test_links_lead_somewhere(page: str):
 
 
 def test_every_page_is_reached_from_the_readme():
-    linked = set(re.findall(r"\]\((docs/\w+\.md|plugins/\w+/README\.md)", read("README.md")))
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md|plugins/\w+/README\.md)", read("README.md")))
     linked |= {f"docs/{name}" for name in re.findall(r"\]\((\w+\.md)", read("docs/concepts.md"))}
     missing = {p for p in PAGES if p.startswith(("docs/", "plugins/"))} - linked
     assert not missing

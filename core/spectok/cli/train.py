@@ -146,9 +146,10 @@ def train_tokenizer(
 
     result = run(resolved, folder, resume=resume_of(resume))
     say(f"trained {result.step:,} steps in {result.seconds:,.0f} s: {folder / 'model'}")
-    model = str(folder / "model")
+    model, own = str(folder / "model"), resolved.data
+    images = str(own.path) if own.name == "folder" else "IMAGE"
     say_next(
-        ["spectok", "reconstruct", model, "IMAGE", "--out", "grid.png"],
+        ["spectok", "reconstruct", model, images, "--out", "grid.png"],
         ["spectok", "train", "prior", "--tokenizer", model],
     )
 
