@@ -15,11 +15,11 @@ from spectok import ImageTokenizer, TokenSpec
 from spectok.errors import InputError
 from spectok.evaluation.influence import influence
 from spectok_generation.conditions import Condition
+from spectok_generation.diffusion import LDM
 from spectok_generation.drawing import choose_labels, draw_images, make_options
 from spectok_generation.playground.pictures import show
 from spectok_generation.playground.subjects import Subject
 from spectok_generation.playground.views import NUM_REPLACEMENTS
-from spectok_generation.priors import AutoregressivePrior
 from spectok_generation.sampling import Known
 
 MAX_IMAGES = 16
@@ -38,7 +38,7 @@ def why_no_samples(subject: Subject) -> str:
 
 def why_no_redrawing(subject: Subject) -> str:
     """Return why a model cannot draw a part of an image anew; empty if it can."""
-    if subject.prior is None or isinstance(subject.prior, AutoregressivePrior):
+    if not isinstance(subject.prior, LDM):
         return why_no_samples(subject)
     return (
         f"A {type(subject.prior).__name__} draws latents, and cannot keep some tokens of an image; "
@@ -189,6 +189,6 @@ def _as_class(label: str) -> int:
 def _options(subject: Subject, temperature: float | None, guidance: float | None) -> Any:
     """Return the sampling options; a temperature is left out where a prior draws latents."""
     values = {"guidance": guidance}
-    if isinstance(subject.prior, AutoregressivePrior):
+    if not isinstance(subject.prior, LDM):
         values["temperature"] = temperature
     return make_options(subject.prior, values)
