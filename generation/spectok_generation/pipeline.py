@@ -14,7 +14,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.constants import CONFIG_NAME
 
 from spectok import ImageTokenizer
-from spectok.errors import CheckpointError, ConfigError, InputError
+from spectok.errors import CheckpointError, ConfigError, InputError, shown
 from spectok.hub import download
 from spectok.images import to_pil
 from spectok.loading import not_there
@@ -29,7 +29,8 @@ from spectok_generation.pairs import check_encoder, check_pair, load_encoder, lo
 from spectok_generation.pipeline_folder import INDEX, load_component
 from spectok_generation.priors import Prior
 from spectok_generation.records import PLACES, RECORDS
-from spectok_generation.seeds import seed_from
+from spectok_generation.seeds import Seed, seed_from
+from spectok_generation.sharing import is_count
 from spectok_generation.text.encoder import TextEncoder
 
 COMPONENTS = ("tokenizer", "prior", "text_encoder")
@@ -190,7 +191,7 @@ class TokenPipeline(DiffusionPipeline):
         num_images: int | None = None,
         *,
         num_images_per_prompt: int | None = None,
-        seed: int | None = None,
+        seed: Seed | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         guidance: float | None = None,
         batch_size: int = 64,
@@ -204,18 +205,26 @@ class TokenPipeline(DiffusionPipeline):
             class_labels: Class of the images, or several, taken in turn. None: all, in turn.
             num_images: How many. None: one for each prompt or class given.
             num_images_per_prompt: Instead: how many of each prompt or class, one after another.
-            seed: The only source of randomness, together with the number of the image. None: 0.
+            seed: The only source of randomness, together with the number of the image; or one seed
+                for each image. None: 0.
             generator: Instead: what a seed is drawn from; of a list, one for each image.
             guidance: Scale of classifier-free guidance. None: 3 for prompts, otherwise 1.
             batch_size: Images drawn at once.
             output_type: ``"pil"``; ``"np"`` for float32 (N, H, W, C) in [0, 1], as pipelines of
                 diffusers return it; ``"pt"`` for a tensor (N, C, H, W) as the tokenizer decodes
                 it, about [-1, 1] (not clamped).
-            **options: Of :class:`SamplingOptions` or, for an LDM, :class:`DiffusionOptions`.
+            **options: Of :class:`SamplingOptions`; for a masked prior, of :class:`MaskedOptions`;
+                for an LDM, of :class:`DiffusionOptions`.
 
         Raises:
             InputError: If an argument does not fit the prior, or is out of range.
         """
+        for name, value in (
+            ("num_images", num_images),
+            ("num_images_per_prompt", num_images_per_prompt),
+        ):
+            if value is not None and not is_count(value):
+                raise InputError(f"{name} {shown(value)} must be a whole number, at least 1")
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output_type {output_type!r} is not known; take 'pil', 'np' or 'pt'")
         if seed is not None and generator is not None:
@@ -226,7 +235,8 @@ class TokenPipeline(DiffusionPipeline):
         count, condition = self._make_condition(
             prompt, class_labels, num_images, num_images_per_prompt
         )
-        chosen = (seed or 0) if generator is None else seed_from(generator, count)
+        default = 0 if seed is None else seed
+        chosen = default if generator is None else seed_from(generator, count)
         pair = (self.prior, self.tokenizer)
         with cast(Any, self).progress_bar(total=count) as bar:
             given = {"seed": chosen, "options": how, "batch_size": batch_size}
@@ -248,8 +258,6 @@ class TokenPipeline(DiffusionPipeline):
                 f"num_images {num_images} and num_images_per_prompt {per_prompt} are given; give "
                 f"one of them"
             )
-        if per_prompt is not None and per_prompt < 1:
-            raise InputError(f"num_images_per_prompt {per_prompt} must be at least 1")
         if prompt is None and class_labels is None:
             count = _count(per_prompt if num_images is None else num_images, 1)
             return count, choose_labels(self.prior, count)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 
-from spectok.errors import InputError
+from spectok.errors import InputError, shown
 
 Seed = int | Sequence[int]
 """One seed for all images, which their numbers tell apart; or one for each image."""
@@ -15,12 +17,15 @@ HIGHEST = 2**63 - 1
 
 
 def check_seed(seed: Seed, num_images: int) -> None:
-    """Check that there is one seed, or as many as images.
+    """Check that there is one seed, or as many as images, and that they are whole numbers.
 
     Raises:
         InputError: If not.
     """
-    if not isinstance(seed, int) and len(seed) != num_images:
+    given: Any = [seed] if isinstance(seed, Integral) else seed
+    if not isinstance(given, list | tuple) or not all(isinstance(one, Integral) for one in given):
+        raise InputError(f"seed {shown(seed)} is no whole number, and no list of them")
+    if not isinstance(seed, Integral) and len(given) != num_images:
         raise InputError(
             f"{len(seed)} seeds for {num_images} images; give one for each image, or one for all"
         )
@@ -37,7 +42,11 @@ def streams(seed: Seed, numbers: Sequence[int]) -> list[tuple[int, int]]:
     Raises:
         InputError: If a seed or a number is negative.
     """
-    found = [(seed, n) if isinstance(seed, int) else (int(seed[n]), 0) for n in numbers]
+    check_seed(seed, len(seed) if isinstance(seed, list | tuple) else 1)
+    if isinstance(seed, list | tuple) and any(number >= len(seed) for number in numbers):
+        raise InputError(f"{len(seed)} seeds, and image number {max(numbers)}; give one for each")
+    alone = isinstance(seed, Integral)
+    found = [(int(seed), n) if alone else (int(seed[n]), 0) for n in numbers]
     for value, number in found:
         if value < 0 or number < 0:
             raise InputError(f"seed {value} and image number {number} must be at least 0")
@@ -63,15 +72,13 @@ def seed_from(generator: torch.Generator | Sequence[torch.Generator], num_images
         raise InputError(
             f"generator of type {type(generator).__name__} is no torch.Generator or list of them"
         )
+    if given is generator and len(given) != num_images:  # before any of them moves on
+        raise InputError(
+            f"{len(given)} generators for {num_images} images; give one for each image, or one "
+            f"for all"
+        )
     seeds = [
         int(torch.randint(HIGHEST, (), generator=one, device=one.device, dtype=torch.int64))
         for one in given
     ]
-    if isinstance(generator, torch.Generator):
-        return seeds[0]
-    if len(seeds) != num_images:
-        raise InputError(
-            f"{len(seeds)} generators for {num_images} images; give one for each image, or one "
-            f"for all"
-        )
-    return seeds
+    return seeds[0] if isinstance(generator, torch.Generator) else seeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch.distributed as dist
@@ -10,6 +11,11 @@ from torch import Tensor
 
 from spectok.distributed import world
 from spectok.errors import InputError
+
+
+def is_count(value: Any) -> bool:
+    """Return whether something is a whole number of at least 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def check_numbers(num_images: int, batch_size: int = 1) -> None:

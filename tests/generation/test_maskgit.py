@@ -347,6 +347,54 @@ def test_it_learns_what_belongs_together():
     assert 0.8 < prior.eval().log_prob(patterns, num_draws=64).exp().sum() < 1.05
 
 
+def test_there_are_no_more_steps_than_tokens(sharp, monkeypatch):
+    prior = build(sharp, GRID)
+    calls = watch(prior, monkeypatch)
+    options = MaskedOptions(num_steps=10**6)
+    tokens = sample_masked(prior, range(2), LABELS[:2], options=options)
+    assert len(calls) == 4
+    assert spelled_out(prior, options).num_steps == 4
+    assert tokens.shape == (2, 4)
+    tree = build(sharp, TREE)
+    assert spelled_out(tree, options).num_steps == 5
+    larger = build(sharp)
+    at_the_end, always = (
+        [
+            sample_masked(larger, range(8), LABELS[[0] * 8], options=MaskedOptions(**how))
+            for how in (
+                {"num_steps": steps, "guidance": 5.0, "guidance_interval": (begin, 1.0)}
+                for steps in (16, 40)
+            )
+        ]
+        for begin in (0.5, 0.0)
+    )
+    assert torch.equal(*at_the_end)
+    assert torch.equal(*always)
+    unguided = MaskedOptions(num_steps=16)
+    plain = sample_masked(larger, range(8), LABELS[[0] * 8], options=unguided)
+    assert not torch.equal(at_the_end[0], plain)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "4", math.nan, True])
+def test_steps_and_draws_are_counted(sharp, number):
+    with pytest.raises(InputError, match=r"num_steps .* must be a whole number, at least 1"):
+        MaskedOptions(num_steps=number)
+    with pytest.raises(InputError, match=r"num_draws .* must be a whole number, at least 1"):
+        build(sharp, GRID).log_prob(some_tokens(GRID), LABELS, num_draws=number)
+
+
+def test_what_does_not_belong_to_it_is_refused(sharp):
+    prior = build(sharp, GRID)
+    with pytest.raises(InputError, match="a MaskGIT draws tokens in steps; give MaskedOptions"):
+        sample_masked(prior, range(2), LABELS[:2], options=SamplingOptions())
+    with pytest.raises(InputError, match="1 seeds, and image number 1"):
+        sample_masked(prior, range(2), LABELS[:2], seed=[3])
+    gpt = create_prior("gpt", GRID, **TINY, num_classes=3)
+    with pytest.raises(InputError, match="a GPT does not draw in steps; use draw_images"):
+        sample_masked(gpt, range(2), LABELS[:2])
+    assert prior.log_prob(some_tokens(GRID)[:0], LABELS[:0]).shape == (0,)
+
+
 # -- the bound on its likelihood -------------------------------------------------------------------
 
 
@@ -433,7 +481,7 @@ def test_options_of_other_priors_are_refused(pair):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "num_steps 0 must be at least 1"),
+        ({"num_steps": 0}, "num_steps 0 must be a whole number, at least 1"),
         ({"choice_temperature": -1.0}, "choice_temperature -1.0 must be at least 0"),
         ({"choice_temperature": math.inf}, "choice_temperature inf must be"),
         ({"temperature": 0.0}, "temperature 0.0 must be above 0"),

@@ -155,7 +155,7 @@ def test_saved_and_loaded_it_draws_what_the_run_draws(make_run, kind, tmp_path):
     condition = torch.tensor([2, 0, 2, 0]) if prior.num_classes else None
     if reads_text(kind):
         condition = load_encoder(prior, run)(PROMPTS)[[0, 1, 0, 1]]
-    wishes = {"guidance": 3.0 if kind == "cat" else 1.0} | PRIORS[kind][2]
+    wishes = {"guidance": 3.0 if reads_text(kind) else 1.0} | PRIORS[kind][2]
     options = make_options(prior, wishes)
     assert torch.equal(draw_images(prior, tokenizer, 4, condition, seed=5, options=options), images)
 
@@ -245,6 +245,16 @@ def test_it_is_called_like_a_pipeline_of_diffusers(make_run, kind):
     shown = (four / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     assert (array.dtype, array.shape) == (np.float32, tuple(shown.shape))
     torch.testing.assert_close(torch.from_numpy(array), shown)
+
+
+def test_a_refused_call_leaves_generators_where_they_were(make_run):
+    pipeline = TokenPipeline.from_run(make_run("gpt"))
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    assert "1 generators for 2" in refusal(
+        InputError, pipeline, class_labels=[0, 1], generator=[generator]
+    )
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_it_is_loaded_onto_one_device(saved):
@@ -660,13 +670,22 @@ def test_bad_arguments(saved, make_run, tmp_path):
         (classes, {"class_labels": [0, -1]}, "class -1 is not one of"),
         (classes, {"class_labels": []}, "class_labels is an empty list"),
         (classes, {"class_labels": 0.5}, "class_labels 0.5 must be of type int"),
-        (classes, {"num_images": 0}, "num_images 0 must be at least 1"),
+        (classes, {"num_images": 0}, "num_images 0 must be a whole number, at least 1"),
+        (classes, {"num_images": 2.0}, "num_images 2.0 must be a whole number"),
+        (classes, {"num_images_per_prompt": "2"}, "num_images_per_prompt '2' must be a whole"),
+        (classes, {"seed": 1.5}, "seed 1.5 is no whole number"),
+        (classes, {"seed": torch.tensor([3, 4])}, "is no whole number, and no list of them"),
+        (classes, {"seed": [1, 2]}, "2 seeds for 1 images"),
         (classes, {"batch_size": 0}, "batch_size 0 must be at least 1"),
         (classes, {"seed": -1}, "seed -1"),
         (classes, {"num_steps": 3}, "GPT does not take num_steps=3"),
         (classes, {"top_k": 0}, "top_k 0 must be at least 1"),
         (classes, {"output_type": "latent"}, "output_type 'latent' is not known; take 'pil', 'np'"),
-        (classes, {"num_images_per_prompt": 0}, "num_images_per_prompt 0 must be at least 1"),
+        (
+            classes,
+            {"num_images_per_prompt": 0},
+            "num_images_per_prompt 0 must be a whole number, at least 1",
+        ),
         (classes, {"num_images_per_prompt": 2, "num_images": 2}, "give one of them"),
         (classes, {"seed": 1, "generator": torch.Generator()}, "give one of them"),
         (classes, {"generator": 3}, "generator of type int is no torch.Generator or list"),

@@ -91,6 +91,23 @@ def evaluate(
             "give --num-images, to measure images that are drawn, or --likelihood, for the bits of "
             "held-out images"
         )
+    how = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "scheduler": scheduler,
+        "num_steps": num_steps,
+        "choice_temperature": choice_temperature,
+        "guidance": guidance,
+        "guidance_interval": guidance_interval,
+        "compile": compiled or None,
+        "classifier": classifier,
+        "inception_weights": inception_weights,
+        "images": images,
+    }
+    if likelihood and (given := [name for name, value in how.items() if value is not None]):
+        option = given[0].replace("_", "-")
+        raise ConfigError(f"--{option} is about images that are drawn; --likelihood draws none")
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     sampling.check_subfolder(subfolder, tokenizer)

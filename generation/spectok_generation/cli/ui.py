@@ -43,5 +43,6 @@ def ui(
     names = check_names(models or [])
     from spectok_generation.playground.page import HOST, serve
 
+    page = serve(Subjects(names), port, browser=browser)
     say(f"the page is http://{HOST}:{port}; Ctrl-C stops it")
-    serve(Subjects(names), port, browser=browser)
+    page.block_thread()

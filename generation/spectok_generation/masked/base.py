@@ -12,12 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spectok.device import constant, send
-from spectok.errors import ConfigError
+from spectok.errors import ConfigError, InputError, shown
 from spectok_generation.conditions import Condition
 from spectok_generation.masked.masking import Masking, ranks
 from spectok_generation.priors.base import Prior, PriorOutput
 from spectok_generation.priors.codebooks import at_least_float32
 from spectok_generation.sampling import image_uniforms
+from spectok_generation.sharing import is_count
 
 NUM_DRAWS = 16
 """Random orders by which a bound on the likelihood is estimated."""
@@ -115,7 +116,7 @@ class MaskedPrior(Prior):
         too, from a few random t. Drawing several tokens at once has no such likelihood.
 
         Random numbers follow from the tokens of each image, so that equal images get equal numbers
-        in any batch.
+        in any batch. In training mode dropout makes it random.
 
         Args:
             indices: Valid tokens.
@@ -124,11 +125,16 @@ class MaskedPrior(Prior):
 
         Raises:
             TokenError: If indices are outside the spec.
-            InputError: If the prior needs a condition and none is given.
+            InputError: If the prior needs a condition and none is given, or there is no draw.
         """
+        if not is_count(num_draws):
+            raise InputError(f"num_draws {shown(num_draws)} must be a whole number, at least 1")
         self.token_spec.validate(indices)
         self.check_can_omit(condition)
         checked = self.check_condition(condition, len(indices))
+        precision = torch.float32 if self.dtype.itemsize < 8 else torch.float64
+        if not len(indices):
+            return torch.zeros(0, dtype=precision, device=self.device)
         length, num_depths = indices.shape[1], len(self.masking.depths)
         shape = (num_draws, num_depths, length + 1)
         uniforms = torch.stack(
@@ -147,7 +153,7 @@ class MaskedPrior(Prior):
                 logits = self.logits(indices, send(known, indices.device), checked)
                 found = _chosen(at_least_float32(logits).log_softmax(-1), indices).double().cpu()
                 total += (found * hidden).sum(1) * len(places) / count.squeeze(1) / num_draws
-        return total.to(self.device, torch.float32 if self.dtype.itemsize < 8 else torch.float64)
+        return total.to(self.device, precision)
 
 
 def too_few_steps(num_steps: int, masking: Masking) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spectok.device import constant, send
-from spectok.errors import InputError
+from spectok.errors import InputError, shown
 from spectok_generation.conditions import Condition, join
 from spectok_generation.guidance import check_can_guide
 from spectok_generation.masked.base import MaskedPrior, too_few_steps
@@ -31,7 +31,7 @@ from spectok_generation.sampling import (
     image_uniforms,
 )
 from spectok_generation.seeds import Seed, streams
-from spectok_generation.sharing import check_numbers
+from spectok_generation.sharing import check_numbers, is_count
 
 DRAW_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # of float64 probabilities held at once
 Predict = Callable[[Tensor, Tensor, int], Tensor]
@@ -42,8 +42,8 @@ class MaskedOptions(SamplingOptions):
     """How tokens are drawn, and in which order.
 
     Args:
-        num_steps: Steps K of drawing. None: the prior's own. An image with fewer tokens to draw
-            takes fewer.
+        num_steps: Steps K of drawing, of which there are never more than tokens of a level. None:
+            the prior's own. An image of which fewer tokens are drawn is done before the last.
         choice_temperature: Tokens of high probability are settled first; this is the scale of
             Gumbel noise on their log-probabilities, which falls linearly to 0 at the last step. 0:
             always the likeliest; large: a random order. None: the prior's own.
@@ -55,8 +55,10 @@ class MaskedOptions(SamplingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_steps is not None and self.num_steps < 1:
-            raise InputError(f"num_steps {self.num_steps} must be at least 1")
+        if self.num_steps is not None and not is_count(self.num_steps):
+            raise InputError(
+                f"num_steps {shown(self.num_steps)} must be a whole number, at least 1"
+            )
         if self.choice_temperature is not None and not 0 <= self.choice_temperature < math.inf:
             raise InputError(
                 f"choice_temperature {self.choice_temperature} must be at least 0 and finite"
@@ -66,6 +68,9 @@ class MaskedOptions(SamplingOptions):
 def own_options(prior: MaskedPrior, options: MaskedOptions | None) -> MaskedOptions:
     """Return the same options with those of the prior where none are given.
 
+    There are no more steps than can settle a token each: those of the level with the most tokens,
+    and one for each level that waits for another.
+
     Raises:
         InputError: If the steps do not suffice for the layout of the tokens.
     """
@@ -73,6 +78,8 @@ def own_options(prior: MaskedPrior, options: MaskedOptions | None) -> MaskedOpti
     steps = prior.num_steps if given.num_steps is None else given.num_steps
     if steps < len(prior.masking.depths):
         raise InputError(too_few_steps(steps, prior.masking))
+    depths = prior.masking.depths
+    steps = min(steps, max(map(len, depths)) + len(depths) - 1)
     choice = given.choice_temperature
     return dataclasses.replace(
         given,
@@ -120,6 +127,10 @@ def sample_masked(
             not finite.
         TokenError: If known tokens do not fit the spec.
     """
+    if not isinstance(prior, MaskedPrior):
+        raise InputError(f"a {type(prior).__name__} does not draw in steps; use draw_images")
+    if options is not None and not isinstance(options, MaskedOptions):
+        raise InputError(f"a {type(prior).__name__} draws tokens in steps; give MaskedOptions")
     spec, batch = prior.token_spec, len(numbers)
     check_numbers(batch)
     if known is None:

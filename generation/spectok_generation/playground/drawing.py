@@ -105,8 +105,9 @@ def redraw(
 ) -> tuple[list[Image], str]:
     """Draw a part of an image anew, and leave the tokens of the rest as they are.
 
-    A token is drawn given those before it in their order, not those after it: what is drawn fits
-    what is above and left of it better than what is below.
+    An autoregressive prior draws a token given those before it in their order, not those after
+    it: what is drawn fits what is above and left of it better than what is below. A masked prior
+    sees all that is kept.
 
     Args:
         subject: With a prior of tokens.

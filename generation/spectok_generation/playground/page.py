@@ -92,17 +92,16 @@ def build_page(subjects: Subjects) -> gr.Blocks:
     return page
 
 
-def serve(subjects: Subjects, port: int, *, browser: bool = False, wait: bool = True) -> Any:
+def serve(subjects: Subjects, port: int, *, browser: bool = False) -> Any:
     """Show the page on this machine, to nobody else.
 
     Args:
         subjects: The models that it offers.
         port: Where it listens.
         browser: Whether to open it.
-        wait: Whether to return only when it is stopped.
 
     Returns:
-        The page, which ``close()`` stops.
+        The page, which ``close()`` stops; ``block_thread()`` waits until it is stopped.
 
     Raises:
         ConfigError: If the port is taken.
@@ -116,7 +115,7 @@ def serve(subjects: Subjects, port: int, *, browser: bool = False, wait: bool = 
             share=False,
             quiet=True,
             max_file_size=MAX_BYTES,
-            prevent_thread_lock=not wait,
+            prevent_thread_lock=True,
             footer_links=[],
             css=STYLE,
         )
