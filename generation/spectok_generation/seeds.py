@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,12 +22,10 @@ def check_seed(seed: Seed, num_images: int) -> None:
     Raises:
         InputError: If not.
     """
-    given: Any = [seed] if isinstance(seed, Integral) else seed
-    if not isinstance(given, list | tuple) or not all(isinstance(one, Integral) for one in given):
-        raise InputError(f"seed {shown(seed)} is no whole number, and no list of them")
-    if not isinstance(seed, Integral) and len(given) != num_images:
+    given = _own_seeds(seed)
+    if given is not None and len(given) != num_images:
         raise InputError(
-            f"{len(seed)} seeds for {num_images} images; give one for each image, or one for all"
+            f"{len(given)} seeds for {num_images} images; give one for each image, or one for all"
         )
 
 
@@ -42,15 +40,26 @@ def streams(seed: Seed, numbers: Sequence[int]) -> list[tuple[int, int]]:
     Raises:
         InputError: If a seed or a number is negative.
     """
-    check_seed(seed, len(seed) if isinstance(seed, list | tuple) else 1)
-    if isinstance(seed, list | tuple) and any(number >= len(seed) for number in numbers):
-        raise InputError(f"{len(seed)} seeds, and image number {max(numbers)}; give one for each")
-    alone = isinstance(seed, Integral)
-    found = [(int(seed), n) if alone else (int(seed[n]), 0) for n in numbers]
+    given = _own_seeds(seed)
+    if given is not None and any(number >= len(given) for number in numbers):
+        raise InputError(f"{len(given)} seeds, and image number {max(numbers)}; give one for each")
+    found = [(int(cast(int, seed)), n) if given is None else (given[n], 0) for n in numbers]
     for value, number in found:
         if value < 0 or number < 0:
             raise InputError(f"seed {value} and image number {number} must be at least 0")
     return found
+
+
+def _own_seeds(seed: Seed) -> list[int] | None:
+    """Return the seed of each image; None if there is one for all.
+
+    Raises:
+        InputError: If they are no whole numbers.
+    """
+    given: Any = seed if isinstance(seed, list | tuple) else [seed]
+    if not all(isinstance(one, Integral) for one in given):
+        raise InputError(f"seed {shown(seed)} is no whole number, and no list of them")
+    return [int(one) for one in given] if given is seed else None
 
 
 def seed_from(generator: torch.Generator | Sequence[torch.Generator], num_images: int) -> Seed:

@@ -212,6 +212,10 @@ def test_bad_input_is_one_line(spectok, pipeline, tokenizer_folder, tmp_path):
         ([pipeline, "--num-images", -3, *SHAPES], "num_images -3"),
         ([pipeline, *SHAPES], "give --num-images, to measure"),
         ([pipeline, "--num-images", 4, "--likelihood", *SHAPES], "give --num-images, to measure"),
+        (
+            [pipeline, "--likelihood", "--top-k", 2, *SHAPES],
+            "--top-k is about images that are drawn; --likelihood draws none",
+        ),
         ([pipeline, "--num-images", 4, *SHAPES, "image_size=32"], "do not fit the tokenizer"),
         ([pipeline, "--num-images", 4, *SHAPES, "channels=1"], "do not fit the tokenizer"),
         ([pipeline, "--num-images", 4, *SHAPES, "--out", "r.txt"], "does not end in .json"),
