@@ -37,7 +37,7 @@ from spectok.evaluation import Sizing, evaluate_originals
 from spectok.images import enlarge, save_grid
 from spectok.loading import load_trained
 from spectok.machine import describe_machine
-from spectok.weights import model_fingerprint
+from spectok.modeling import model_fingerprint
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = {

@@ -33,10 +33,10 @@ from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
 from spectok.evaluation.terms import data_section
 from spectok.machine import describe_machine
+from spectok.modeling import model_fingerprint
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
 from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
-from spectok.weights import model_fingerprint
 
 SETS = {
     "cifar10": {"steps": 15_625, "search": 1000, "warmup": 200, "rates": ("1e-3", "2e-3", "4e-3")},

@@ -81,6 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)
     priors = {name: make(name, arguments.device) for name in ("gpt", "maskgit")}
     report = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    report |= {"command": "python benchmarks/masked_sampling.py --device DEVICE"}
     report |= {"sizes": SIZES, "tokens": SPEC.num_tokens, "codes": SPEC.max_vocab_size}
     report |= {"steps": NUM_STEPS}
     on_device: dict[str, Any] = {

@@ -43,6 +43,7 @@ from spectok.weights import (
     check_finite,
     check_fits,
     find_weights,
+    fingerprint,
     index_names,
     main_dtype,
     read_headers,
@@ -288,6 +289,11 @@ class SpectokModel(ModelMixin, ConfigMixin):
 
 def _keeps_float32(record: logging.LogRecord) -> bool:
     return "should be kept in float32" not in record.getMessage()
+
+
+def model_fingerprint(model: SpectokModel) -> str:
+    """Return the SHA-256 of a model's class, options and every weight, wherever it is."""
+    return fingerprint(type(model).__name__, model.first_config(), model.state_dict())
 
 
 def find_device(given: Any) -> torch.device | None:

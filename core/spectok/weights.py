@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,9 +24,6 @@ from torch import Tensor, nn
 
 from spectok.errors import CheckpointError
 from spectok.reading import check_regular, read_json
-
-if TYPE_CHECKING:
-    from spectok.modeling import SpectokModel
 
 STEM, ENDING, INDEX = "diffusion_pytorch_model", "safetensors", "safetensors.index"
 """Parts of the names that diffusers gives to weight files and to their index."""
@@ -328,11 +325,6 @@ def fingerprint(kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def model_fingerprint(model: SpectokModel) -> str:
-    """Return the SHA-256 of a model's class, options and every weight, wherever it is."""
-    return fingerprint(type(model).__name__, model.first_config(), model.state_dict())
 
 
 def reading_reason(problem: BaseException) -> str:

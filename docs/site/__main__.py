@@ -21,7 +21,13 @@ import registered
 
 HERE = Path(__file__).parent
 START = ("README.md", "docs/first-hour.md", "docs/concepts.md", "docs/data.md", "docs/training.md")
-START += ("docs/evaluation.md", "docs/codec.md", "docs/scale.md", "docs/trust.md")
+START += (
+    "docs/evaluation.md",
+    "docs/playground.md",
+    "docs/codec.md",
+    "docs/scale.md",
+    "docs/trust.md",
+)
 EXTEND = ("docs/plugins.md", "docs/write-a-tokenizer.md")
 MEASURED = ("docs/results.md", "docs/claims.md")
 PROJECT = ("docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md")

@@ -17,8 +17,8 @@ from spectok.evaluation.features import find_extractors
 from spectok.evaluation.measuring import check_shape, type_name
 from spectok.evaluation.reconstruction import interior_of
 from spectok.evaluation.sets import FEWEST
+from spectok.modeling import model_fingerprint
 from spectok.processes import from_main
-from spectok.weights import model_fingerprint
 from spectok_generation.drawing import choose_labels, make_options, spelled_out
 from spectok_generation.priors import Prior
 from spectok_generation.records import prior_fingerprint

@@ -17,7 +17,7 @@ from spectok.evaluation.measuring import check_shape, type_name
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reconstruction import BLOCK, block_size, in_blocks
 from spectok.machine import describe_machine
-from spectok.weights import model_fingerprint
+from spectok.modeling import model_fingerprint
 from spectok_generation.conditions import Condition
 from spectok_generation.pairs import check_encoder, check_pair
 from spectok_generation.priors import Prior

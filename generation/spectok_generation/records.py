@@ -7,9 +7,9 @@ from typing import Any
 
 from spectok import ImageTokenizer
 from spectok.errors import CheckpointError, shown
-from spectok.modeling import SpectokModel
+from spectok.modeling import SpectokModel, model_fingerprint
 from spectok.reading import sha256_of_file
-from spectok.weights import fingerprint, model_fingerprint
+from spectok.weights import fingerprint
 
 TEXTS = ("fingerprint", "class", "path", "subfolder", "pretrained")
 """What a record has as text, where it has it."""

@@ -27,11 +27,11 @@ from spectok.data.files import load_image
 from spectok.distributed import world
 from spectok.errors import CheckpointError, InputError, shown
 from spectok.images import save_picture, to_pil
+from spectok.modeling import model_fingerprint
 from spectok.places import home
 from spectok.processes import barrier, from_main, on_main
 from spectok.reading import read_json
 from spectok.training.lock import run_locked
-from spectok.weights import model_fingerprint
 from spectok.writing import whole_file, write_text
 from spectok_generation.conditions import Condition, check_labels
 from spectok_generation.drawing import Options, draw_batch, make_options, spelled_out

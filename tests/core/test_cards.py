@@ -27,8 +27,8 @@ from spectok.cards.file import (
 from spectok.cards.folder import BESIDE, CURVE
 from spectok.errors import CheckpointError
 from spectok.loading import load_trained
+from spectok.modeling import model_fingerprint
 from spectok.training.card import without_places
-from spectok.weights import model_fingerprint
 
 PROTOCOL = {
     "id": "12345678e1234567",  # which YAML would read as a number

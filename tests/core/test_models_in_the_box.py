@@ -24,8 +24,8 @@ from spectok.data import DataConfig, build_dataset
 from spectok.evaluation.verifying import find_claims, reference_data, verify
 from spectok.loading import load_trained
 from spectok.metrics import psnr
+from spectok.modeling import model_fingerprint
 from spectok.plugins import registry
-from spectok.weights import model_fingerprint
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "models.json"

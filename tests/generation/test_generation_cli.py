@@ -15,8 +15,8 @@ from PIL import Image
 from spectok import load_tokenizer
 from spectok.cli import build_app
 from spectok.cli.scripts import command_words
+from spectok.modeling import model_fingerprint
 from spectok.testing.small import small_tokenizer
-from spectok.weights import model_fingerprint
 from spectok_generation import DiffusionOptions, MaskedOptions, SamplingOptions
 from spectok_generation.pairs import load_pair
 

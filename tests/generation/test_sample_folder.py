@@ -13,10 +13,10 @@ from PIL import Image
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, InputError
 from spectok.images import to_uint8
+from spectok.modeling import model_fingerprint
 from spectok.testing.small import small_tokenizer
 from spectok.training.launch import accelerated
 from spectok.training.train_config import TrainConfig
-from spectok.weights import model_fingerprint
 from spectok_generation import (
     DiffusionOptions,
     SamplingOptions,

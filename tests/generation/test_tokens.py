@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from spectok import Level, TokenSpec, load_tokenizer
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError, DataError
-from spectok.weights import model_fingerprint
+from spectok.modeling import model_fingerprint
 from spectok_generation import TokenCache, extract_tokens
 from spectok_generation.extraction import Extraction
 from spectok_generation.records import tokenizer_record

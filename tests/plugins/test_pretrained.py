@@ -33,8 +33,8 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from spectok import load_tokenizer
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.images import to_float
+from spectok.modeling import model_fingerprint
 from spectok.testing import TokenizerConformance
-from spectok.weights import model_fingerprint
 from spectok_generation.pipeline_folder import find_class
 from spectok_pretrained.encode_only import PretrainedChameleon
 

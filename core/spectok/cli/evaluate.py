@@ -142,7 +142,7 @@ def evaluate(
     from spectok.evaluation.numbers import record_numbers
     from spectok.evaluation.resizing import dataset_for
     from spectok.evaluation.terms import data_section
-    from spectok.weights import model_fingerprint
+    from spectok.modeling import model_fingerprint
 
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)

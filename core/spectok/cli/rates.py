@@ -46,7 +46,7 @@ def rd(
     from spectok.evaluation.comparison import write_json
     from spectok.evaluation.protocol import make_protocol
     from spectok.machine import describe_machine
-    from spectok.weights import model_fingerprint
+    from spectok.modeling import model_fingerprint
     from spectok.writing import whole_file, write_text
 
     if not models:

@@ -21,10 +21,10 @@ from spectok.codec.packing import pack, unpack
 from spectok.errors import CheckpointError, DataError, InputError
 from spectok.evaluation.reconstruction import block_size, in_blocks
 from spectok.images import to_float, to_uint8
+from spectok.modeling import model_fingerprint
 from spectok.sizes import ImageSize, as_size, size_of, times
 from spectok.tiling import Tiling, plan_tiles
 from spectok.tokenizer import ImageTokenizer
-from spectok.weights import model_fingerprint
 
 MAX_PIXELS, MAX_TOKENS = 1 << 26, 1 << 24
 """The most that the images of a file have together, unless the reader allows more."""

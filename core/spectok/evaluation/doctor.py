@@ -41,10 +41,10 @@ from spectok.evaluation.stored import (
 from spectok.foreign import ForeignTokenizer
 from spectok.loading import find_saved, load_trained
 from spectok.metrics import count_codes, split_by_codebook
+from spectok.modeling import model_fingerprint
 from spectok.quantizers import Quantizer, outermost_quantizers
 from spectok.recipes.options import SUPPLIED
 from spectok.tokenizer import ImageTokenizer
-from spectok.weights import model_fingerprint
 
 SAMPLED = 1 << 14
 """Vectors of each quantizer that are kept to compare lengths."""

@@ -24,11 +24,11 @@ from spectok.evaluation.reference import REFERENCE_IMAGES
 from spectok.evaluation.terms import recipe_of_run
 from spectok.foreign.opening import open_folder
 from spectok.loading import identify, model_folder
+from spectok.modeling import model_fingerprint
 from spectok.places import home, missing
 from spectok.reading import read_json
 from spectok.recipes.schema import validate_section
 from spectok.tokenizer import ImageTokenizer
-from spectok.weights import model_fingerprint
 
 REPEAT = (
     "--verify measures tokenizers again; the same numbers of a prior come from the same 'spectok "

@@ -11,10 +11,10 @@ from spectok.cards import Subject, write_card
 from spectok.data.data_config import DataConfig
 from spectok.data.report import DataReport
 from spectok.machine import describe_machine
+from spectok.modeling import model_fingerprint
 from spectok.plugins.registry import get_dataset
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.log import read_log
-from spectok.weights import model_fingerprint
 
 LOG, MODEL = "log.jsonl", "model"
 

@@ -32,7 +32,7 @@ def why_no_samples(subject: Subject) -> str:
         return ""
     return (
         "A tokenizer alone draws nothing new: that takes a prior of its tokens. Start with one, "
-        "such as the folder of a run: spectok ui runs/gpt-digits-qgvae-digits"
+        "such as the folder of a run: spectok ui runs/my-prior"
     )
 
 
