@@ -105,8 +105,8 @@ def why_no_prefix(spec: TokenSpec) -> str:
         return ""
     return (
         "This tokenizer decodes all of its tokens or none: it has one level, and was not trained "
-        "to decode the first of them alone. Try a tree or residual one, such as hrvqvae/cifar10, "
-        "or an ordered one, such as a qgvae trained with tokenizer.prefix_probability."
+        "to decode the first of them alone. Try one with several levels, a tree or a residual one, "
+        "or one that was trained with tokenizer.prefix_probability."
     )
 
 
