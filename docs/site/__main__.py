@@ -20,8 +20,12 @@ import reference
 import registered
 
 HERE = Path(__file__).parent
-START = ("README.md", "docs/first-hour.md", "docs/concepts.md", "docs/data.md", "docs/training.md")
-START += (
+START = (
+    "README.md",
+    "docs/first-hour.md",
+    "docs/concepts.md",
+    "docs/data.md",
+    "docs/training.md",
     "docs/evaluation.md",
     "docs/playground.md",
     "docs/codec.md",

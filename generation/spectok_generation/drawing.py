@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -113,9 +113,8 @@ def draw_batch(
         raise InputError(f"a {kind} does not draw latents; give {options_of(prior).__name__}")
     given = {"seed": seed, "known": known}
     if isinstance(prior, MaskedPrior):
-        if options is not None and not isinstance(options, MaskedOptions):
-            raise InputError(f"a {kind} draws tokens in steps; give MaskedOptions")
-        tokens = sample_masked(prior, numbers, condition, options=options, **given)
+        masked = cast("MaskedOptions | None", options)  # which sample_masked checks
+        tokens = sample_masked(prior, numbers, condition, options=masked, **given)
         return decode_tokens(tokenizer, tokens)
     if not isinstance(prior, AutoregressivePrior) or isinstance(options, MaskedOptions):
         raise InputError(f"a {kind} does not draw tokens in steps; give SamplingOptions")

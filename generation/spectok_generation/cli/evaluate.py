@@ -91,7 +91,7 @@ def evaluate(
             "give --num-images, to measure images that are drawn, or --likelihood, for the bits of "
             "held-out images"
         )
-    how = {
+    values = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -100,12 +100,14 @@ def evaluate(
         "choice_temperature": choice_temperature,
         "guidance": guidance,
         "guidance_interval": guidance_interval,
+    }
+    drawing = values | {
         "compile": compiled or None,
         "classifier": classifier,
         "inception_weights": inception_weights,
         "images": images,
     }
-    if likelihood and (given := [name for name, value in how.items() if value is not None]):
+    if likelihood and (given := [name for name, value in drawing.items() if value is not None]):
         option = given[0].replace("_", "-")
         raise ConfigError(f"--{option} is about images that are drawn; --likelihood draws none")
     if out is not None and out.suffix != ".json":
@@ -129,7 +131,7 @@ def evaluate(
         model, decoder = load_pair(prior, tokenizer, subfolder=subfolder, trust=trust)
         encoder = load_encoder(model, prior, text, trust=trust) if model.text_width else None
         if guidance is None and encoder is not None:
-            guidance = TEXT_GUIDANCE
+            values["guidance"] = TEXT_GUIDANCE
         channels, size = decoder.image_shape[:2]
         settings = {"channels": channels, "image_size": size, "split": split, "limit": limit}
         dataset = build_dataset(held_out(prior, data, settings, overrides or []), train=False)
@@ -142,16 +144,6 @@ def evaluate(
             finish(prior, result, out, show_likelihood)
             say_next(["spectok", "eval", prior, "--num-images", "1000"])
             return
-        values = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "scheduler": scheduler,
-            "num_steps": num_steps,
-            "choice_temperature": choice_temperature,
-            "guidance": guidance,
-            "guidance_interval": guidance_interval,
-        }
         options = make_options(model, values)
         wanted = choose_wanted(model, dataset, num_images, seed=seed, options=options)
         if compiled:
