@@ -13,6 +13,8 @@ from spectok_generation.priors.base import AutoregressivePrior, Prior
 
 TEXT_GUIDANCE = 3.0
 """Default guidance scale for images of a text."""
+LARGEST_SCALE = 1e6
+"""A scale of guidance or noise beyond it overflows, and draws what this one draws."""
 
 
 class Predictor:
@@ -88,3 +90,13 @@ def check_can_guide(prior: Prior, condition: Condition | None, scale: float) -> 
         kind = "a text" if prior.condition_name == "text" else "labels"
         raise InputError(f"guidance {scale} needs {kind} to guide towards")
     prior.check_can_omit(None)
+
+
+def check_scale(name: str, value: float) -> None:
+    """Check that a scale is at least 0 and does not overflow.
+
+    Raises:
+        InputError: If it is out of range; names it.
+    """
+    if not 0 <= value <= LARGEST_SCALE:
+        raise InputError(f"{name} {value} must be at least 0 and at most {LARGEST_SCALE:,.0f}")

@@ -23,11 +23,13 @@ from torch import Tensor
 from spectok import TokenSpec
 from spectok.errors import InputError, TokenError
 from spectok_generation.conditions import Condition, check_count
-from spectok_generation.guidance import Predictor
+from spectok_generation.guidance import Predictor, check_scale
 from spectok_generation.priors.base import AutoregressivePrior, Prior
 from spectok_generation.seeds import Seed, check_seed, streams
 from spectok_generation.sharing import check_numbers, share_out
 
+LOWEST_TEMPERATURE = 1e-6
+"""Logits divided by less than that may overflow."""
 OnToken = Callable[[Tensor, int], None]
 NOT_FINITE = (
     "what the prior computes is not finite: its weights are damaged, or its type {} overflows; "
@@ -64,8 +66,11 @@ class Known:
             spec: Layout of the tokens.
 
         Raises:
-            TokenError: If the shapes are wrong or a kept token is out of range; names it.
+            TokenError: If the shapes are wrong, the mask is not bool, or a kept token is out of
+                range; names it.
         """
+        if self.keep.dtype != torch.bool:
+            raise TokenError(f"the mask of known tokens is {self.keep.dtype}; it must be bool")
         shape = (count, spec.num_tokens)
         if self.indices.shape != shape or self.keep.shape != shape:
             raise TokenError(
@@ -101,17 +106,16 @@ class SamplingOptions:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
+        if not LOWEST_TEMPERATURE <= self.temperature < math.inf:
             raise InputError(
-                f"temperature {self.temperature} must be above 0 and finite; for the most likely "
-                f"codes use top_k=1"
+                f"temperature {self.temperature} must be at least {LOWEST_TEMPERATURE} and finite; "
+                f"for the most likely codes use top_k=1"
             )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p} must be above 0 and at most 1")
-        if not 0 <= self.guidance < math.inf:
-            raise InputError(f"guidance {self.guidance} must be at least 0 and finite")
+        check_scale("guidance", self.guidance)
         begin, end = self.guidance_interval
         if not 0 <= begin < end <= 1:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from spectok_generation import (
     TokenPipeline,
     create_prior,
     evaluate_prior,
+    load_prior,
     load_text_encoder,
 )
 from spectok_generation.evaluation import choose_wanted
@@ -190,6 +192,25 @@ def test_eval_measures_a_prior_or_a_tokenizer(spectok, pipeline, classifier, tmp
     assert status == 0, err
     assert "classifier_kid" in out
     assert "psnr" in out
+
+
+def test_info_describes_a_prior_or_a_tokenizer(spectok, pipeline):
+    for words in (["info"], ["info", "prior"]):
+        status, out, err = spectok(*words, pipeline)
+        assert status == 0, err
+        assert re.search(r"^class +GPT$", out, re.MULTILINE)
+        assert out.splitlines()[-1].startswith(f"next: spectok sample --prior {pipeline}")
+    facts = json.loads(spectok("info", pipeline / "prior", "--json")[1])
+    whole = json.loads(spectok("info", pipeline / "tokenizer", "--json")[1])
+    shared = ("tokens", "levels", "order", "prefix", "bits_per_image", "image_shape")
+    assert {name: facts[name] for name in shared} == {name: whole[name] for name in shared}
+    assert facts["parameters"] == sum(
+        p.numel() for p in load_prior(pipeline / "prior").parameters()
+    )
+    assert whole["class"] == "VQVAE"
+    status, _, err = spectok("info", "prior", pipeline / "tokenizer")
+    assert status == 2
+    assert "VQVAE" in err
 
 
 def test_a_run_knows_what_it_was_trained_on(spectok, tokenizer_folder, tmp_path):

@@ -484,7 +484,8 @@ def test_options_of_other_priors_are_refused(pair):
         ({"num_steps": 0}, "num_steps 0 must be a whole number, at least 1"),
         ({"choice_temperature": -1.0}, "choice_temperature -1.0 must be at least 0"),
         ({"choice_temperature": math.inf}, "choice_temperature inf must be"),
-        ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
+        ({"temperature": 0.0}, "temperature 0.0 must be at least 1e-06"),
+        ({"choice_temperature": 1e300}, r"choice_temperature 1e\+300 must be"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

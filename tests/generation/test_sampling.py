@@ -285,14 +285,22 @@ def test_a_prior_without_equal_steps_is_not_compiled(spec):
         create_prior("pixelcnn", spec, **PRIORS["pixelcnn"]).compile_step()
 
 
+def test_the_lowest_temperature_draws_the_likeliest_code():
+    logits = torch.tensor([[5e3, 5e3 + 1, -torch.inf], [-1e4, -1.1e4, -9e3]])
+    options = SamplingOptions(temperature=1e-6)
+    assert draw_tokens(logits, torch.tensor([0.1, 0.9]), options).tolist() == [1, 2]
+
+
 def test_bad_input(prior, sharp):
     for options, message in [
         ({"temperature": 0.0}, "top_k=1"),
         ({"top_k": 0}, "top_k 0 must be at least 1"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"guidance": -1.0}, "guidance -1"),
-        ({"guidance": math.nan}, "guidance nan must be at least 0 and finite"),
-        ({"temperature": math.inf}, "temperature inf must be above 0 and finite"),
+        ({"guidance": math.nan}, "guidance nan must be at least 0 and at most 1,000,000"),
+        ({"guidance": 1e300}, r"guidance 1e\+300 must be"),
+        ({"temperature": math.inf}, "temperature inf must be at least 1e-06 and finite"),
+        ({"temperature": 1e-310}, "temperature 1e-310 must be at least 1e-06"),
         ({"guidance_interval": (0.5, 0.5)}, r"guidance_interval 0.5\.\.0.5"),
         ({"guidance_interval": (0.0, 1.5)}, "two rising fractions"),
     ]:
@@ -308,6 +316,9 @@ def test_bad_input(prior, sharp):
         sample_tokens(prior, -1)
     with pytest.raises(InputError, match="num_images 0"):
         sample_batch(prior, [])
+    zeros = torch.zeros(1, prior.token_spec.num_tokens, dtype=torch.int64)
+    with pytest.raises(TokenError, match=r"torch\.int64; it must be bool"):
+        sample_batch(prior, [0], known=Known(zeros, zeros))
     with pytest.raises(InputError, match="seed -1"):
         sample_tokens(prior, 1, torch.tensor([0]), seed=-1)
     length, labels = prior.token_spec.num_tokens, torch.tensor([0])

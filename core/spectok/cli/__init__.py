@@ -23,10 +23,10 @@ from typer.core import TyperGroup
 
 from spectok import __version__, plugins
 from spectok.cli import (
+    by_model,
     classifier,
     doctor,
     evaluate,
-    evaluations,
     importing,
     listing,
     models,
@@ -84,7 +84,10 @@ def build_app() -> typer.Typer:
 
 def _add_plugin_commands(app: typer.Typer, train_app: typer.Typer) -> None:
     """Add the commands of each plugin, except of those that take a name twice or cannot be read."""
-    installed, groups = plugins.installed(), (app, train_app, evaluations.evaluations(app))
+    installed, groups = (
+        plugins.installed(),
+        (app, train_app, *by_model.groups_by_model(app).values()),
+    )
     for plugin in list(installed.loaded):
         before = [(list(g.registered_commands), list(g.registered_groups)) for g in groups]
         if installed.call_one(plugin, "spectok_commands", app=app, train=train_app):

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spectok.cli.by_model import DEFAULT, ModelCommand, add_group
 from spectok.cli.console import (
     load_on_device,
+    print_facts,
     print_table,
     say_next,
     this_command,
 )
-from spectok.cli.evaluations import DEFAULT, GROUP, EvalCommand, EvalGroup, show_measured
 from spectok.cli.models import (
     Model,
     Original,
@@ -38,7 +39,7 @@ from spectok.cli.train import (
 from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
-from spectok.messages import note, progress, say
+from spectok.messages import count_images, note, progress, say
 from spectok.places import home, remark_taken
 
 if TYPE_CHECKING:
@@ -69,15 +70,8 @@ ClassifierFolder = Annotated[
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    group = typer.Typer(
-        cls=EvalGroup,
-        help="Measure a trained model on held-out images. 'spectok eval tokenizer --help' and so "
-        "on show what can be set; the word can be left out.",
-        subcommand_metavar="MODEL|COMMAND [ARGS]...",
-        no_args_is_help=True,
-    )
-    app.add_typer(group, name=GROUP)
-    group.command(DEFAULT, cls=EvalCommand)(evaluate)
+    group = add_group(app, "eval", "Measure a trained model on held-out images.")
+    group.command(DEFAULT, cls=ModelCommand)(evaluate)
     app.command("compare")(compare)
 
 
@@ -180,6 +174,28 @@ def evaluate(
         save_pairs(tokenizer, dataset, picture)
         say(f"originals above reconstructions: {picture}")
     say_next(["spectok", "compare", place, "OTHER", "--output", "comparison"])
+
+
+def show_measured(result: dict[str, Any]) -> None:
+    """Print what was measured."""
+    from spectok.evaluation.report import format_metric
+
+    facts = {name: format_metric(name, value) for name, value in result["metrics"].items()}
+    facts["codebook_usage"] = f"{100 * result['codebook_usage']:.1f} %"
+    if result["distinct_usage"] not in (None, result["codebook_usage"]):
+        facts["distinct_usage"] = f"{100 * result['distinct_usage']:.1f} %, twins counted as one"
+        facts["distinct_perplexity"] = f"{result['distinct_perplexity']:,.6g}"
+    for key in ("perplexity", "bits_per_image", "bits_per_pixel", "images_per_second", "seconds"):
+        if key in result:
+            facts[key] = f"{result[key]:,.6g}"
+    facts["parameters"] = f"{result['parameters']:,}"
+    if "peak_memory_bytes" in result:
+        peak = result["peak_memory_bytes"]
+        facts["peak_memory"] = "–" if peak is None else f"{peak / 2**20:,.0f} MiB"
+    print_facts(facts)
+    say(f"{count_images(result['num_images'])}, protocol {result['protocol']['id']}")
+    for name, why in result["not_measured"].items():
+        note(f"{name} not measured: {why}")
 
 
 def compare(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spectok.cli.by_model import DEFAULT, ModelCommand, add_group
 from spectok.cli.completing import complete_model
 from spectok.cli.console import (
     batches,
@@ -27,7 +28,7 @@ from spectok.messages import count_images, note, say
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from spectok.token_spec import TokenSpec
     from spectok.tokenizer import ImageTokenizer
@@ -69,7 +70,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other progr
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("info")(info)
+    group = add_group(app, "info", "Show what a model is: its tokens, bits per image and size.")
+    group.command(DEFAULT, cls=ModelCommand)(info)
     app.command("reconstruct")(reconstruct)
     app.command("changes")(changes)
 
@@ -90,14 +92,8 @@ def info(
 
     is_key = model in list_tokenizers()
     inside = {} if subfolder is None else {"subfolder": subfolder}
-    facts = describe(load_tokenizer(model, **inside))
-    if as_json:
-        say(json.dumps(facts, indent=2))
+    if show_facts(describe(load_tokenizer(model, **inside)), as_json):
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        for i, line in enumerate(value if name == "levels" else [value]):
-            say(f"{name if i == 0 else '':{width}}  {_show(line)}")
     if is_key:
         say_next(["spectok", "train", model])
     else:
@@ -109,21 +105,44 @@ def info(
 def describe(tokenizer: ImageTokenizer) -> dict[str, Any]:
     """Return what ``spectok info`` shows, as plain JSON types."""
     spec, pixels = tokenizer.token_spec, math.prod(tokenizer.image_shape[1:])
-    count = sum(parameter.numel() for parameter in tokenizer.parameters())
     return {
         "class": type(tokenizer).__name__,
         "quantizer": type(tokenizer.quantizer).__name__,
         "image_shape": list(tokenizer.image_shape),
         "latent_shape": list(tokenizer.latent_shape),
         "other_sizes": tokenizer.why_fixed_size() or f"multiples of {tokenizer.size_multiple}",
+        **describe_tokens(spec),
+        "bits_per_pixel": spec.bits_per_image / pixels,
+        "parameters": count_parameters(tokenizer),
+    }
+
+
+def describe_tokens(spec: TokenSpec) -> dict[str, Any]:
+    """Return what ``spectok info`` shows of a layout of tokens, as plain JSON types."""
+    return {
         "tokens": spec.num_tokens,
         "levels": spec.to_dict()["levels"],
         "order": spec.order,
         "prefix": spec.prefix,
         "bits_per_image": spec.bits_per_image,
-        "bits_per_pixel": spec.bits_per_image / pixels,
-        "parameters": count,
     }
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers are trained in a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def show_facts(facts: dict[str, Any], as_json: bool) -> bool:
+    """Print what a model is; return whether it was printed for another program."""
+    if as_json:
+        say(json.dumps(facts, indent=2))
+        return True
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        for i, line in enumerate(value if name == "levels" else [value]):
+            say(f"{name if i == 0 else '':{width}}  {_show(line)}")
+    return False
 
 
 def _show(value: Any) -> str:

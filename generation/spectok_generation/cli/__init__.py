@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spectok_generation.cli import clip, codec, demo, evaluate, plan, priors, sampling, ui
+from spectok_generation.cli import clip, codec, demo, evaluate, info, plan, priors, sampling, ui
 
 if TYPE_CHECKING:
     import typer
@@ -23,6 +23,7 @@ def add_commands(app: typer.Typer, train: typer.Typer) -> None:
     priors.add_commands(app, train)
     sampling.add_commands(app)
     evaluate.add_commands(app)
+    info.add_commands(app)
     clip.add_commands(train)
     demo.add_commands(app)
     codec.add_commands(app)

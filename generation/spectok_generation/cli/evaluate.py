@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from spectok.cli.by_model import groups_by_model
 from spectok.cli.console import print_facts, say_next, this_command
 from spectok.cli.evaluate import (
     ClassifierFolder,
@@ -16,33 +16,18 @@ from spectok.cli.evaluate import (
     InceptionWeights,
     Limit,
 )
-from spectok.cli.evaluations import EvalCommand, evaluations
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
-from spectok.loading import model_folder
 from spectok.messages import count_images, note, progress, say
 from spectok_generation.cli import sampling
 from spectok_generation.cli.device import process_device
+from spectok_generation.cli.info import PriorCommand
 from spectok_generation.folders import prior_folder
-
-
-class PriorCommand(EvalCommand):
-    """The command that ``spectok eval FOLDER`` means where the folder holds a prior."""
-
-    def takes(self, word: str) -> bool:
-        """Return whether a word is the folder of a prior, of its run, or of a pipeline."""
-        word = model_folder(word)
-        if not os.path.isdir(word):
-            return False
-        from spectok_generation.pipeline_folder import draws
-        from spectok_generation.priors.factory import holds_prior
-
-        return draws(word) or holds_prior(word)
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the command of this module to the group ``spectok eval``."""
-    evaluations(app).command("prior", cls=PriorCommand)(evaluate)
+    groups_by_model(app)["eval"].command("prior", cls=PriorCommand)(evaluate)
 
 
 def evaluate(

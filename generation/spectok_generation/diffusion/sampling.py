@@ -7,7 +7,6 @@ rounding of batched matrix products.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from spectok.training.batches import derive_seed
 from spectok_generation.conditions import Condition, join
 from spectok_generation.diffusion.model import LDM
 from spectok_generation.diffusion.noising import Sampler
-from spectok_generation.guidance import check_can_guide
+from spectok_generation.guidance import check_can_guide, check_scale
 from spectok_generation.sampling import NOT_FINITE, evaluating
 from spectok_generation.seeds import Seed, streams
 
@@ -46,8 +45,7 @@ class DiffusionOptions:
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
             raise InputError(f"num_steps {self.num_steps} must be at least 1")
-        if not 0 <= self.guidance < math.inf:
-            raise InputError(f"guidance {self.guidance} must be at least 0 and finite")
+        check_scale("guidance", self.guidance)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor
 from spectok.device import constant, send
 from spectok.errors import InputError, shown
 from spectok_generation.conditions import Condition, join
-from spectok_generation.guidance import check_can_guide
+from spectok_generation.guidance import check_can_guide, check_scale
 from spectok_generation.masked.base import MaskedPrior, too_few_steps
 from spectok_generation.masked.masking import hidden_share, ranks
 from spectok_generation.priors.codebooks import at_least_float32
@@ -59,10 +59,8 @@ class MaskedOptions(SamplingOptions):
             raise InputError(
                 f"num_steps {shown(self.num_steps)} must be a whole number, at least 1"
             )
-        if self.choice_temperature is not None and not 0 <= self.choice_temperature < math.inf:
-            raise InputError(
-                f"choice_temperature {self.choice_temperature} must be at least 0 and finite"
-            )
+        if self.choice_temperature is not None:
+            check_scale("choice_temperature", self.choice_temperature)
 
 
 def own_options(prior: MaskedPrior, options: MaskedOptions | None) -> MaskedOptions:
