@@ -1,13 +1,14 @@
 """Put a trained model into the package of trained models that is installed with spectok.
 
     python benchmarks/box.py RUN hrvqvae/cifar10 --data DIR [--result benchmarks/results/curves/…]
-    python benchmarks/box.py RUN gpt/mnist-qgvae              # a prior, or an exported pipeline
+    python benchmarks/box.py RUN gpt/mnist-qgvae --data DIR   # a prior, or an exported pipeline
 
 RUN is the folder of a run; its recipe, log and report of the data go into the model's card. A
 tokenizer is stored as float16, and what is stored is what is measured: it is loaded again, and its
 numbers are taken on the first 300 test images and on all of them. The card tells which share of the
 tokens of 2,000 test images the rounding has changed. Nothing is written if that is more than 0.5 %,
-if a model is larger than 3 MB, or all of them than 20 MB.
+if a model is larger than 3 MB, or all of them than 20 MB. A prior is stored as float16 too; its
+card tells the bits of the test images' tokens, before and after.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from spectok.errors import CheckpointError, ConfigError
 from spectok.evaluation import evaluate
 from spectok.evaluation.terms import data_section, recipe_of_run
 from spectok.loading import load_trained, model_folder
+from spectok.machine import describe_machine
 from spectok.modeling import read_config
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import RUN_RECIPE
@@ -44,7 +46,10 @@ from spectok.saving import give_usual_permissions
 from spectok.training.card import describe_tokenizer
 from spectok.training.log import read_log
 from spectok.weights import find_weights
+from spectok_generation import Prior, load_prior, measure_likelihood
+from spectok_generation.card import describe_prior
 from spectok_generation.pipeline_folder import is_pipeline
+from spectok_generation.prior_recipe import held_out
 from spectok_generation.priors.factory import holds_prior
 
 BOX = Path(__file__).parents[1] / "plugins" / "spectok_models"
@@ -86,15 +91,15 @@ def store(arguments: argparse.Namespace, made: Path) -> str:
     """Write the folder of a model, and return its kind."""
     if arguments.name.count("/") != 1:
         raise ConfigError(f"{arguments.name!r} is not KEY/DATA, such as mine/digits")
+    if not arguments.data:
+        raise ConfigError("a model is measured on test images of its data set; give --data")
     model = Path(model_folder(str(arguments.run)))
     if is_pipeline(model):
         shutil.copytree(model, made)
         return "pipeline"
     if holds_prior(model):
-        store_prior(model, made, arguments.box)
+        store_prior(arguments, model, made)
         return "prior"
-    if not arguments.data:
-        raise ConfigError("a tokenizer is compared on test images of its data set; give --data")
     store_tokenizer(arguments, model, made)
     return "tokenizer"
 
@@ -262,21 +267,63 @@ def name_model(result: Path, name: str) -> None:
 # -- priors, and sizes -----------------------------------------------------------------------------
 
 
-def store_prior(model: Path, made: Path, box: Path) -> None:
-    """Copy a prior whose tokenizer is in the box too.
+def store_prior(arguments: argparse.Namespace, model: Path, made: Path) -> None:
+    """Write a prior as float16 whose tokenizer is in the box too, and its card.
 
     Raises:
         CheckpointError: If its tokenizer is not.
     """
     recorded = (read_config(model).get("tokenizer") or {}).get("path")
-    if recorded not in TrainedModel.below(box):
+    if recorded not in TrainedModel.below(arguments.box):
         raise CheckpointError(
             f"the tokenizer of this prior is {recorded}, no trained model that is installed; put "
             f"that one into the box first, and train the prior on it by its name"
         )
-    shutil.copytree(model, made)
-    if (recipe := model.parent / RUN_RECIPE).exists():
-        shutil.copy(recipe, made)
+    prior = load_prior(model)
+    prior.save_pretrained(made)
+    halve(made)
+    (made / RUN_RECIPE).write_text(dump_yaml(recipe_section(model)), encoding="utf-8")
+    stored, subject = load_prior(made), describe_prior(load_prior(made), made)
+    source = get_dataset(recipe_section(model)["data"]["name"]).describe()
+    last = (log_of(model) or [{}])[-1]
+    subject = replace(
+        subject,
+        name=arguments.name,
+        summary=f"{subject.summary} {bits(arguments, model, prior, stored)}",
+        usage=subject.usage.replace("FOLDER", arguments.name).replace(
+            ", with the folder of its tokenizer beside it or as --tokenizer", ""
+        ),
+        recipe=recipe_section(model),
+        dataset=source.hub_id,
+        data_license=arguments.data_license or source.license or "not stated",
+        steps=last.get("step"),
+        seconds=last.get("seconds"),
+        machine=describe_machine(),
+    )
+    write_card(made, subject, log_of(model))
+    shrink(made / CURVE)
+    give_license(made / CARD, arguments.license)
+
+
+def bits(arguments: argparse.Namespace, model: Path, prior: Prior, stored: Prior) -> str:
+    """Measure the likelihood of test images before and after rounding, and tell it."""
+    if stored.likelihood is None:
+        return "Its weights are stored as float16."
+    tokenizer = load_tokenizer(stored.tokenizer_record["path"])
+    channels, size = tokenizer.image_shape[:2]
+    settings = {"split": "test", "limit": None, "image_size": size, "channels": channels}
+    config = held_out(str(model), None, settings, [f"path={arguments.data}"])
+    images = build_dataset(config, train=False)
+    found = [measure_likelihood(one, tokenizer, images) for one in (prior, stored)]
+    before, after = (one["metrics"]["bits_per_image"] for one in found)
+    print(f"{after:.2f} bits per image, {before:.2f} before rounding", flush=True)
+    kind = "at most " if stored.likelihood == "bound" else ""
+    return (
+        f"Its weights are stored as float16, with which the tokens of the {len(images):,} test "
+        f"images take {kind}{after:.1f} bits each ({before:.1f} before rounding; protocol "
+        f"{found[1]['protocol']['id']}), of {tokenizer.token_spec.bits_per_image:g} if all codes "
+        f"were equally likely."
+    )
 
 
 def check_size(made: Path, target: Path, box: Path) -> None:

@@ -18,6 +18,7 @@ from spectok import load_tokenizer
 from spectok.cli import main
 from spectok.errors import ConfigError
 from spectok_generation.demo.demo_recipe import load_plan
+from spectok_generation.demo.installed import show_photographs
 from spectok_generation.demo.judge import Closeness, Nearest, find_nearest, share_of_copies
 from spectok_generation.demo.pictures import plot_lines, png_uri
 from spectok_generation.demo.pipeline import MARKER, prepare_folder
@@ -66,6 +67,7 @@ def recipes(tmp_path_factory):
             "prior": write(folder / "gpt.yaml", prior),
             "samples": {"per_class": 3, "temperature": 0.9},
             "classifier": {"steps": 4},
+            "installed": ["vqvae/cifar10", "nobody/has-it", "qgvae/cifar10"],
             "expected_seconds": {
                 "first": 2,
                 "second": 1,
@@ -112,6 +114,7 @@ def test_the_page_shows_every_part(demo):
         "Side by side",
         "New images",
         "Are they copies?",
+        "Trained for longer",
         "Codebooks",
         "Training",
         "Time",
@@ -142,6 +145,18 @@ def test_metrics_are_there_and_possible(demo):
     assert samples["held_out_nearest_train_distance"] > 0
     assert metrics["seconds"] > sum(metrics["stages"].values())
     assert metrics["peak_memory_bytes"] > 1e8
+    assert list(metrics["installed"]) == ["vqvae/cifar10", "qgvae/cifar10"]
+    whole, tiles = metrics["installed"].values()
+    assert (whole["tiles"], tiles["tiles"]) == (1, 36)
+    for found in (whole, tiles):
+        assert found["bits_per_pixel"] == 576 / 32**2
+        assert 25 < found["psnr"] < 30
+
+
+def test_photographs_are_shown_where_a_model_is_installed(demo):
+    assert show_photographs(["nobody/has-it"]) is None
+    with Image.open(demo / "photographs.png") as picture:
+        assert picture.size == (5 * 192 + 4 * 2, 3 * 192 + 2 * 2)
 
 
 def test_the_models_work_for_other_commands(demo, recipes, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ demo_recipe  tokenizers, prior and samples, and the check that the comparison is
 pipeline     trains, samples, measures, and writes everything into one folder
 stages       progress of the whole
 judge        quality of the samples, and their distance to the training images
+installed    trained models on photographs
 results      what was measured, for the report
 report       the page, made of the parts in page and pictures
 """

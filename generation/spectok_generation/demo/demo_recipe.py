@@ -17,7 +17,16 @@ from spectok_generation.sampling import SamplingOptions
 
 DEFAULT = "demo/demo"
 ALIKE = "the demo compares like with like: make them equal in the recipes of its tokenizers"
-RESERVED = ("seconds", "peak_memory_bytes", "prior", "classifier", "samples", "stages", "machine")
+RESERVED = (
+    "seconds",
+    "peak_memory_bytes",
+    "prior",
+    "classifier",
+    "samples",
+    "installed",
+    "stages",
+    "machine",
+)
 
 
 class Samples(Section):
@@ -61,6 +70,7 @@ class DemoRecipe(Section):
         prior: Recipe or file; its ``tokenizer`` is filled in.
         samples: The images to draw.
         classifier: The classifier that judges them.
+        installed: Trained tokenizers to show on photographs, as far as they are installed.
         expected_seconds: Stage -> rough time, to estimate the time left.
         seed: Seed of all training and sampling.
     """
@@ -69,6 +79,7 @@ class DemoRecipe(Section):
     prior: str
     samples: Samples = Samples.model_validate({})
     classifier: ClassifierConfig = ClassifierConfig.model_validate({})
+    installed: list[str] = Field(default_factory=list)
     expected_seconds: dict[str, float] = Field(default_factory=dict)
     seed: int = Field(0, ge=0)
 

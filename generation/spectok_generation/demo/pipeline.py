@@ -42,6 +42,7 @@ from spectok.training.lock import run_locked
 from spectok.training.tokenizer import rehearse_tokenizer
 from spectok.writing import write_text
 from spectok_generation.demo.demo_recipe import Plan
+from spectok_generation.demo.installed import OnPhotographs, show_photographs
 from spectok_generation.demo.judge import (
     Closeness,
     accuracy,
@@ -60,7 +61,8 @@ from spectok_generation.tokens import TokenCache
 from spectok_generation.training import OWN_TOKENS, train_prior
 
 MARKER, METRICS, MODELS = "demo.yaml", "metrics.json", "models"
-OURS = (MODELS, "images", "report.html", METRICS, "samples.png", MARKER)
+PHOTOGRAPHS = "photographs.png"
+OURS = (MODELS, "images", "report.html", METRICS, "samples.png", PHOTOGRAPHS, MARKER)
 NUM_EXAMPLES = 10
 BATCH_SIZE = 250
 
@@ -68,9 +70,9 @@ BATCH_SIZE = 250
 def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
     """Run the demo.
 
-    Writes ``report.html``, ``metrics.json``, ``samples.png``, some held-out images in ``images/``,
-    and in ``models/`` the runs of tokenizers, prior and classifier, which every ``spectok`` command
-    accepts.
+    Writes ``report.html``, ``metrics.json``, ``samples.png``, ``photographs.png`` where trained
+    models are installed, some held-out images in ``images/``, and in ``models/`` the runs of
+    tokenizers, prior and classifier, which every ``spectok`` command accepts.
 
     Args:
         plan: What to train and draw.
@@ -94,7 +96,9 @@ def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
 
 def _run(plan: Plan, out: Path, stages: Stages) -> Results:
     """Train, draw and measure, in a folder that is ready."""
-    stages.plan([*plan.tokenizers, "prior", "classifier", "samples"], plan.recipe.expected_seconds)
+    names = [*plan.tokenizers, "prior", "classifier", "samples"]
+    names += ["installed"] * bool(plan.recipe.installed)
+    stages.plan(names, plan.recipe.expected_seconds)
     with one_thread():
         data = plan.tokenizers[plan.main].data
         demo = Demo(plan, out, stages, load_split(data, data.split), load_split(data, "test"))
@@ -102,17 +106,27 @@ def _run(plan: Plan, out: Path, stages: Stages) -> Results:
         prior = demo.train_prior()
         classifier = demo.train_classifier()
         drawn = demo.draw(classifier, competitors[plan.main])
+        on_photographs = demo.show_installed()
         metrics = {
             "seconds": stages.seconds,
             "peak_memory_bytes": peak_memory_bytes(),
             **{label: competitor.metrics for label, competitor in competitors.items()},
             "prior": demo.describe_prior(prior),
             "samples": drawn.metrics,
+            "installed": on_photographs.metrics if on_photographs else {},
             "stages": stages.timings,
             "machine": describe_machine(),
         }
     results = Results(
-        plan, out, demo.training, demo.held_out, competitors, prior.history, drawn, metrics
+        plan,
+        out,
+        demo.training,
+        demo.held_out,
+        competitors,
+        prior.history,
+        drawn,
+        on_photographs,
+        metrics,
     )
     write_results(results)
     return results
@@ -212,6 +226,14 @@ class Demo:
         }
         return Drawn(images, labels, found, nearest, metrics)
 
+    def show_installed(self) -> OnPhotographs | None:
+        """Reconstruct photographs by trained tokenizers, as far as these are installed."""
+        names = self.plan.recipe.installed
+        if not names:
+            return None
+        with self.stages.stage("installed", "reconstruct photographs by trained models"):
+            return show_photographs(names)
+
     def find_nearest(self, samples: Tensor, reconstructed: Tensor) -> Closeness:
         """Find the nearest training images of samples and of both references."""
         recipes = (self.plan.prior, self.plan.tokenizers[self.plan.main])
@@ -292,6 +314,9 @@ def write_results(results: Results) -> None:
         save_picture(to_pil(held_out.images[number]), out / "images" / name)
     rows = results.drawn.first_of_each_class(10)
     save_grid(rows.flatten(0, 1), out / "samples.png", columns=rows.shape[1])
+    if (shown := results.on_photographs) is not None:
+        whole = torch.cat([shown.originals, *shown.reconstructions.values()])
+        save_grid(whole, out / PHOTOGRAPHS, columns=len(shown.originals))
     text = json.dumps(results.metrics, indent=2)
     write_report(results, out / "report.html")
     write_text(

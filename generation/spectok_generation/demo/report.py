@@ -37,6 +37,7 @@ def write_report(results: Results, path: Path) -> None:
         _comparison(results),
         _samples(results),
         _closeness(results),
+        _installed(results),
         _codebooks(results),
         _curves(results),
         _machine(results),
@@ -173,6 +174,28 @@ def _closeness(results: Results) -> str:
         png_uri(nearest, len(first)), "the nearest training image of each"
     )
     return section("Are they copies?", f"<p>{intro}</p>\n{pairs}<div class=plots>{plot}</div>")
+
+
+def _installed(results: Results) -> str:
+    shown = results.on_photographs
+    if shown is None:
+        return ""
+    _, _, height, width = shown.originals.shape
+    columns = len(shown.originals)
+    rows = [figure(png_uri(shown.originals, columns), f"photographs, {width}×{height} pixels")]
+    for name, images in shown.reconstructions.items():
+        found = shown.metrics[name]
+        how = f"in {found['tiles']} tiles" if found["tiles"] > 1 else "whole"
+        text = (
+            f"{name}, {how}: {found['bits_per_pixel']:.3g} bits per pixel, {found['psnr']:.1f} dB"
+        )
+        rows.append(figure(png_uri(images, columns), text))
+    intro = (
+        "What these minutes leave to be wished for, time gives: tokenizers that are installed with "
+        "spectok, trained for hours on other, smaller images, and what they make of photographs "
+        "that they have never seen. <code>spectok list models</code> shows them all."
+    )
+    return section("Trained for longer", f"<p>{intro}</p>\n{''.join(rows)}")
 
 
 def _codebooks(results: Results) -> str:

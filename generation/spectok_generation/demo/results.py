@@ -15,6 +15,7 @@ from spectok.data import ImageDataset
 from spectok.images import to_float
 from spectok.training.contracts import Record
 from spectok_generation.demo.demo_recipe import Plan
+from spectok_generation.demo.installed import OnPhotographs
 from spectok_generation.demo.judge import Closeness
 
 
@@ -98,6 +99,7 @@ class Results:
         competitors: The tokenizers; the prior learned the tokens of the first.
         prior_history: Log of the training of the prior.
         drawn: The samples.
+        on_photographs: Photographs through installed models; None if there are none.
         metrics: Contents of ``metrics.json``.
     """
 
@@ -108,6 +110,7 @@ class Results:
     competitors: dict[str, Competitor]
     prior_history: list[Record]
     drawn: Drawn
+    on_photographs: OnPhotographs | None
     metrics: dict[str, Any]
 
     @property
