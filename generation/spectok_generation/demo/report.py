@@ -234,7 +234,7 @@ def _machine(results: Results) -> str:
     rows.append(["everything", duration(metrics["seconds"])])
     peak = metrics["peak_memory_bytes"]
     facts = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used",
+        f"{machine['processor']}, {machine['cores']} cores, {_threads(machine['threads'])} used",
         f"training on {machine['device']}",
         machine["system"],
         *([f"at most {peak / 2**30:.2f} GiB of memory"] if peak else []),
@@ -303,6 +303,10 @@ def _list_levels(spec: TokenSpec, form: str) -> str:
         )
         for level, codebooks in zip(spec.levels, split_by_codebook(spec, nothing))
     )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _plot_history(history: list[Record]) -> str:
