@@ -88,6 +88,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return bool(self._augmentation)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether reading an item costs next to nothing: pixels are held, and stay as they are."""
+        return self._pixels is not None and not self.augments
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """Everything that decides the pixels before augmentation, ready for JSON."""
         return self._preprocessing.to_dict()

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spectok.distributed import shared_draws
 from spectok.errors import SpectokError
+from spectok.training.workers import PREFETCH
 
 Key = tuple[int, int]
 """Epoch and index of one sample."""
@@ -93,20 +94,26 @@ class EpochDataset(Dataset[Any]):
         return self.dataset[index]
 
 
-def make_loader(dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_workers: int) -> Any:
+def make_loader(
+    dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_workers: int, pinned: bool = False
+) -> Any:
     """Return a loader of the stream's micro-batches, collated on the CPU.
 
     Args:
         dataset: Map-style data set; its ``collate``, if it has one, replaces torch's default.
         stream: Which samples, in which order.
-        num_workers: Worker processes; 0 loads in this one.
+        num_workers: Worker processes; 0 loads in this one. They live as long as the loader, and
+            each keeps :data:`~spectok.training.workers.PREFETCH` batches ready.
+        pinned: Whether batches lie in memory that a GPU copies from while it computes.
     """
     return DataLoader(
         EpochDataset(dataset),  # type: ignore[arg-type]
         batch_sampler=stream,
         num_workers=num_workers,
         collate_fn=getattr(dataset, "collate", None),
-        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        prefetch_factor=PREFETCH if num_workers else None,
+        pin_memory=pinned,
         # its own, so the global random state is left alone
         generator=torch.Generator().manual_seed(derive_seed(stream.seed, 5)),
     )
