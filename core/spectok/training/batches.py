@@ -6,9 +6,11 @@ processes together see exactly what one process with the same global batch sees.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -86,12 +88,23 @@ class EpochDataset(Dataset[Any]):
         self.dataset, self._epoch = dataset, -1
 
     def __getitem__(self, key: Key) -> Any:
-        epoch, index = key
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[Any]:
+        """Return the samples of a batch; a data set that reads several at once does so."""
+        read_several = getattr(self.dataset, "__getitems__", None)
+        items: list[Any] = []
+        for epoch, group in itertools.groupby(keys, key=itemgetter(0)):
+            self._set_epoch(epoch)
+            rows = [index for _, index in group]
+            items += read_several(rows) if read_several else [self.dataset[row] for row in rows]
+        return items
+
+    def _set_epoch(self, epoch: int) -> None:
         if epoch != self._epoch:
             self._epoch = epoch
             if hasattr(self.dataset, "set_epoch"):
                 self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
-        return self.dataset[index]
 
 
 def make_loader(

@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectok import distributed
 from spectok.errors import ConfigError, TrainingError
 from spectok.quantizers import outermost_quantizers
 from spectok.training.train_config import TrainConfig
@@ -49,10 +51,17 @@ def compiled(model: nn.Module, config: TrainConfig, *, alone: bool) -> Iterator[
     quantizers = outermost_quantizers(model)
     for quantizer in quantizers:
         quantizer.forward = torch.compiler.disable(quantizer.forward)
+    draw = distributed.draw_uniform  # its generator is another in each step
+    distributed.draw_uniform = torch.compiler.disable(draw)
     options: dict[str, Any] = {"options": SAME_DRAWS} if BACKEND == "inductor" else {}
     model.compile(backend=BACKEND, dynamic=False, **options)
     try:
-        with functorch.patch(donated_buffer=alone and functorch.donated_buffer):
+        with (
+            functorch.patch(donated_buffer=alone and functorch.donated_buffer),
+            warnings.catch_warnings(),
+        ):
+            # torch looks at the gradients of what enters a graph, and warns of its own look
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             yield
     except TorchDynamoException as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -62,6 +71,7 @@ def compiled(model: nn.Module, config: TrainConfig, *, alone: bool) -> Iterator[
         ) from error
     finally:
         model._compiled_call_impl = None
+        distributed.draw_uniform = draw
         for quantizer in quantizers:
             vars(quantizer).pop("forward", None)
 
