@@ -117,7 +117,8 @@ def write_images(data: str, folder: Path, count: int, size: int, suffix: str) ->
     dataset, draws = build_dataset(config, train=False), np.random.default_rng(0)
     images, labels = dataset.uint8_images(), dataset.labels
     assert labels is not None
-    shards = [tarfile.open(_made(folder / "shards") / f"{n}.tar", "w") for n in range(SHARDS)]
+    places = [_made(folder / "shards") / f"{number}.tar" for number in range(SHARDS)]
+    shards = [tarfile.open(place, "w") for place in places]  # noqa: SIM115 - closed below
     for number, (pixels, label) in enumerate(zip(images, labels)):
         image = Image.fromarray(pixels.transpose(1, 2, 0))
         if size != image.width:
@@ -150,7 +151,7 @@ def compare_loaders(folder: Path, name: str, rounds: int) -> dict[str, Any]:
         for turn in range(rounds):
             sides = list(loaders)
             for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
-                times[side].append(timed(lambda: loaders[side](workers), count))
+                times[side].append(timed(loaders[side], workers, count))
         found[f"{workers} workers"] = summary(times, count)
         print(f"{name:6s} {workers} workers  " + shown(found[f"{workers} workers"]), flush=True)
     return found
@@ -225,10 +226,10 @@ def webdataset_loader(folder: Path, size: int, count: int) -> Callable[[int], It
     return start
 
 
-def timed(start: Callable[[], Iterable[Any]], count: int) -> tuple[float, float]:
+def timed(start: Callable[[int], Iterable[Any]], workers: int, count: int) -> tuple[float, float]:
     """Read an epoch; return its seconds on the clock and of processors, workers included."""
     began, before, seen = time.perf_counter(), _processor_seconds(), 0
-    for images in start():
+    for images in start(workers):
         seen += len(images)
     assert seen == count, f"{seen} images instead of {count}"
     return time.perf_counter() - began, _processor_seconds() - before
@@ -360,7 +361,8 @@ def plain_loop(model: Any, dataset: Any, config: TrainConfig) -> tuple[float, fl
             losses.append(loss.detach())
             step += 1
             if step % config.log_every == 0:
-                print(f"{step} {torch.stack(losses).mean():.4f}", file=open(os.devnull, "w"))
+                with open(os.devnull, "w") as nowhere:
+                    print(f"{step} {torch.stack(losses).mean():.4f}", file=nowhere)
                 losses.clear()
             if step == config.steps:
                 break

@@ -1,4 +1,4 @@
-"""In which precision a run computes: what ``auto`` stands for, and what is said of a slow choice."""
+"""The precision of a run: what ``auto`` stands for, and what is said of a slow choice."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def choose_precision(kind: str) -> tuple[str, str]:
 
 
 def device_kind() -> str:
-    """Return the kind of device that training runs on, ``cpu`` or ``cuda`` …"""
+    """Return the kind of device that training runs on, such as ``cpu`` or ``cuda``."""
     if PartialState._shared_state:
         return PartialState().device.type
     if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
@@ -100,12 +100,12 @@ def remark_slow_bf16(config: TrainConfig, device: torch.device) -> None:
             "slower here than float32 (12 to 25 times where it was measured); set "
             "train.mixed_precision=no"
         )
-    if device.type == "cuda" and torch.cuda.is_available():
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            note(
-                "train.mixed_precision: this GPU only emulates bf16, slower than float32; set "
-                "train.mixed_precision=no, or fp16"
-            )
+    on_gpu = device.type == "cuda" and torch.cuda.is_available()
+    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        note(
+            "train.mixed_precision: this GPU only emulates bf16, slower than float32; set "
+            "train.mixed_precision=no, or fp16"
+        )
 
 
 def cpu_has_bf16() -> bool:

@@ -21,7 +21,6 @@ def _check_workers(value: Any) -> Any:
     return value
 
 
-
 INCIDENTAL = (
     "log_every",
     "save_every",
