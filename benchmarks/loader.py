@@ -89,14 +89,20 @@ def main() -> None:
         for name in arguments.sets:
             files = write_images(arguments.data, Path(folder, name), *SETS[name])
             result["loading"][name] = compare_loaders(files, name, arguments.rounds)
+            write(result, arguments.out)
         if arguments.steps:
             print(f"steps of {arguments.recipe}")
             steps = arguments.steps + SKIPPED
             result["steps"] = compare_loops(
                 arguments.recipe, steps, arguments.rounds, Path(folder, "runs")
             )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write(result, arguments.out)
+
+
+def write(result: dict[str, Any], out: Path | None) -> None:
+    """Write what was measured so far, if a file was named."""
+    if out:
+        out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 # -- loading ---------------------------------------------------------------------------------------

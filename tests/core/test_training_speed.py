@@ -144,7 +144,7 @@ def test_a_batch_is_read_at_once_within_each_epoch():
 
 def capable(monkeypatch, *, cpu=False, gpu=False):
     monkeypatch.setattr("spectok.training.precision.cpu_computes_bf16", lambda: cpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: gpu)
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -223,6 +223,11 @@ def test_without_a_compiler_one_line_says_so_before_anything_is_written(
     check_compiler()
 
 
+def test_compiling_and_recomputing_are_not_combined(tmp_path, train):
+    with pytest.raises(ConfigError, match=r"^train\.compile: is not supported with"):
+        train(tmp_path / "run", compile=True, gradient_checkpointing=True)
+
+
 @pytest.fixture
 def without_code(monkeypatch):
     """Trace and differentiate as always, and run the graphs as they are: no C++ is compiled."""
@@ -287,9 +292,11 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr("spectok.training.compiling.BACKEND", broken)
     model = torch.nn.Linear(2, 1)
-    with pytest.raises(TrainingError, match=r"^train\.compile: .*leave it off$") as caught:
-        with compiled(model, TrainConfig(compile=True), alone=True):
-            model(torch.zeros(1, 2))
+    with (
+        pytest.raises(TrainingError, match=r"^train\.compile: .*leave it off$") as caught,
+        compiled(model, TrainConfig(compile=True), alone=True),
+    ):
+        model(torch.zeros(1, 2))
     assert "\n" not in str(caught.value)
     assert model(torch.zeros(1, 2)).shape == (1, 1)
 

@@ -160,6 +160,10 @@ def check_machine(config: TrainConfig) -> None:
         raise ConfigError(
             "train.mixed_precision: fp16 needs a GPU and this machine has none; use bf16 or no"
         )
+    if config.compile and config.gradient_checkpointing:
+        raise ConfigError(
+            "train.compile: is not supported with train.gradient_checkpointing; leave one off"
+        )
     if config.compile:
         check_compiler()
     if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:

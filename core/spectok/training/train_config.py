@@ -66,7 +66,7 @@ class TrainConfig(Section):
         compile: Run the model's forward and backward pass through ``torch.compile``, quantizers
             excepted: faster on a GPU once it is compiled, the same losses up to rounding. For
             tokenizers, priors and whatever else is trained; needs a C++ compiler. A discriminator
-            is not compiled.
+            is not compiled. Not with ``gradient_checkpointing`` or FSDP.
         tf32: Let CUDA multiply float32 matrices in TF32, which keeps 10 bits of each factor and is
             several times as fast; torch's convolutions do so by default. Quantizers never do.
         deterministic: Let CUDA use only kernels that give the same result each time; slower.
