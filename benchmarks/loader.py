@@ -20,6 +20,9 @@ work only the second means much. The ratio that counts is the median over rounds
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
+import io
 import json
 import os
 import statistics
@@ -69,9 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of a turn (default: 60)")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    try:
-        import webdataset  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("webdataset") is None:
         sys.exit("error: webdataset is not installed; pip install webdataset")
     words = ["DIR" if word == arguments.data else word for word in sys.argv[1:]]
     result: dict[str, Any] = {
@@ -119,7 +120,7 @@ def write_images(data: str, folder: Path, count: int, size: int, suffix: str) ->
             wider and a tenth higher than that, with some noise.
         suffix: ``png`` or ``jpg``.
     """
-    config = DataConfig(name="cifar10", path=data, limit=count)
+    config = DataConfig.model_validate({"name": "cifar10", "path": data, "limit": count})
     dataset, draws = build_dataset(config, train=False), np.random.default_rng(0)
     images, labels = dataset.uint8_images(), dataset.labels
     assert labels is not None
@@ -181,7 +182,8 @@ def spectok_loader(folder: Path, size: int, memory: int) -> Callable[[int], Iter
         size: Their side after preprocessing.
         memory: Bytes of pixels that may be kept.
     """
-    config = DataConfig(name="folder", path=str(folder), image_size=size)
+    settings = {"name": "folder", "path": str(folder), "image_size": size}
+    config = DataConfig.model_validate(settings)
     rows = read_folder(folder, config)
     dataset = ImageDataset(rows, Preprocessing.resize_and_crop(size), memory_limit=memory)
 
@@ -218,8 +220,7 @@ def torchvision_loader(folder: Path, size: int) -> Callable[[int], Iterable[Any]
 
 def webdataset_loader(folder: Path, size: int, count: int) -> Callable[[int], Iterable[Any]]:
     """Return a function that starts webdataset's loader of tar shards."""
-    import webdataset as wds
-
+    wds: Any = importlib.import_module("webdataset")
     urls, change = sorted(str(path) for path in folder.glob("*.tar")), transform(size)
 
     def start(workers: int) -> Iterable[Any]:
@@ -278,8 +279,6 @@ def _processor_seconds() -> float:
 
 
 def _write_text(shard: tarfile.TarFile, name: str, text: str) -> None:
-    import io
-
     entry = tarfile.TarInfo(name)
     entry.size = len(text)
     shard.addfile(entry, io.BytesIO(text.encode()))
@@ -358,7 +357,7 @@ def plain_loop(model: Any, dataset: Any, config: TrainConfig) -> tuple[float, fl
     while step < config.steps:
         for batch in loader:
             marks.append((time.perf_counter(), time.process_time()))
-            loss = sum(model(batch["images"]).losses.values())
+            loss = torch.stack(list(model(batch["images"]).losses.values())).sum()
             loss.backward()
             model.before_step()
             optimizer.step()

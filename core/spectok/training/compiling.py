@@ -50,7 +50,7 @@ def compiled(model: nn.Module, config: TrainConfig, *, alone: bool) -> Iterator[
 
     quantizers = outermost_quantizers(model)
     for quantizer in quantizers:
-        quantizer.forward = torch.compiler.disable(quantizer.forward)
+        vars(quantizer)["forward"] = torch.compiler.disable(quantizer.forward)
     draw = distributed.draw_uniform  # its generator is another in each step
     distributed.draw_uniform = torch.compiler.disable(draw)
     options: dict[str, Any] = {"options": SAME_DRAWS} if BACKEND == "inductor" else {}

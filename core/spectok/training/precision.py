@@ -69,7 +69,7 @@ def choose_precision(kind: str) -> tuple[str, str]:
 def device_kind() -> str:
     """Return the kind of device that training runs on, such as ``cpu`` or ``cuda``."""
     if PartialState._shared_state:
-        return PartialState().device.type
+        return torch.device(str(PartialState().device)).type
     if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "cpu"
     accelerator = torch.accelerator.current_accelerator()
