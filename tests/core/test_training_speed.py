@@ -232,9 +232,9 @@ def test_compiling_and_recomputing_are_not_combined(tmp_path, train):
 def without_code(monkeypatch):
     """Trace and differentiate as always, and run the graphs as they are: no C++ is compiled."""
     monkeypatch.setattr("spectok.training.compiling.BACKEND", "aot_eager")
-    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
-    yield
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
     torch._dynamo.reset()
 
 

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.slow
 def without_code(monkeypatch):
     """Run the graphs as they are: no C++ is compiled."""
     monkeypatch.setattr("spectok.training.compiling.BACKEND", "aot_eager")
-    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
-    yield
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
     torch._dynamo.reset()
 
 
