@@ -312,11 +312,14 @@ def test_generated_code_trains_alike(tmp_path, train, vqvae):
 
 
 @pytest.mark.slow
-def test_two_compiled_processes_equal_one(tmp_path, train, fork_ranks, qgvae, monkeypatch):
+def test_two_compiled_processes_equal_one_that_is_not(
+    tmp_path, train, fork_ranks, qgvae, monkeypatch
+):
     monkeypatch.setattr("spectok.training.compiling.BACKEND", "aot_eager")
-    options = {"steps": 4, "save_every": 4, "compile": True}
-    one = train(tmp_path / "one", qgvae, batch_size=8, **options)
-    arguments = (train, tmp_path / "two", qgvae, {"batch_size": 4, **options})
+    options = {"steps": 4, "save_every": 4}
+    one = train(tmp_path / "one", qgvae, batch_size=8, **options)  # not compiled: see the two
+    compiling = {"batch_size": 4, "compile": True, **options}
+    arguments = (train, tmp_path / "two", qgvae, compiling)
     assert fork_ranks(train_with, *arguments) == [0, 0]
     expected = [record["loss"] for record in one.history]
     found = [record["loss"] for record in read_log(tmp_path / "two" / "log.jsonl")]
