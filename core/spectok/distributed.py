@@ -106,8 +106,13 @@ def draw_per_sample(batch_size: int, generator: torch.Generator | None = None) -
         CPU tensor of shape ``(batch_size,)`` in [0, 1).
     """
     rank, size = world()
-    draws = torch.rand(size * batch_size, generator=generator or _shared)
+    draws = draw_uniform(size * batch_size, generator)
     return draws[rank * batch_size : (rank + 1) * batch_size]
+
+
+def draw_uniform(count: int, generator: torch.Generator | None) -> Tensor:
+    """Draw numbers in [0, 1) for :func:`draw_per_sample`: the part that no graph can hold."""
+    return torch.rand(count, generator=generator or _shared)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def check_values(images: Float[Tensor, "*b c h w"]) -> None:
 
 def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
     """Return uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
-    return images.to(torch.float32) / 127.5 - 1
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)  # one array, not three
 
 
 def to_uint8(images: Num[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:

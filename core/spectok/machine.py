@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "datasets", "numpy")
 
 
@@ -24,6 +25,20 @@ def describe_machine() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, by its affinity and the quota of its container.
+
+    A quota of a part of a core counts as one.
+    """
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or no quota: "max"
+        return cores
 
 
 def processor_name() -> str:

@@ -91,6 +91,8 @@ class TokenCache(Dataset[dict[str, Any]]):
         CheckpointError: If it is missing or damaged.
     """
 
+    in_memory = True  # mapped, and small: reading costs next to nothing
+
     def __init__(self, directory: str | os.PathLike[str], seed: int = 0):
         self.directory = Path(home(directory))
         self._seed, self._epoch = seed, None

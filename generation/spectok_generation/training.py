@@ -36,6 +36,7 @@ from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit,
 from spectok.training.card import write_run_card
 from spectok.training.launch import accelerated, joined
 from spectok.training.lock import run_locked
+from spectok.training.precision import settled_recipe
 from spectok.training.resume import check_resume, without_consent
 from spectok.writing import write_text
 from spectok_generation.card import describe_prior
@@ -90,6 +91,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) ->
     if resume is True and has_begun(output):
         resume = "auto"
     check_resume(output, resume)
+    recipe = settled_recipe(recipe, output, resume)
     given = rehearse(recipe)
     with joined(recipe.train), run_locked(output):
         on_main(lambda: note_recipe(recipe, output))

@@ -56,6 +56,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return self.dataset.fingerprint
 
     @property
+    def in_memory(self) -> bool:
+        """Whether reading costs next to nothing: latents are mapped, images perhaps not."""
+        return not self.with_images or self.dataset.in_memory
+
+    @property
     def rows(self) -> np.memmap[Any, Any]:
         """All latents, mapped into memory; float32, (N, c, h, w)."""
         if self._rows is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -206,11 +207,11 @@ class DQVAE(ImageTokenizer):
         """
         share, regions = fine.float().mean(), fine[0].numel()
         codes = regions * (1 + 3 * share)
-        sizes = torch.tensor([level.vocab_size for level in self.quantizer.levels])
+        bits = [math.log2(level.vocab_size) for level in self.quantizer.levels]
         return {
             "fine_share": share,
-            "tokens_used": regions + codes * len(sizes),
-            "bits_used": regions + codes * float(sizes.double().log2().sum()),
+            "tokens_used": regions + codes * len(bits),
+            "bits_used": regions + codes * sum(bits),
         }
 
     @torch.no_grad()

@@ -32,8 +32,8 @@ from spectok.training import (
 )
 from spectok.training.batches import EpochDataset, Stream, derive_seed, make_loader, read, seeded
 from spectok.training.ema import WeightEMA
-from spectok.training.launch import remark_slow_bf16
 from spectok.training.optimizer import learning_rate_factor, make_optimizer
+from spectok.training.precision import remark_slow_bf16
 from spectok.training.recipe import load_tokenizer_recipe
 
 

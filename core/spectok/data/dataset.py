@@ -88,6 +88,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return bool(self._augmentation)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether reading an item costs next to nothing: pixels are held, and stay as they are."""
+        return self._pixels is not None and not self.augments
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """Everything that decides the pixels before augmentation, ready for JSON."""
         return self._preprocessing.to_dict()
@@ -154,7 +159,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 pixels = self._augmentation(pixels, generator_for(self._seed, self._epoch, index))
             if captions:
                 number = caption_turn(len(captions), self._seed, self._epoch, index)
-        item: dict[str, Any] = {"images": to_float(torch.tensor(pixels)), "index": index}
+        own = torch.from_numpy(pixels) if pixels.flags.writeable else torch.tensor(pixels)
+        item: dict[str, Any] = {"images": to_float(own), "index": index}
         if self._rows.labels is not None:
             item["label"] = int(self._rows.labels[index])
         if self._rows.captions is not None:

@@ -21,6 +21,7 @@ from spectok.recipes.recipe import Recipe
 from spectok.recipes.schema import Registered, Section
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, TrainConfig, fit
 from spectok.training.batches import derive_seed
+from spectok.training.precision import settled_recipe
 from spectok.training.resume import check_resume
 from spectok.writing import write_text
 
@@ -97,6 +98,7 @@ def train_classifier(
             f"data {recipe.data.name}/{recipe.data.split} has no classes to learn; give labelled "
             f"images, such as one folder per class"
         )
+    recipe = settled_recipe(recipe, output, resume)
     model = build(recipe, dataset)
 
     def compute_losses(module: nn.Module, batch: dict[str, Any]) -> StepOutput:

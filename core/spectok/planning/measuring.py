@@ -116,14 +116,15 @@ def measure_step(make: Callable[[], Subject], config: TrainConfig) -> StepCost:
 
     Args:
         make: Returns the training; called where new tensors have no values.
-        config: How it is trained; ``fp16`` is measured as ``bf16``, of the same size.
+        config: How it is trained; ``fp16`` is measured as ``bf16``, of the same size, and so is
+            ``auto``, as on any GPU that is planned for. Nothing is compiled.
 
     Raises:
         ConfigError: If a step of this model depends on values, and so cannot be run without.
     """
-    if config.mixed_precision == "fp16":
+    if config.mixed_precision in ("fp16", "auto"):
         config = config.model_copy(update={"mixed_precision": "bf16"})
-    config = config.model_copy(update={"tracker": None})
+    config = config.model_copy(update={"tracker": None, "compile": False})
     try:
         with silenced():
             return _measure(make, config)

@@ -106,6 +106,11 @@ def make_plan(
     return rows
 
 
+def precision_of(config: TrainConfig) -> str:
+    """Return the precision that is planned for; ``auto`` is bf16, which the GPUs here compute."""
+    return "bf16" if config.mixed_precision == "auto" else config.mixed_precision
+
+
 def memory_per_gpu(cost: StepCost, hardware: Hardware) -> int:
     """Return the bytes at the peak of a step on one GPU."""
     return int(sum(row.value for row in _parts(cost, hardware)))
@@ -152,7 +157,8 @@ def _parts(cost: StepCost, hardware: Hardware) -> list[Row]:
 def _memory(cost: StepCost, config: TrainConfig, hardware: Hardware) -> list[Row]:
     parts = [row for row in _parts(cost, hardware) if row.value]
     text = f"sum of the above, at train.batch_size={config.batch_size}"
-    text += f" in {config.mixed_precision}" if config.mixed_precision != "no" else " in float32"
+    kind = precision_of(config)
+    text += f" in {kind}" if kind != "no" else " in float32"
     if config.gradient_checkpointing:
         text += " with train.gradient_checkpointing"
     total = Row("memory per GPU", "total", memory_per_gpu(cost, hardware), "bytes", text)
@@ -160,7 +166,7 @@ def _memory(cost: StepCost, config: TrainConfig, hardware: Hardware) -> list[Row
 
 
 def _time(cost: StepCost, config: TrainConfig, hardware: Hardware, stored: Stored) -> list[Row]:
-    kind = config.mixed_precision
+    kind = precision_of(config)
     if kind == "no":
         kind = "tf32" if config.tf32 else "float32"
     speed = hardware.tflops or PEAK_TFLOPS[kind]

@@ -14,6 +14,7 @@ USUAL = {
     "weight_decay": "wd decay_weight",
     "warmup_steps": "warmup warmup_iters num_warmup_steps",
     "mixed_precision": "fp16 bf16 amp precision half autocast",
+    "compile": "torch_compile use_compile compiled compile_model",
     "max_grad_norm": "grad_clip clip clip_grad clip_grad_norm gradient_clip_val",
     "gradient_accumulation": "accumulate grad_accum accumulate_grad_batches "
     "gradient_accumulation_steps",

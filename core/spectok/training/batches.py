@@ -6,9 +6,11 @@ processes together see exactly what one process with the same global batch sees.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spectok.distributed import shared_draws
 from spectok.errors import SpectokError
+from spectok.training.workers import PREFETCH
 
 Key = tuple[int, int]
 """Epoch and index of one sample."""
@@ -85,28 +88,45 @@ class EpochDataset(Dataset[Any]):
         self.dataset, self._epoch = dataset, -1
 
     def __getitem__(self, key: Key) -> Any:
-        epoch, index = key
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[Any]:
+        """Return the samples of a batch; a data set that reads several at once does so."""
+        read_several = getattr(self.dataset, "__getitems__", None)
+        items: list[Any] = []
+        for epoch, group in itertools.groupby(keys, key=itemgetter(0)):
+            self._set_epoch(epoch)
+            rows = [index for _, index in group]
+            items += read_several(rows) if read_several else [self.dataset[row] for row in rows]
+        return items
+
+    def _set_epoch(self, epoch: int) -> None:
         if epoch != self._epoch:
             self._epoch = epoch
             if hasattr(self.dataset, "set_epoch"):
                 self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
-        return self.dataset[index]
 
 
-def make_loader(dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_workers: int) -> Any:
+def make_loader(
+    dataset: Sequence[Any] | Dataset[Any], stream: Stream, num_workers: int, pinned: bool = False
+) -> Any:
     """Return a loader of the stream's micro-batches, collated on the CPU.
 
     Args:
         dataset: Map-style data set; its ``collate``, if it has one, replaces torch's default.
         stream: Which samples, in which order.
-        num_workers: Worker processes; 0 loads in this one.
+        num_workers: Worker processes; 0 loads in this one. They live as long as the loader, and
+            each keeps :data:`~spectok.training.workers.PREFETCH` batches ready.
+        pinned: Whether batches lie in memory that a GPU copies from while it computes.
     """
     return DataLoader(
         EpochDataset(dataset),  # type: ignore[arg-type]
         batch_sampler=stream,
         num_workers=num_workers,
         collate_fn=getattr(dataset, "collate", None),
-        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        prefetch_factor=PREFETCH if num_workers else None,
+        pin_memory=pinned,
         # its own, so the global random state is left alone
         generator=torch.Generator().manual_seed(derive_seed(stream.seed, 5)),
     )

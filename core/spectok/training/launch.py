@@ -21,8 +21,9 @@ from accelerate.utils import (
 )
 
 from spectok.errors import ConfigError, TrainingError
-from spectok.messages import note
 from spectok.processes import watched
+from spectok.training.compiling import check_compiler
+from spectok.training.precision import check_agreed
 from spectok.training.sharding import make_plugin, switch_on
 from spectok.training.train_config import TrainConfig
 
@@ -69,13 +70,14 @@ def accelerated(config: TrainConfig, output: Path) -> Iterator[Accelerator]:
     """Start Accelerate for one run, and leave it as it was found.
 
     Raises:
-        ConfigError: If the precision or the tracker does not work on this machine.
+        ConfigError: If the precision, the tracker or the compiler does not work on this machine.
         TrainingError: See :func:`joined`.
     """
     check_machine(config)
     plugin = make_plugin(config)
     ours = not AcceleratorState._shared_state
     with joined(config), arithmetic(config):
+        check_agreed(config)
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=config.mixed_precision,
@@ -149,7 +151,7 @@ def check_launch() -> None:
 
 
 def check_machine(config: TrainConfig) -> None:
-    """Check that this machine has what the precision and the tracker need.
+    """Check that this machine has what precision, tracker and compiling need.
 
     Raises:
         ConfigError: Names what is missing and the remedy.
@@ -158,29 +160,17 @@ def check_machine(config: TrainConfig) -> None:
         raise ConfigError(
             "train.mixed_precision: fp16 needs a GPU and this machine has none; use bf16 or no"
         )
+    if config.compile and config.gradient_checkpointing:
+        raise ConfigError(
+            "train.compile: is not supported with train.gradient_checkpointing; leave one off"
+        )
+    if config.compile:
+        check_compiler()
     if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
         raise ConfigError(
             f"train.tracker: {config.tracker} is not installed; pip install "
             f"'spectok[{config.tracker}]', or leave the tracker out (log.jsonl is always written)"
         )
-
-
-def remark_slow_bf16(config: TrainConfig, device: torch.device) -> None:
-    """Say so if a training in bf16 is about to run on a CPU without instructions for it."""
-    if config.mixed_precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        note(
-            "train.mixed_precision: this processor has no bf16 instructions, so bf16 is many times "
-            "slower here than float32; set train.mixed_precision=no"
-        )
-
-
-def cpu_has_bf16() -> bool:
-    """Return whether this CPU has instructions for bf16; True where torch cannot tell.
-
-    The operator is private to torch and missing from builds without oneDNN.
-    """
-    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return probe is None or bool(probe())
 
 
 def check_group(state: PartialState | Accelerator) -> None:

@@ -25,12 +25,14 @@ from spectok.processes import on_main
 from spectok.training.batches import Stream, make_loader, read, seeded
 from spectok.training.checkpoint import Parts, save_checkpoint
 from spectok.training.checks import check_ranks_agree
+from spectok.training.compiling import compiled
 from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOutput
 from spectok.training.ema import WeightEMA
-from spectok.training.launch import accelerated, remark_slow_bf16
+from spectok.training.launch import accelerated
 from spectok.training.lock import run_locked
 from spectok.training.log import RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
+from spectok.training.precision import remark_slow_bf16, settled_run
 from spectok.training.progress import Clock, Reporter
 from spectok.training.recomputing import recompute_blocks, stop_recomputing
 from spectok.training.resume import begin, checkpoint_folder, make_manifest
@@ -38,6 +40,7 @@ from spectok.training.sharding import Shards, as_plain, is_sharding, refuse_for
 from spectok.training.stopping import StopRequest
 from spectok.training.train_config import TrainConfig
 from spectok.training.window import Window
+from spectok.training.workers import choose_workers
 
 MAIN = "model"
 
@@ -150,8 +153,13 @@ def fit(
     """
     if not can_shard:
         refuse_for("this model")
+    config, run = settled_run(config, run)
     first_phase = Phase(MAIN, model, lambda module, batch, _: compute_losses(module, batch))
-    with accelerated(config, run.output) as accelerator, run_locked(run.output):
+    with (
+        accelerated(config, run.output) as accelerator,
+        run_locked(run.output),
+        compiled(first_phase.module, config, alone=not phases),
+    ):
         remark_slow_bf16(config, accelerator.device)
         shards = Shards(accelerator, model) if is_sharding(accelerator) else None
         prepared = [prepare(accelerator, config, phase) for phase in (first_phase, *phases)]
@@ -246,7 +254,8 @@ def load(accelerator: Accelerator, config: TrainConfig, run: Run, dataset: Any, 
         accelerator.process_index,
         accelerator.num_processes,
     )
-    return make_loader(dataset, stream, config.num_workers)
+    num_workers = choose_workers(config, dataset, accelerator.device)
+    return make_loader(dataset, stream, num_workers, pinned=accelerator.device.type == "cuda")
 
 
 def train_on_batch(state: LoopState, batch: Any, step: int) -> None:

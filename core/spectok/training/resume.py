@@ -170,6 +170,12 @@ def recorded_recipe(output: Path) -> dict[str, Any]:
     return dict(read_manifest(found[-1])["recipe"]) if found else {}
 
 
+def recorded_settings(output: Path) -> dict[str, Any]:
+    """Return the ``train:`` settings in the newest checkpoint of a run; empty if there is none."""
+    found = list_checkpoints(output / CHECKPOINTS)
+    return dict(_settings(read_manifest(found[-1])).get("train") or {}) if found else {}
+
+
 def checkpoint_folder(output: Path, step: int) -> Path:
     """Return where the checkpoint of a step goes."""
     return output / CHECKPOINTS / f"step-{step:08d}"

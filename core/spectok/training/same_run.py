@@ -15,6 +15,9 @@ FREE_SETTINGS = {
     *(f"train.{name}" for name in FREE_TO_CHANGE),
 }
 
+SETTLED = ("train.mixed_precision",)
+"""Settings whose ``auto`` keeps what the run has."""
+
 
 def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse to resume with settings that would make it a different run.
@@ -34,7 +37,9 @@ def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> N
         f"{name}: the run to resume has {old.get(name)!r}, not {new.get(name)!r}; set it back, or "
         f"start a new run in another output folder"
         for name in sorted(old.keys() | new.keys())
-        if name not in FREE_SETTINGS and old.get(name) != new.get(name)
+        if name not in FREE_SETTINGS
+        and old.get(name) != new.get(name)
+        and not (name in SETTLED and new.get(name) == "auto")
     ]
     if differing:
         raise ConfigError(*differing)

@@ -60,6 +60,7 @@ def make_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
     offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in ("1", "true", "yes")
     recomputes = plugin.activation_checkpointing
     refused = {
+        "train.compile is not supported with it; leave it off": config.compile,
         "version 1 is not supported; launch with --fsdp_version 2": plugin.fsdp_version != 2,
         "it is not supported with fp16, whose scaled gradients are checked whole; set "
         "train.mixed_precision=bf16": config.mixed_precision == "fp16",

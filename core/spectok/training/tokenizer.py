@@ -25,6 +25,7 @@ from spectok.training.contracts import Callbacks, FitResult, Resume, Run
 from spectok.training.launch import check_machine
 from spectok.training.loop import fit
 from spectok.training.objective import Objective
+from spectok.training.precision import settled_recipe
 from spectok.training.recipe import TokenizerRecipe
 from spectok.training.resume import check_resume, recorded_recipe
 from spectok.training.sharding import refuse_for
@@ -62,6 +63,7 @@ def train_tokenizer(recipe: TokenizerRecipe, output: Path, *, resume: Resume = F
     recorded = recorded_recipe(output) if resume else {}
     earlier = keep_earlier_options("tokenizer", recipe.tokenizer, recorded.get("tokenizer", {}))
     recipe = recipe.model_copy(update={"tokenizer": earlier})
+    recipe = settled_recipe(recipe, output, resume)
     model = build(recipe.tokenizer, recipe.seed)
     if recipe.init_from is not None and not recorded:
         copy_weights(model, recipe.init_from)

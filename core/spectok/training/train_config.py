@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from spectok.recipes.schema import Section
 
 Count = Annotated[int, Field(le=1_000_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+MOST_WORKERS = 1_000
+
+
+def _check_workers(value: Any) -> Any:
+    """Return a number of workers, or say in one line what it may be."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if value != "auto" and not (number and 0 <= value <= MOST_WORKERS):
+        raise ValueError(f"Input should be 'auto' or a whole number from 0 to {MOST_WORKERS:,}")
+    return value
+
 
 INCIDENTAL = (
     "log_every",
@@ -22,8 +32,8 @@ INCIDENTAL = (
     "reschedule",
 )
 """Settings that do not change what is learned."""
-ROUNDING = ("tf32", "deterministic")
-"""Settings that change only how a GPU rounds."""
+ROUNDING = ("tf32", "deterministic", "compile")
+"""Settings that change only how numbers are rounded."""
 SPLITTING = ("batch_size", "gradient_accumulation", "gradient_checkpointing")
 """Settings that change how a step is cut up to fit into memory."""
 FREE_TO_CHANGE = ("steps", *SPLITTING, *ROUNDING, *INCIDENTAL)
@@ -50,7 +60,13 @@ class TrainConfig(Section):
             ``cosine``.
         warmup_steps: Steps over which the learning rate rises linearly from zero.
         max_grad_norm: Clip the gradient to this norm. None: no clipping.
-        mixed_precision: Autocast type. Quantizers always run in float32.
+        mixed_precision: Autocast type. Quantizers always run in float32. ``auto``: ``bf16`` if this
+            GPU or this processor computes it, ``no`` otherwise; a run that is resumed keeps what it
+            began with, here as elsewhere.
+        compile: Run the model's forward and backward pass through ``torch.compile``, quantizers
+            excepted: faster on a GPU once it is compiled, the same losses up to rounding. For
+            tokenizers, priors and whatever else is trained; needs a C++ compiler. A discriminator
+            is not compiled. Not with ``gradient_checkpointing`` or FSDP.
         tf32: Let CUDA multiply float32 matrices in TF32, which keeps 10 bits of each factor and is
             several times as fast; torch's convolutions do so by default. Quantizers never do.
         deterministic: Let CUDA use only kernels that give the same result each time; slower.
@@ -61,7 +77,9 @@ class TrainConfig(Section):
         save_every: Steps between checkpoints. One is always written at the end.
         sample_every: Steps between sample images. None: none.
         keep_last: Checkpoints to keep.
-        num_workers: Worker processes that load data. 0: load in the training process.
+        num_workers: Worker processes that load data, for each process that trains. 0: load in the
+            training process. ``auto``: 0 on a CPU, and for data in memory; otherwise one less than
+            the cores of the process, at most 8. Nothing that is learned depends on it.
         tracker: Where curves go besides ``log.jsonl``; needs the extra of its name. None: nowhere.
         timeout_minutes: Time after which a process that does not answer stops the others.
         reschedule: Consent to a learning rate that jumps where a run is resumed with another
@@ -79,7 +97,8 @@ class TrainConfig(Section):
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Count = Field(0, ge=0)
     max_grad_norm: float | None = Field(None, gt=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "auto", "bf16", "fp16"] = "no"
+    compile: bool = False
     tf32: bool = True
     deterministic: bool = False
     ema_decay: Fraction | None = None
@@ -87,7 +106,7 @@ class TrainConfig(Section):
     save_every: Count = Field(1_000, ge=1)
     sample_every: Count | None = Field(1_000, ge=1)
     keep_last: Count = Field(2, ge=1)
-    num_workers: int = Field(0, ge=0, le=1_000)
+    num_workers: Annotated[int | Literal["auto"], BeforeValidator(_check_workers)] = "auto"
     tracker: Literal["tensorboard", "wandb"] | None = None
     timeout_minutes: float = Field(30, gt=0, le=100_000)
     reschedule: bool = False

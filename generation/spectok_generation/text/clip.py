@@ -24,6 +24,7 @@ from spectok.places import home
 from spectok.saving import saving
 from spectok.training import Callbacks, FitResult, Resume, Run, StepOutput, fit
 from spectok.training.launch import accelerated, check_machine
+from spectok.training.precision import settled_recipe
 from spectok.training.resume import check_resume
 from spectok_generation.text.clip_recipe import ClipConfig, ClipRecipe
 from spectok_generation.text.encoder import CLIP_FILES, CONFIG, WEIGHTS
@@ -79,6 +80,7 @@ def train_clip(recipe: ClipRecipe, output: Path, *, resume: Resume = False) -> F
     check_resume(output, resume)
     dataset = captioned_images(recipe)
     say(str(dataset.report))
+    recipe = settled_recipe(recipe, output, resume)
     with accelerated(recipe.train, output):
         torch.manual_seed(recipe.seed)
         config = model_config(recipe.clip, dataset.image_shape)

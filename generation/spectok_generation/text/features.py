@@ -130,6 +130,11 @@ class Captioned(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dataset[index]
 
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Return several items, at once if the data set can."""
+        read_several = getattr(self.dataset, "__getitems__", None)
+        return read_several(indices) if read_several else [self.dataset[i] for i in indices]
+
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch, its texts padded to the longest of them."""
         rows, numbers = [i["index"] for i in items], [i["caption_number"] for i in items]
