@@ -45,7 +45,7 @@ SETTINGS = (
     "train.sample_every=null",
 )
 IMAGES = {"train": 20_000, "test": 2_000}
-STEPS, BATCH = 1500, 200
+STEPS, BATCH = 800, 200
 
 
 def tokens_of(key: str, split: str, data: str, out: Path) -> Path:
