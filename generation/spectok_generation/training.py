@@ -144,7 +144,10 @@ def fit_prior(
             report = getattr(training_set.dataset, "report", None)  # of images, not of tokens
             write_run_card(folder, record, describe_prior(trained, folder), recipe.data, report)
 
-        callbacks = Callbacks(save_final=save_final)
+        callbacks = Callbacks(
+            begin_step=lambda step: prior.begin_step(step, recipe.train.steps),
+            save_final=save_final,
+        )
         if tokenizer is not None and isinstance(prior, DRAWABLE):
             callbacks.sample = sampler(tokenizer, training_set, recipe.seed)
         run = Run(output, recipe.seed, resume, record)

@@ -44,6 +44,7 @@ PRIORS = {
     "maskgit": {"num_layers": 1, "num_heads": 2, "width": 16, "dropout": 0.0},
     "ldm": {"channels": [8, 16], "layers": 1, "attention_levels": [1], "num_timesteps": 10},
 }
+PRIORS["gpt in random orders"] = {"name": "gpt", "order": "random"} | PRIORS["gpt"]
 FROM_IMAGES, FROM_TEXT = ("ldm",), ("cat",)
 
 
@@ -145,4 +146,4 @@ def test_a_prior_of_any_kind_learns_any_tokenizer(kind, made, clip, tmp_path):
 
 
 def test_no_kind_of_prior_is_left_out():
-    assert set(PRIORS) == set(list_priors())
+    assert {options.get("name", kind) for kind, options in PRIORS.items()} == set(list_priors())

@@ -26,6 +26,7 @@ TEXT = {"width": 12, "context_length": 4}
 LATENTS = (4, 4, 4)
 VARIANTS = [("cat", {"text_conditioning": kind}) for kind in ("pooled", "prefix")]
 VARIANTS += [("maskgit", {"text": TEXT})]
+VARIANTS += [("gpt", {"order": "random"}), ("cat", {"order": "random", "block": "released"})]
 VARIANTS += [(name, {}) for name in sorted({*list_priors(), *SMALL})]
 
 

@@ -29,6 +29,7 @@ RELATIVE = 1e-5  # sums in float32, in another order
 GPT = {"name": "gpt", "num_layers": 2, "num_heads": 2, "width": 16, "dropout": 0.0}
 PRIORS = {
     "gpt": GPT | {"condition_dropout": 0.3},
+    "gpt in random orders": GPT | {"order": "random"},
     "pixelcnn": {"name": "pixelcnn", "num_layers": 2, "width": 8, "first_kernel": 3},
     "maskgit": GPT | {"name": "maskgit", "condition_dropout": 0.3},
     "ldm": {"name": "ldm", "channels": [8, 16], "layers": 1, "num_timesteps": 20},

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, GPT2Config, GPT2Model
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from spectok.device import constant
+from spectok.device import constant, send
+from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition, TextFeatures
 from spectok_generation.priors import decoding, transformer
 from spectok_generation.priors.base import AutoregressivePrior
 from spectok_generation.priors.codebooks import CodebookHead, at_least_float32, parent_places
 from spectok_generation.priors.decoding import Decode, DecodingCache, compiled_decode
 from spectok_generation.priors.layout import GPT2, Layout, Shape
+from spectok_generation.priors.orders import Annealing, draw_orders, in_order
+from spectok_generation.priors.positions import INIT_STD
 from spectok_generation.priors.transformer import Transformer
 
 # Of attention under a name of its own transformers makes no masks. To find out whether it needs
@@ -61,12 +64,23 @@ class GPT2Prior(AutoregressivePrior):
     A subclass defines what a condition becomes: :meth:`start_inputs`, and :meth:`context` or
     :meth:`prefix`.
 
+    With random orders (Yu et al. 2024, RAR), each training image is predicted in an order of its
+    own, with a probability that falls to 0 in the course of the run; see :func:`draw_orders` for
+    what is permuted. An input is then told two places: that of the token it holds, by an embedding
+    that only such priors have, and that of the token it is to predict, which the paper calls
+    target-aware positions and every prior here has. Likelihoods and samples are always in the order
+    of the ``TokenSpec``.
+
     Args:
         token_spec: See :class:`Prior`.
         shape: Size of the transformer.
         dropout: On embeddings, attention and residual branches.
         layout: Variant of the blocks; by default GPT-2's own, without a context.
+        annealing: When training uses random orders; None: never.
         **conditions: Further arguments of :class:`Prior`.
+
+    Raises:
+        ConfigError: If there are random orders and relative positions.
     """
 
     shard_units = ("GPT2Block", "Block")
@@ -77,6 +91,7 @@ class GPT2Prior(AutoregressivePrior):
         shape: Shape,
         dropout: float,
         layout: Layout = GPT2,
+        annealing: Annealing | None = None,
         **conditions: Any,
     ):
         super().__init__(token_spec, **conditions)
@@ -86,6 +101,16 @@ class GPT2Prior(AutoregressivePrior):
         else:
             self.backbone = Transformer(spec, shape, layout, dropout)
         self.head = CodebookHead(spec, shape.width, tied=layout.tied_embeddings)
+        if annealing is not None and layout.positions != "absolute":
+            raise ConfigError(
+                "prior.order: random needs prior.positions=absolute, because a relative bias "
+                "belongs to tokens in raster order"
+            )
+        self.annealing, self.progress = annealing, 0.0
+        self.token_places: nn.Embedding | None = None
+        if annealing is not None:
+            self.token_places = nn.Embedding(spec.num_tokens, shape.width)
+            nn.init.normal_(self.token_places.weight, std=INIT_STD)
         self._parents = parent_places(spec)
         self._decode: Decode = self._module.decode
 
@@ -125,6 +150,42 @@ class GPT2Prior(AutoregressivePrior):
         """See :meth:`AutoregressivePrior.logits`."""
         inputs = self._inputs(indices[:, :-1], self.start_inputs(condition), first=0)
         hidden = self._hidden(inputs, self.context(condition), self.prefix(condition))
+        return self.head(hidden, self.backbone.wte.weight)
+
+    def begin_step(self, step: int, num_steps: int) -> None:
+        """See :meth:`Prior.begin_step`; without it, training stays at the start of a run."""
+        self.progress = step / num_steps
+
+    def training_logits(
+        self, indices: Int[Tensor, "b t"], condition: Condition
+    ) -> Float[Tensor, "b t k"]:
+        """See :meth:`AutoregressivePrior.training_logits`."""
+        share = 0.0 if self.annealing is None else self.annealing.share(self.progress)
+        if share == 0:
+            return self.logits(indices, condition)
+        order = draw_orders(self.token_spec, len(indices), share)
+        return self.logits_in_order(indices, condition, send(order, indices.device))
+
+    def logits_in_order(
+        self, indices: Int[Tensor, "b t"], condition: Condition, order: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b t k"]:
+        """Return the logits of each place given the places before it in an order of its image.
+
+        Args:
+            indices: Valid tokens, in the order of the spec.
+            condition: A checked condition; see :meth:`Prior.check_condition`.
+            order: Which place is the i-th to be predicted; see :func:`draw_orders`.
+
+        Returns:
+            As of :meth:`logits`, in the order of the spec.
+        """
+        codes = self.token_spec.code_ids(indices)
+        inputs = in_order(self._embed(codes, 0), order[:, :-1])
+        inputs = torch.cat([self.start_inputs(condition)[:, None], inputs], dim=1)
+        if self._has_parents:
+            inputs = inputs + in_order(self._parent_codes(codes[:, :-1], 0), order)
+        hidden = self._hidden(inputs, self.context(condition), self.prefix(condition), order)
+        hidden = in_order(hidden, order.argsort(dim=1))  # each at its place again
         return self.head(hidden, self.backbone.wte.weight)
 
     def start(self, condition: Condition) -> DecodingState:
@@ -167,14 +228,18 @@ class GPT2Prior(AutoregressivePrior):
         inputs: Float[Tensor, "b t d"],
         context: TextFeatures | None,
         prefix: TextFeatures | None,
+        places: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
+        """Return what the inputs become; ``places`` are those they predict, if not in order."""
         if isinstance(self.backbone, Transformer):
-            return self.backbone(inputs, context, prefix)
+            return self.backbone(inputs, context, prefix, places)
         length, arguments = inputs.shape[1], _as_arguments(context)
+        if places is None:
+            places = torch.arange(length, device=inputs.device)[None]
+        arguments["position_ids"] = places
         if prefix is not None:
             before = prefix.mask.shape[1]
-            places = torch.arange(-before, length, device=inputs.device)
-            arguments["position_ids"] = torch.where(places < 0, length, places)[None]
+            arguments["position_ids"] = F.pad(places, (before, 0), value=length)
             shown = F.pad(prefix.mask, (0, length), value=True)[:, None, None, :]
             order = torch.arange(before + length, device=inputs.device)
             arguments["attention_mask"] = shown & (order <= order[:, None])
@@ -187,12 +252,23 @@ class GPT2Prior(AutoregressivePrior):
     ) -> Float[Tensor, "b n d"]:
         """Return the inputs that predict places first..k from the first k tokens."""
         codes = self.token_spec.code_ids(indices)
-        inputs = self.backbone.wte(codes[:, max(first - 1, 0) :])
+        inputs = self._embed(codes, max(first - 1, 0))
         if first == 0:
             inputs = torch.cat([start[:, None], inputs], dim=1)
-        if any(parent is not None for parent in self._parents):
+        if self._has_parents:
             inputs = inputs + self._parent_codes(codes, first)
         return inputs
+
+    @property
+    def _has_parents(self) -> bool:
+        return any(parent is not None for parent in self._parents)
+
+    def _embed(self, codes: Int[Tensor, "b k"], first: int) -> Float[Tensor, "b n d"]:
+        """Return the vectors of the tokens of places first..k-1, with their places if needed."""
+        vectors = self.backbone.wte(codes[:, first:])
+        if self.token_places is None:
+            return vectors
+        return vectors + self.token_places.weight[first : codes.shape[1]]
 
     def _parent_codes(self, codes: Int[Tensor, "b k"], first: int) -> Float[Tensor, "b n d"]:
         parents = self._parents[first : codes.shape[1] + 1]

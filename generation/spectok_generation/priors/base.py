@@ -137,6 +137,17 @@ class Prior(SpectokModel, ABC):
         hidden = draw_per_sample(len(condition)) < self.condition_dropout
         return hide(condition, hidden, self.num_classes)
 
+    def begin_step(self, step: int, num_steps: int) -> None:
+        """Note how far training is; called first in each optimiser step, on all ranks alike.
+
+        What changes in the course of a run is a function of these numbers, so that a run that is
+        resumed does what it would have done.
+
+        Args:
+            step: Number of the step, counted from 0.
+            num_steps: Steps of the whole run.
+        """
+
     def check_can_omit(self, condition: Condition | None) -> None:
         """Check that a missing condition is something this prior was trained for.
 
@@ -183,6 +194,20 @@ class AutoregressivePrior(Prior):
             condition: A checked condition; see :meth:`Prior.check_condition`.
         """
 
+    def training_logits(
+        self, indices: Int[Tensor, "b t"], condition: Condition
+    ) -> Float[Tensor, "b t k"]:
+        """Return the logits of each place in training; here those of :meth:`logits`.
+
+        A subclass may draw other orders of the places, and then returns the logits of each place
+        given those before it in the order drawn.
+
+        Args:
+            indices: Valid tokens.
+            condition: A checked condition; see :meth:`Prior.check_condition`.
+        """
+        return self.logits(indices, condition)
+
     @abstractmethod
     def start(self, condition: Condition) -> Any:
         """Return the state of a new batch of sequences, with a cache allocated for all T places.
@@ -217,7 +242,8 @@ class AutoregressivePrior(Prior):
     ) -> PriorOutput:
         """Return the mean negative log-likelihood, in nats per token, and its size in bits."""
         condition = self.drop_condition(self.check_condition(condition, indices.shape[0]))
-        nll = -self._token_log_probs(indices, condition).mean()
+        compute = self.training_logits if self.training else self.logits
+        nll = -_token_log_probs(compute(indices, condition), indices).mean()
         bits = nll.detach() / math.log(2)
         metrics = {"bits_per_token": bits}
         if self._num_pixels:
@@ -237,13 +263,14 @@ class AutoregressivePrior(Prior):
         self.token_spec.validate(indices)
         self.check_can_omit(condition)
         checked = self.check_condition(condition, len(indices))
-        return self._token_log_probs(indices, checked).sum(1)
-
-    def _token_log_probs(self, indices: Tensor, condition: Condition) -> Float[Tensor, "b t"]:
-        log_probs = at_least_float32(self.logits(indices, condition)).log_softmax(-1)
-        return log_probs.gather(2, indices.unsqueeze(2)).squeeze(2)
+        return _token_log_probs(self.logits(indices, checked), indices).sum(1)
 
     @functools.cached_property
     def _num_pixels(self) -> int:
         shape = self.tokenizer_record.get("image_shape")
         return math.prod(shape) if shape else 0
+
+
+def _token_log_probs(logits: Float[Tensor, "b t k"], indices: Tensor) -> Float[Tensor, "b t"]:
+    log_probs = at_least_float32(logits).log_softmax(-1)
+    return log_probs.gather(2, indices.unsqueeze(2)).squeeze(2)

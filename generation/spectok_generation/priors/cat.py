@@ -22,6 +22,7 @@ from spectok_generation.priors.layout import (
     Rate,
     Shape,
 )
+from spectok_generation.priors.orders import RASTER, Annealing, Fraction, OrderKind
 from spectok_generation.priors.positions import INIT_STD
 
 SIZES = {  # layers, heads, width, width of a head
@@ -86,6 +87,12 @@ class CAT(GPT2Prior):
         tied_embeddings: Whether output weights are the embeddings of the codes.
         block: ``"gpt2"``, or ``"released"``: no biases, a layer norm inside the feed-forward part,
             a learned null entry in self-attention.
+        order: ``"raster"``: training predicts places in the order of the spec; ``"random"``: at
+            first in random orders, as RAR does (Yu et al. 2024, section 3.2), with an embedding
+            more per place; see :func:`~spectok_generation.priors.orders.draw_orders`.
+        random_until: With ``"random"``, fraction of the run up to which all images have a random
+            order; from there on fewer and fewer.
+        raster_from: With ``"random"``, fraction of the run from which none has.
 
     Raises:
         ConfigError: If there is no text encoder, or an option does not fit it or the tokens.
@@ -99,6 +106,7 @@ class CAT(GPT2Prior):
         "positions": "absolute",
         "tied_embeddings": False,
         "block": "gpt2",
+        **RASTER,
     }
 
     @register_to_config
@@ -121,6 +129,9 @@ class CAT(GPT2Prior):
         positions: PositionKind = "absolute",
         tied_embeddings: bool = False,
         block: BlockKind = "gpt2",
+        order: OrderKind = "raster",
+        random_until: Fraction = 0.5,
+        raster_from: Fraction = 0.75,
     ):
         if text is None or num_classes:
             raise ConfigError("CAT reads text, not classes; give the record of a text encoder")
@@ -138,6 +149,7 @@ class CAT(GPT2Prior):
             shape,
             dropout,
             Layout(attention, positions, block, tied_embeddings, not has_prefix, has_prefix),
+            Annealing.of(order, random_until, raster_from),
             condition_dropout=condition_dropout,
             text_width=text["width"],
         )

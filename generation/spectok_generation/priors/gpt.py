@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spectok_generation.conditions import Condition
 from spectok_generation.priors.backbone import GPT2Prior
 from spectok_generation.priors.layout import Count, Rate, Shape
+from spectok_generation.priors.orders import RASTER, Annealing, Fraction, OrderKind
 from spectok_generation.priors.positions import INIT_STD
 
 SIZES = {  # layers, heads, width
@@ -51,9 +52,19 @@ class GPT(GPT2Prior):
         width: Length D of the hidden vectors.
         dropout: On embeddings, attention and residual branches.
         condition_dropout: Fraction of training images whose class is hidden.
+        order: ``"raster"``: training predicts places in the order of the spec; ``"random"``: at
+            first in random orders, as RAR does (Yu et al. 2024, section 3.2), with an embedding
+            more per place; see :func:`~spectok_generation.priors.orders.draw_orders`.
+        random_until: With ``"random"``, fraction of the run up to which all images have a random
+            order; from there on fewer and fewer.
+        raster_from: With ``"random"``, fraction of the run from which none has.
+
+    Raises:
+        ConfigError: If the size is impossible, or random orders would end before they begin to.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"class_dropout": "condition_dropout"}
+    added_options: ClassVar[Mapping[str, Any]] = dict(RASTER)
 
     @register_to_config
     def __init__(
@@ -68,11 +79,19 @@ class GPT(GPT2Prior):
         width: Count | None = None,
         dropout: Rate = 0.1,
         condition_dropout: Rate = 0.0,
+        order: OrderKind = "raster",
+        random_until: Fraction = 0.5,
+        raster_from: Fraction = 0.75,
     ):
         layers, heads, wide = SIZES[size]
         shape = Shape(num_layers or layers, num_heads or heads, width or wide)
         super().__init__(
-            token_spec, shape, dropout, num_classes=num_classes, condition_dropout=condition_dropout
+            token_spec,
+            shape,
+            dropout,
+            annealing=Annealing.of(order, random_until, raster_from),
+            num_classes=num_classes,
+            condition_dropout=condition_dropout,
         )
         self.start_vectors = nn.Embedding(num_classes + 1, shape.width)  # the last one: no class
         nn.init.normal_(self.start_vectors.weight, std=INIT_STD)

@@ -250,6 +250,7 @@ class Transformer(nn.Module):
         inputs: Float[Tensor, "b t d"],
         context: TextFeatures | None = None,
         prefix: TextFeatures | None = None,
+        targets: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Return the hidden vectors of all inputs, each given those up to itself.
 
@@ -257,10 +258,12 @@ class Transformer(nn.Module):
             inputs: One vector per place.
             context: What the blocks attend to beside the sequence.
             prefix: What comes before the sequence.
+            targets: Place that each input predicts; not with relative positions. None: in order.
         """
         length = inputs.shape[1]
         places = torch.arange(length, device=inputs.device)
-        x, leading = inputs + self.places(places), self.leading(len(inputs), prefix)
+        x = inputs + self.places(places if targets is None else targets)
+        leading = self.leading(len(inputs), prefix)
         if prefix is not None:
             x = torch.cat([prefix.features, x], dim=1)
         x, slots = self.drop(x), torch.arange(x.shape[1], device=x.device)
