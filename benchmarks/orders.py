@@ -1,13 +1,14 @@
-"""Held-out bits of priors trained in raster order and in random orders. Writes ``orders.json``.
+"""Held-out bits of priors in raster order, random orders and by levels. Writes ``orders.json``.
 
-    python benchmarks/orders.py --data DIR                        # vqvae and qgvae
+    python benchmarks/orders.py --data DIR                        # vqvae, qgvae and hrvqvae
     python benchmarks/orders.py --data DIR --steps 20 --out runs/small
 
-DIR holds MNIST as parquet files. The tokenizers are those that are installed as ``KEY/mnist``, 49
-tokens of 256 codes each. On the tokens of the first training images of each, the same ``gpt`` is
-trained twice, given the class: with ``order=raster``, and with ``order=random`` and its default
-fractions. Steps, batches, rate and seed are equal, and the random one has a vector more per place.
-What is compared is the exact likelihood of the tokens of test images, in raster order.
+DIR holds MNIST as parquet files. The tokenizers are those that are installed as ``KEY/mnist``, 392
+bits each. On the tokens of the first training images of each, the same ``gpt`` is trained twice,
+given the class: as it is by default, and with ``order=random`` and its default fractions, or, where
+tokens have levels, with ``predict=level``. Steps, batches, rate and seed are equal, and the random
+one has a vector more per place. What is compared is the exact likelihood of the tokens of test
+images, in the order of the spec, and the processor time in which 64 images are drawn, in turns.
 
 Everything is kept in ``--out`` and reused. Results are merged into ``results/orders.json``; with
 ``--steps``, which shows that the program works, they are written into ``--out`` instead.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,18 @@ import torch
 from spectok import load_tokenizer, messages
 from spectok.data import DataConfig
 from spectok.machine import describe_machine
-from spectok_generation import load_prior
+from spectok_generation import load_prior, sample_tokens
 from spectok_generation.extraction import Extraction
 from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.tokens import TokenCache
 from spectok_generation.training import extract_data, train_prior
 
 RESULT = Path(__file__).parent / "results" / "orders.json"
-TOKENIZERS, ORDERS = ("vqvae", "qgvae"), ("raster", "random")
+COMPARED = {
+    "vqvae": ("prior.order=raster", "prior.order=random"),
+    "qgvae": ("prior.order=raster", "prior.order=random"),
+    "hrvqvae": ("prior.predict=token", "prior.predict=level"),
+}
 RECIPE = "gpt/mnist_small"
 SETTINGS = (
     "prior.size=gpt-nano",
@@ -46,6 +52,7 @@ SETTINGS = (
 )
 IMAGES = {"train": 20_000, "test": 2_000}
 STEPS, BATCH = 800, 200
+DRAWN, ROUNDS = 64, 3
 
 
 def tokens_of(key: str, split: str, data: str, out: Path) -> Path:
@@ -57,14 +64,14 @@ def tokens_of(key: str, split: str, data: str, out: Path) -> Path:
     return folder
 
 
-def measure(order: str, steps: int, train: Path, test: Path, folder: Path) -> dict[str, Any]:
+def measure(setting: str, steps: int, train: Path, test: Path, folder: Path) -> dict[str, Any]:
     """Train a prior, unless it exists, and return its bits per token of the test images."""
     taken = folder / "cpu_seconds.json"
     if not taken.is_file():
         given = [
             "tokenizer=null",
             f"tokens={train}",
-            f"prior.order={order}",
+            setting,
             f"train.steps={steps}",
         ]
         start = time.process_time()
@@ -84,11 +91,22 @@ def measure(order: str, steps: int, train: Path, test: Path, folder: Path) -> di
     }
 
 
+def time_draws(folders: dict[str, Path]) -> dict[str, float]:
+    """Return the processor seconds in which each prior draws: medians of rounds in turns."""
+    priors, seconds = {n: load_prior(f) for n, f in folders.items()}, {n: [] for n in folders}
+    for _ in range(ROUNDS):
+        for name, prior in priors.items():
+            start = time.process_time()
+            sample_tokens(prior, DRAWN, torch.arange(DRAWN) % 10, batch_size=DRAWN)
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
 def main() -> None:
     """Measure what is requested; other results stay as they were measured before."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with MNIST as parquet files")
-    parser.add_argument("--tokenizers", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS))
+    parser.add_argument("--tokenizers", nargs="+", choices=COMPARED, default=list(COMPARED))
     parser.add_argument("--steps", type=int, help=f"instead of {STEPS:,} training steps")
     parser.add_argument("--out", type=Path, default=Path("runs/orders"))
     arguments = parser.parse_args()
@@ -98,10 +116,16 @@ def main() -> None:
     for key in arguments.tokenizers:
         with messages.silenced():
             train, test = (tokens_of(key, s, arguments.data, arguments.out) for s in IMAGES)
-            found = {
-                order: measure(order, steps, train, test, arguments.out / f"{key}-{order}")
-                for order in ORDERS
+            folders = {
+                setting.partition("=")[2]: arguments.out / f"{key}-{setting.partition('=')[2]}"
+                for setting in COMPARED[key]
             }
+            found = {
+                name: measure(setting, steps, train, test, folder)
+                for setting, (name, folder) in zip(COMPARED[key], folders.items())
+            }
+            for name, seconds in time_draws(folders).items():
+                found[name]["drawing_cpu_seconds"] = seconds
         report = json.loads(path.read_text()) if path.is_file() else {}
         report |= {"command": "python benchmarks/orders.py --data DIR"}
         report |= {"machine": describe_machine(), "recipe": RECIPE, "settings": list(SETTINGS)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, GPT2Config, GPT2Model
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +21,7 @@ from spectok_generation.priors.base import AutoregressivePrior
 from spectok_generation.priors.codebooks import CodebookHead, at_least_float32, parent_places
 from spectok_generation.priors.decoding import Decode, DecodingCache, compiled_decode
 from spectok_generation.priors.layout import GPT2, Layout, Shape
+from spectok_generation.priors.levels import LevelPlan
 from spectok_generation.priors.orders import Annealing, draw_orders, in_order
 from spectok_generation.priors.positions import INIT_STD
 from spectok_generation.priors.transformer import Transformer
@@ -39,11 +40,14 @@ class DecodingState:
         cache: Keys and values, allocated once for all T places and for the whole context.
         start: First input of each sequence, which predicts place 0.
         num_fed: Number of inputs in the cache; input i predicts place i.
+        level: Hidden vectors of the level whose places are being drawn, if levels are predicted at
+            once; the last of them is of place ``num_fed - 1``.
     """
 
     cache: DecodingCache
     start: Float[Tensor, "b d"]
     num_fed: int = 0
+    level: Float[Tensor, "b n d"] | None = None
 
 
 class GPT2Prior(AutoregressivePrior):
@@ -71,16 +75,21 @@ class GPT2Prior(AutoregressivePrior):
     target-aware positions and every prior here has. Likelihoods and samples are always in the order
     of the ``TokenSpec``.
 
+    Levels predicted at once (:class:`LevelPlan`) have other inputs, and see each other within a
+    level; all places of a level are then independent of each other, given the levels above.
+
     Args:
         token_spec: See :class:`Prior`.
         shape: Size of the transformer.
         dropout: On embeddings, attention and residual branches.
         layout: Variant of the blocks; by default GPT-2's own, without a context.
         annealing: When training uses random orders; None: never.
+        by_level: Whether levels below the first are predicted at once. For GPT-2's own blocks.
         **conditions: Further arguments of :class:`Prior`.
 
     Raises:
-        ConfigError: If there are random orders and relative positions.
+        ConfigError: If there are random orders and relative positions, or the tokens have no levels
+            that could be predicted at once.
     """
 
     shard_units = ("GPT2Block", "Block")
@@ -92,10 +101,16 @@ class GPT2Prior(AutoregressivePrior):
         dropout: float,
         layout: Layout = GPT2,
         annealing: Annealing | None = None,
+        by_level: bool = False,
         **conditions: Any,
     ):
         super().__init__(token_spec, **conditions)
         spec = self.token_spec
+        if by_level and annealing is not None:
+            raise ConfigError(
+                "prior.predict: level has an order of its own; set prior.order to raster"
+            )
+        self.plan = LevelPlan(spec) if by_level else None
         if layout.is_gpt2(shape):
             self.backbone: Any = self._gpt2(shape, dropout, layout)
         else:
@@ -148,8 +163,15 @@ class GPT2Prior(AutoregressivePrior):
 
     def logits(self, indices: Int[Tensor, "b t"], condition: Condition) -> Float[Tensor, "b t k"]:
         """See :meth:`AutoregressivePrior.logits`."""
-        inputs = self._inputs(indices[:, :-1], self.start_inputs(condition), first=0)
-        hidden = self._hidden(inputs, self.context(condition), self.prefix(condition))
+        start, given = (
+            self.start_inputs(condition),
+            (self.context(condition), self.prefix(condition)),
+        )
+        if self.plan is None:
+            hidden = self._hidden(self._inputs(indices[:, :-1], start, first=0), *given)
+        else:
+            inputs = self._level_inputs(indices, start, 0, indices.shape[1])
+            hidden = self._hidden(inputs, *given, mask=self.plan.mask(inputs.device))
         return self.head(hidden, self.backbone.wte.weight)
 
     def begin_step(self, step: int, num_steps: int) -> None:
@@ -200,6 +222,9 @@ class GPT2Prior(AutoregressivePrior):
     ) -> Float[Tensor, "b v"]:
         """See :meth:`AutoregressivePrior.next_logits`."""
         first, end = state.num_fed, indices.shape[1] + 1
+        if self.plan is not None and self.token_spec.level_of_place[end - 1] > 0:
+            hidden = self._of_level(state, indices)
+            return at_least_float32(self.head.at(hidden, end - 1, self.backbone.wte.weight))
         inputs = self._inputs(indices, state.start, first)
         places = torch.arange(first, end, device=inputs.device)
         mask = None
@@ -209,9 +234,25 @@ class GPT2Prior(AutoregressivePrior):
         state.num_fed = end
         return at_least_float32(self.head.at(hidden, end - 1, self.backbone.wte.weight))
 
+    def _of_level(self, state: DecodingState, indices: Int[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """Return the hidden vector of place k, which is on a level that is predicted at once."""
+        assert self.plan is not None
+        place = indices.shape[1]
+        _, end = self.plan.bounds[self.token_spec.level_of_place[place]]
+        if state.num_fed < end:
+            first, device = state.num_fed, indices.device
+            inputs = self._level_inputs(indices, state.start, first, end)
+            seen = self.plan.mask(device)[first:end, :end]
+            places = torch.arange(first, end, device=device)
+            state.level = decoding.decode_all(self.backbone, state.cache, inputs, places, end, seen)
+            state.num_fed = end
+        assert state.level is not None
+        return state.level[:, place - end]
+
     def keep_rows(self, state: DecodingState, count: int) -> None:
         """See :meth:`AutoregressivePrior.keep_rows`."""
         state.start = state.start[:count]
+        state.level = None if state.level is None else state.level[:count]
         state.cache.keep_rows(count)
 
     def compile_step(self) -> None:
@@ -229,14 +270,25 @@ class GPT2Prior(AutoregressivePrior):
         context: TextFeatures | None,
         prefix: TextFeatures | None,
         places: Int[Tensor, "b t"] | None = None,
+        mask: Bool[Tensor, "t t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Return what the inputs become; ``places`` are those they predict, if not in order."""
+        """Return what the inputs become.
+
+        Args:
+            inputs: One vector per place.
+            context: What the blocks attend to beside the sequence.
+            prefix: What comes before the sequence.
+            places: Those that the inputs predict, if not in order.
+            mask: Which inputs each sees, if not those up to itself; not with a prefix.
+        """
         if isinstance(self.backbone, Transformer):
             return self.backbone(inputs, context, prefix, places)
         length, arguments = inputs.shape[1], _as_arguments(context)
         if places is None:
             places = torch.arange(length, device=inputs.device)[None]
         arguments["position_ids"] = places
+        if mask is not None:
+            arguments["attention_mask"] = mask[None, None]
         if prefix is not None:
             before = prefix.mask.shape[1]
             arguments["position_ids"] = F.pad(places, (before, 0), value=length)
@@ -258,6 +310,16 @@ class GPT2Prior(AutoregressivePrior):
         if self._has_parents:
             inputs = inputs + self._parent_codes(codes, first)
         return inputs
+
+    def _level_inputs(
+        self, indices: Int[Tensor, "b k"], start: Float[Tensor, "b d"], first: int, end: int
+    ) -> Float[Tensor, "b n d"]:
+        """Return the inputs of places first..end-1, where levels are predicted at once."""
+        assert self.plan is not None
+        codes = self.token_spec.code_ids(indices)
+        sources = self.plan.sources[max(first, 1) : end]
+        inputs = self.backbone.wte(codes[:, constant(sources, codes.device)])
+        return torch.cat([start[:, None], inputs], dim=1) if first == 0 else inputs
 
     @property
     def _has_parents(self) -> bool:

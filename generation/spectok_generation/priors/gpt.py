@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from diffusers.configuration_utils import register_to_config
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from spectok_generation.conditions import Condition
 from spectok_generation.priors.backbone import GPT2Prior
-from spectok_generation.priors.layout import Count, Rate, Shape
+from spectok_generation.priors.layout import GPT2, Count, Rate, Shape
+from spectok_generation.priors.levels import TOKEN_BY_TOKEN, PredictKind
 from spectok_generation.priors.orders import RASTER, Annealing, Fraction, OrderKind
 from spectok_generation.priors.positions import INIT_STD
 
@@ -58,13 +60,23 @@ class GPT(GPT2Prior):
         random_until: With ``"random"``, fraction of the run up to which all images have a random
             order; from there on fewer and fewer.
         raster_from: With ``"random"``, fraction of the run from which none has.
+        predict: ``"token"``: one token after the other; ``"level"``: those of the first level so,
+            and those of each level below at once; see
+            :class:`~spectok_generation.priors.levels.LevelPlan`. For tokens of several levels.
+        tied_embeddings: Whether output weights are the embeddings of the codes (Press and Wolf
+            2017), which halves them. minGPT's are not.
 
     Raises:
-        ConfigError: If the size is impossible, or random orders would end before they begin to.
+        ConfigError: If the size is impossible, random orders would end before they begin to, or
+            the tokens have no levels that could be predicted at once.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {"class_dropout": "condition_dropout"}
-    added_options: ClassVar[Mapping[str, Any]] = dict(RASTER)
+    added_options: ClassVar[Mapping[str, Any]] = {
+        **RASTER,
+        **TOKEN_BY_TOKEN,
+        "tied_embeddings": False,
+    }
 
     @register_to_config
     def __init__(
@@ -82,6 +94,8 @@ class GPT(GPT2Prior):
         order: OrderKind = "raster",
         random_until: Fraction = 0.5,
         raster_from: Fraction = 0.75,
+        predict: PredictKind = "token",
+        tied_embeddings: bool = False,
     ):
         layers, heads, wide = SIZES[size]
         shape = Shape(num_layers or layers, num_heads or heads, width or wide)
@@ -89,7 +103,9 @@ class GPT(GPT2Prior):
             token_spec,
             shape,
             dropout,
-            annealing=Annealing.of(order, random_until, raster_from),
+            replace(GPT2, tied_embeddings=tied_embeddings),
+            Annealing.of(order, random_until, raster_from),
+            predict == "level",
             num_classes=num_classes,
             condition_dropout=condition_dropout,
         )
