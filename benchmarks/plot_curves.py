@@ -64,7 +64,7 @@ def draw(curves: dict[str, Any], costs: dict[str, float], out: str) -> None:
         row[0].set_ylim(bottom=min(early))
         for axis in row:
             axis.grid(alpha=0.3)
-    axes[0][0].legend(title="at the end, all test images", loc="lower right")
+    axes[0][0].legend(title="at the end, all test images", loc="best")
     axes[1][0].set_xlabel("training steps")
     axes[1][1].set_xlabel("minutes of one processor core, log scale")
     for axis in (axes[0][1], axes[1][1]):
