@@ -64,7 +64,9 @@ def draw(curves: dict[str, Any], costs: dict[str, float], out: str) -> None:
         row[0].set_ylim(bottom=min(early))
         for axis in row:
             axis.grid(alpha=0.3)
-    axes[0][0].legend(title="at the end, all test images", loc="best")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    title = "at the end, all test images"
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, title=title)
     axes[1][0].set_xlabel("training steps")
     axes[1][1].set_xlabel("minutes of one processor core, log scale")
     for axis in (axes[0][1], axes[1][1]):
