@@ -145,7 +145,7 @@ def test_bad_input_is_one_line(spectok, trained, tmp_path):
         (["--prior", trained, "--class", 10], "class 10 is not one of this prior's classes (0..9)"),
         (["--prior", tmp_path / "no"], "give a trained prior"),
         (["--prior", trained, "--tokenizer", "qgvae"], "names an untrained tokenizer"),
-        (["--prior", trained, "--temperature", 0], "temperature 0.0 must be above 0"),
+        (["--prior", trained, "--temperature", 0], "temperature 0.0 must be at least 1e-06"),
         (["--prior", trained, "--guidance", 2], "condition_dropout"),
     ]:
         status, _, err = spectok("sample", *words, *out)

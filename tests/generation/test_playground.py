@@ -257,7 +257,7 @@ def test_samples_are_those_of_the_command(subject):
         ({"count": 17}, "17 images are not within 1 to 16"),
         ({"label": "7"}, "class 7 is not one of"),
         ({"label": "all"}, "class 'all' is no number"),
-        ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
+        ({"temperature": 0.0}, "temperature 0.0 must be at least 1e-06"),
         ({"seed": -1}, "seed -1"),
     ]:
         with pytest.raises(InputError, match=words):

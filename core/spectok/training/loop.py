@@ -255,7 +255,8 @@ def load(accelerator: Accelerator, config: TrainConfig, run: Run, dataset: Any, 
         accelerator.num_processes,
     )
     num_workers = choose_workers(config, dataset, accelerator.device)
-    return make_loader(dataset, stream, num_workers, pinned=accelerator.device.type == "cuda")
+    pinned = accelerator.device.type == "cuda" and torch.cuda.is_available()
+    return make_loader(dataset, stream, num_workers, pinned)
 
 
 def train_on_batch(state: LoopState, batch: Any, step: int) -> None:
