@@ -113,6 +113,52 @@ def test_prompts_that_are_empty_or_too_long(encoder):
     encoder(["a a a a a a"])  # eight tokens with begin and end: a warning would be an error
 
 
+def test_an_encoder_of_few_words_computes_the_same_and_refuses_others(encoder, tmp_path):
+    few = encoder.restricted_to(["a large red circle", "a small blue cross", "ring!"])
+    texts = ["ring!", "a small red cross", "blue"]
+    whole, part = encoder(texts), few(texts)
+    assert torch.equal(whole.features, part.features)
+    assert torch.equal(whole.mask, part.mask)
+    assert few.fingerprint != encoder.fingerprint
+    assert (
+        sum(p.numel() for p in few.parameters()) < sum(p.numel() for p in encoder.parameters()) / 9
+    )
+    few.save_pretrained(tmp_path)
+    again = load_text_encoder(str(tmp_path))
+    assert again.fingerprint == few.fingerprint
+    assert torch.equal(again(texts).features, whole.features)
+    with pytest.raises(InputError, match=r"does not know 'purple', in the prompt 'a purple ring'"):
+        again(["a red ring", "a purple ring"])
+    with pytest.raises(CheckpointError, match="is restricted already"):
+        again.restricted_to(["a"])
+    path = tmp_path / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    kept = content["vocabulary"]
+    for wrong in (
+        kept[1:],
+        kept[::-1],
+        [-1, *kept[1:]],
+        [*kept[:-1], "x"],
+        7,
+        kept[:-1] + kept[:1],
+    ):
+        path.write_text(json.dumps(content | {"vocabulary": wrong}))
+        with pytest.raises(CheckpointError, match="is no rising list of"):
+            load_text_encoder(str(tmp_path))
+
+
+def test_few_words_of_any_kind_of_text_tower(clip_folder, tmp_path):
+    whole = {"text_cfg": CONFIG["text_cfg"], "vision_cfg": CONFIG["vision_cfg"]}
+    model = open_clip.CustomTextCLIP(CONFIG["embed_dim"], **whole)
+    config = {"embed_dim": CONFIG["embed_dim"], "custom_text": True, **whole}
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
+    encoder = TextEncoder(model, tokenizer, "tower", config=config)
+    few = encoder.restricted_to(PROMPTS)
+    assert torch.equal(few(PROMPTS).features, encoder(PROMPTS).features)
+    few.save_pretrained(tmp_path)
+    assert load_text_encoder(str(tmp_path)).fingerprint == few.fingerprint
+
+
 # -- loading --------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -18,14 +19,16 @@ from torch import Tensor, nn
 from spectok.errors import CheckpointError, ConfigError, InputError
 from spectok.saving import saving
 from spectok_generation.conditions import TextFeatures
+from spectok_generation.text.vocabulary import Vocabulary
 
 BATCH_SIZE = 64
 CONFIG, TEXT_WEIGHTS = "open_clip_config.json", "open_clip_text.safetensors"
 WEIGHTS = "open_clip_model.safetensors"
 CLIP_FILES = r"open_clip_(model|text)\.safetensors"
 """The names of weights, of which a folder holds one."""
-TEXT_HALF = "text_half"
-"""Config key with the name of open_clip's class, if only the text half was saved."""
+TEXT_HALF, VOCABULARY = "text_half", "vocabulary"
+"""Config keys with the name of open_clip's class, if only the text half was saved, and with the
+numbers of the tokens that it keeps, if not all."""
 
 
 class TextEncoder(nn.Module):
@@ -45,6 +48,8 @@ class TextEncoder(nn.Module):
         name: Folder of the model, or its name in open_clip.
         pretrained: With a name: tag or file of the weights.
         config: The config that open_clip built the model from; :meth:`save_pretrained` needs it.
+        vocabulary: Which of the tokenizer's tokens have a vector. None: all; see
+            :meth:`restricted_to`.
 
     Attributes:
         context_length: Maximum number of tokens of a prompt, including begin and end of text.
@@ -60,6 +65,7 @@ class TextEncoder(nn.Module):
         name: str,
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
     ):
         super().__init__()
         tower: Any = getattr(model, "text", model)
@@ -72,7 +78,7 @@ class TextEncoder(nn.Module):
             del model.visual
         self.model = model.eval().requires_grad_(False).float()
         self.tokenizer, self.name, self.pretrained = tokenizer, name, pretrained
-        self.model_config = config
+        self.model_config, self.vocabulary = config, vocabulary
         self.context_length: int = tower.context_length
         self.projection: nn.Module | Tensor | None = tower.text_projection
         pooling = getattr(tower, "pool_type", None) or getattr(model, "text_pool_type", None)
@@ -112,7 +118,35 @@ class TextEncoder(nn.Module):
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if self.vocabulary is not None:
+            digest.update(f"{self.vocabulary.ids}".encode())
         return digest.hexdigest()
+
+    def restricted_to(self, captions: Sequence[str]) -> TextEncoder:
+        """Return a copy that keeps the vectors of these captions' tokens alone.
+
+        Its features of texts in the same words are the same numbers, and it refuses other words. An
+        encoder of some dozens of words has a hundredth of the weights.
+
+        Args:
+            captions: Texts with all the words it is to know.
+
+        Raises:
+            CheckpointError: If the encoder could not be saved, or is restricted already.
+        """
+        self._check_can_save()
+        if self.vocabulary is not None:
+            raise CheckpointError(f"the text encoder {self.name} is restricted already")
+        longer = 2 * self.context_length  # so that padding occurs too
+        kept = Vocabulary.of(self._tokenize(list(captions), longer)[0])
+        model: Any = copy.deepcopy(self.model)
+        tower = getattr(model, "text", model)
+        rows = torch.tensor(kept.ids, device=self.device)
+        tower.token_embedding = nn.Embedding.from_pretrained(tower.token_embedding.weight[rows])
+        tower.vocab_size = len(kept.ids)
+        config: dict[str, Any] = copy.deepcopy(self.model_config or {})
+        config["text_cfg"]["vocab_size"] = len(kept.ids)
+        return TextEncoder(model, self.tokenizer, self.name, self.pretrained, config, kept)
 
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> TextFeatures:
@@ -147,6 +181,8 @@ class TextEncoder(nn.Module):
                         f"most that {self.name} reads: {prompt[:60]}…",
                         stacklevel=2,
                     )
+        if self.vocabulary is not None:
+            tokens = self.vocabulary.rows(tokens, prompts, self._decode)
         return tokens, mask
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
@@ -156,7 +192,10 @@ class TextEncoder(nn.Module):
             CheckpointError: If it could not be rebuilt from files, or writing fails.
         """
         self._check_can_save()
-        content = {"model_cfg": self.model_config, TEXT_HALF: type(self.model).__name__}
+        content: dict[str, Any] = {"model_cfg": self.model_config}
+        content[TEXT_HALF] = type(self.model).__name__
+        if self.vocabulary is not None:
+            content[VOCABULARY] = list(self.vocabulary.ids)
         state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         with saving(save_directory, CONFIG, CLIP_FILES) as temporary:
             save_file(state, temporary / TEXT_WEIGHTS)
@@ -192,6 +231,10 @@ class TextEncoder(nn.Module):
         if end is None:  # a tokenizer from transformers, which pads with a special token
             return tokens, tokens != self.tokenizer.tokenizer.pad_token_id
         return tokens, places <= (tokens == end).int().argmax(1, keepdim=True)
+
+    def _decode(self, token: int) -> str:
+        """Return the text of one token."""
+        return getattr(self.tokenizer, "tokenizer", self.tokenizer).decode([token])
 
     def _features(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         hidden: Any = self.model.forward_intermediates(  # type: ignore[operator]

@@ -23,7 +23,15 @@ from spectok.weights import (
     read_headers,
     reading_reason,
 )
-from spectok_generation.text.encoder import CONFIG, TEXT_HALF, TEXT_WEIGHTS, WEIGHTS, TextEncoder
+from spectok_generation.text.encoder import (
+    CONFIG,
+    TEXT_HALF,
+    TEXT_WEIGHTS,
+    VOCABULARY,
+    WEIGHTS,
+    TextEncoder,
+)
+from spectok_generation.text.vocabulary import Vocabulary
 
 HALVES = ("CLIP", "CustomTextCLIP", "CoCa")
 NO_IMAGES = {"image_size": 1, "patch_size": 1, "width": 1, "head_width": 1, "layers": 0}
@@ -58,7 +66,8 @@ def load_text_encoder(
         if pretrained is not None:
             raise ConfigError(f"text.pretrained: {name} is a folder with weights; leave it out")
         model, tokenizer, config = _load(f"local-dir:{folder}", None, trust)
-        encoder = TextEncoder(model, tokenizer, str(folder), config=config)
+        vocabulary = _vocabulary(folder, model)
+        encoder = TextEncoder(model, tokenizer, str(folder), None, config, vocabulary)
     else:
         _check_name(name)
         if pretrained is not None and os.path.isfile(home(pretrained)):
@@ -206,6 +215,13 @@ def _build_half(folder: Path, config: dict[str, Any], trust: bool) -> Any:
     model = build()
     model.load_state_dict(load_file(path))
     return model
+
+
+def _vocabulary(folder: Path, model: Any) -> Vocabulary | None:
+    """Return which tokens a saved encoder keeps; None if all."""
+    content = read_json(folder / CONFIG, CheckpointError)
+    rows = len(getattr(model, "text", model).token_embedding.weight)
+    return Vocabulary.from_config(content.get(VOCABULARY), rows, str(folder / CONFIG))
 
 
 def _check_size(folder: Path, config: dict[str, Any]) -> None:
