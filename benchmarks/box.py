@@ -1,14 +1,16 @@
 """Put a trained model into the package of trained models that is installed with spectok.
 
     python benchmarks/box.py RUN hrvqvae/cifar10 --data DIR [--result benchmarks/results/curves/…]
-    python benchmarks/box.py RUN gpt/mnist-qgvae --data DIR   # a prior, or an exported pipeline
+    python benchmarks/box.py RUN gpt/mnist-qgvae --data DIR   # a prior
+    python benchmarks/box.py RUN cat/shapes                   # a prior that reads text: a pipeline
 
 RUN is the folder of a run; its recipe, log and report of the data go into the model's card. A
 tokenizer is stored as float16, and what is stored is what is measured: it is loaded again, and its
 numbers are taken on the first 300 test images and on all of them. The card tells which share of the
 tokens of 2,000 test images the rounding has changed. Nothing is written if that is more than 0.5 %,
 if a model is larger than 3 MB, or all of them than 20 MB. A prior is stored as float16 too; its
-card tells the bits of the test images' tokens, before and after.
+card tells the bits of the test images' tokens, before and after. One that reads text is stored with
+its tokenizer and its text encoder, of which only the words of the captions are kept.
 """
 
 from __future__ import annotations
@@ -22,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils.constants import CONFIG_NAME
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from box_files import give_license, halve, log_of, recipe_section, shrink
+from box_priors import store_pipeline, store_prior
 from torch import Tensor
 
 from spectok import ImageTokenizer, TrainedModel, load_tokenizer
 from spectok.cards import CARD, Claim, Subject, record_claim, write_card
-from spectok.cards.file import read_header, replace_key, seal
 from spectok.cards.folder import CURVE
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.data.report import DataReport
@@ -37,19 +37,11 @@ from spectok.errors import CheckpointError, ConfigError
 from spectok.evaluation import evaluate
 from spectok.evaluation.terms import data_section, recipe_of_run
 from spectok.loading import load_trained, model_folder
-from spectok.machine import describe_machine
-from spectok.modeling import read_config
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import RUN_RECIPE
-from spectok.recipes.yaml12 import dump_yaml, read_yaml
-from spectok.saving import give_usual_permissions
+from spectok.recipes.yaml12 import dump_yaml
 from spectok.training.card import describe_tokenizer
-from spectok.training.log import read_log
-from spectok.weights import find_weights
-from spectok_generation import Prior, load_prior, measure_likelihood
-from spectok_generation.card import describe_prior
-from spectok_generation.pipeline_folder import is_pipeline
-from spectok_generation.prior_recipe import held_out
+from spectok_generation import load_prior
 from spectok_generation.priors.factory import holds_prior
 
 BOX = Path(__file__).parents[1] / "plugins" / "spectok_models"
@@ -91,15 +83,15 @@ def store(arguments: argparse.Namespace, made: Path) -> str:
     """Write the folder of a model, and return its kind."""
     if arguments.name.count("/") != 1:
         raise ConfigError(f"{arguments.name!r} is not KEY/DATA, such as mine/digits")
-    if not arguments.data:
-        raise ConfigError("a model is measured on test images of its data set; give --data")
     model = Path(model_folder(str(arguments.run)))
-    if is_pipeline(model):
-        shutil.copytree(model, made)
+    if holds_prior(model) and load_prior(model).text_width:
+        store_pipeline(arguments, model, made)
         return "pipeline"
     if holds_prior(model):
         store_prior(arguments, model, made)
         return "prior"
+    if not arguments.data:
+        raise ConfigError("a tokenizer is compared on test images of its data set; give --data")
     store_tokenizer(arguments, model, made)
     return "tokenizer"
 
@@ -143,23 +135,6 @@ def changed_tokens(before: ImageTokenizer, stored: ImageTokenizer, batches: list
     if share > MOST_CHANGED:
         raise CheckpointError(f"rounding to float16 changes {share:.2%} of the tokens")
     return share
-
-
-def halve(folder: Path) -> None:
-    """Store the floats of a saved model as float16.
-
-    Raises:
-        CheckpointError: If one of them is too large for it.
-    """
-    (path,) = find_weights(folder)
-    tensors = load_file(path)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point():
-            tensors[name] = tensor.half()
-            if not tensors[name].isfinite().all():
-                raise CheckpointError(f"{name} has numbers that are too large for float16")
-    save_file(tensors, path, {"format": "pt"})
-    give_usual_permissions(folder, CONFIG_NAME)
 
 
 def test_images(model: Path, data: str, limit: int | None) -> ImageDataset:
@@ -230,32 +205,6 @@ def read_report(path: Path) -> list[tuple[str, str]]:
     return DataReport(**{**kept, "sizes": sizes, "image_shape": shape}).lines()
 
 
-def log_of(model: Path) -> list[dict[str, Any]]:
-    """Return the log of the run that holds a model."""
-    return read_log(model.parent / "log.jsonl")
-
-
-def recipe_section(model: Path) -> dict[str, Any]:
-    """Return the recipe of a run as it was, today's defaults not filled in, without its places."""
-    sections = read_yaml(model.parent / RUN_RECIPE)
-    sections["data"].pop("path", None)
-    return {name: section for name, section in sections.items() if name != "output"}
-
-
-def give_license(card: Path, name: str) -> None:
-    """Write the licence of the weights into a card."""
-    text = replace_key(card.read_text(encoding="utf-8"), "license", name)
-    assert read_header(text, str(card))["license"] == name
-    card.write_text(seal(text), encoding="utf-8")
-
-
-def shrink(picture: Path) -> None:
-    """Store a picture, if there is one, with 64 colours: a third of the bytes."""
-    if picture.exists():
-        with Image.open(picture) as image:
-            image.convert("RGB").quantize(64).save(picture, optimize=True)
-
-
 def name_model(result: Path, name: str) -> None:
     """Write into a result under which name its model is installed."""
     content = json.loads(result.read_text(encoding="utf-8"))
@@ -264,66 +213,7 @@ def name_model(result: Path, name: str) -> None:
     result.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-# -- priors, and sizes -----------------------------------------------------------------------------
-
-
-def store_prior(arguments: argparse.Namespace, model: Path, made: Path) -> None:
-    """Write a prior as float16 whose tokenizer is in the box too, and its card.
-
-    Raises:
-        CheckpointError: If its tokenizer is not.
-    """
-    recorded = (read_config(model).get("tokenizer") or {}).get("path")
-    if recorded not in TrainedModel.below(arguments.box):
-        raise CheckpointError(
-            f"the tokenizer of this prior is {recorded}, no trained model that is installed; put "
-            f"that one into the box first, and train the prior on it by its name"
-        )
-    prior = load_prior(model)
-    prior.save_pretrained(made)
-    halve(made)
-    (made / RUN_RECIPE).write_text(dump_yaml(recipe_section(model)), encoding="utf-8")
-    stored, subject = load_prior(made), describe_prior(load_prior(made), made)
-    source = get_dataset(recipe_section(model)["data"]["name"]).describe()
-    last = (log_of(model) or [{}])[-1]
-    subject = replace(
-        subject,
-        name=arguments.name,
-        summary=f"{subject.summary} {bits(arguments, model, prior, stored)}",
-        usage=subject.usage.replace("FOLDER", arguments.name).replace(
-            ", with the folder of its tokenizer beside it or as --tokenizer", ""
-        ),
-        recipe=recipe_section(model),
-        dataset=source.hub_id,
-        data_license=arguments.data_license or source.license or "not stated",
-        steps=last.get("step"),
-        seconds=last.get("seconds"),
-        machine=describe_machine(),
-    )
-    write_card(made, subject, log_of(model))
-    shrink(made / CURVE)
-    give_license(made / CARD, arguments.license)
-
-
-def bits(arguments: argparse.Namespace, model: Path, prior: Prior, stored: Prior) -> str:
-    """Measure the likelihood of test images before and after rounding, and tell it."""
-    if stored.likelihood is None:
-        return "Its weights are stored as float16."
-    tokenizer = load_tokenizer(stored.tokenizer_record["path"])
-    channels, size = tokenizer.image_shape[:2]
-    settings = {"split": "test", "limit": None, "image_size": size, "channels": channels}
-    config = held_out(str(model), None, settings, [f"path={arguments.data}"])
-    images = build_dataset(config, train=False)
-    found = [measure_likelihood(one, tokenizer, images) for one in (prior, stored)]
-    before, after = (one["metrics"]["bits_per_image"] for one in found)
-    print(f"{after:.2f} bits per image, {before:.2f} before rounding", flush=True)
-    kind = "at most " if stored.likelihood == "bound" else ""
-    return (
-        f"Its weights are stored as float16, with which the tokens of the {len(images):,} test "
-        f"images take {kind}{after:.1f} bits each ({before:.1f} before rounding; protocol "
-        f"{found[1]['protocol']['id']}), of {tokenizer.token_spec.bits_per_image:g} if all codes "
-        f"were equally likely."
-    )
+# -- sizes -----------------------------------------------------------------------------------------
 
 
 def check_size(made: Path, target: Path, box: Path) -> None:
