@@ -71,13 +71,13 @@ def test_a_place_sees_the_levels_above_and_not_its_own(prior):
 
 def test_one_step_for_each_level_below_the_first_and_the_same_numbers(prior, monkeypatch):
     spec, fed = prior.token_spec, []
-    feed = decoding._feed
+    feed = decoding.decode_all
 
     def counted(backbone, cache, inputs, *rest):
         fed.append(inputs.shape[1])
         return feed(backbone, cache, inputs, *rest)
 
-    monkeypatch.setattr(decoding, "_feed", counted)
+    monkeypatch.setattr(decoding, "decode_all", counted)
     labels = torch.tensor([1, 0])
     tokens = sample_batch(prior, [0, 1], labels, seed=3)
     first = spec.levels[0].num_tokens

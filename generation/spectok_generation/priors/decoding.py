@@ -136,7 +136,7 @@ def decode(
 
     See :func:`decode_all` for the arguments.
     """
-    return backbone.ln_f(_feed(backbone, cache, inputs, places, end, mask)[:, -1])
+    return decode_all(backbone, cache, inputs, places, end, mask)[:, -1]
 
 
 def decode_all(
@@ -157,23 +157,12 @@ def decode_all(
         end: Number of places of the cache to attend to, at least those that are filled.
         mask: Which of these each place may attend to. None: all.
     """
-    return backbone.ln_f(_feed(backbone, cache, inputs, places, end, mask))
-
-
-def _feed(
-    backbone: GPT2Model,
-    cache: DecodingCache,
-    inputs: Float[Tensor, "b n d"],
-    places: Int[Tensor, "n"],
-    end: int,
-    mask: Bool[Tensor, "n end"] | None,
-) -> Float[Tensor, "b n d"]:
-    """Feed inputs; see :func:`decode_all`. The last layer norm is left out."""
     x, slots = inputs + backbone.wpe(places), places
     if cache.num_leading:
         slots = places + cache.num_leading
     seen = cache.with_leading(mask, len(places), end)
-    return _through_blocks(backbone, cache, x, slots, seen, end + cache.num_leading)
+    x = _through_blocks(backbone, cache, x, slots, seen, end + cache.num_leading)
+    return backbone.ln_f(x)
 
 
 def compiled_decode(length: int, decode: Decode = decode) -> Decode:
