@@ -59,12 +59,11 @@ def store_pipeline(arguments: argparse.Namespace, model: Path, made: Path) -> No
     config = held_out(str(model), None, {"split": "train"}, paths(arguments))
     train = build_dataset(config, train=False)
     captions = {text for i in range(len(train)) for text in train.captions_of(i)}
-    encoder = small.text_encoder.restricted_to(sorted(captions))
-    for part in (small.tokenizer, small.prior, encoder):
+    for part in small.components.values():
         for tensor in part.state_dict().values():
             if tensor.is_floating_point():
                 tensor.copy_(tensor.half())
-    vars(encoder).pop("fingerprint", None)
+    encoder = small.text_encoder.restricted_to(sorted(captions))
     records = {"tokenizer": tokenizer_record(small.tokenizer), "text": encoder.record}
     records["tokenizer"]["class_names"] = small.prior.tokenizer_record.get("class_names")
     small.prior.register_to_config(**records)

@@ -64,6 +64,16 @@ def frozen_heap():
     gc.unfreeze()
 
 
+@pytest.fixture
+def without_code(monkeypatch):
+    """Trace and differentiate as always, and run the graphs as they are: no C++ is compiled."""
+    monkeypatch.setattr("spectok.training.compiling.BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="session")
 def example_site(tmp_path_factory):
     """Build the example package and install it into a folder, nothing fetched from anywhere."""

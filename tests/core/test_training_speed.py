@@ -228,16 +228,6 @@ def test_compiling_and_recomputing_are_not_combined(tmp_path, train):
         train(tmp_path / "run", compile=True, gradient_checkpointing=True)
 
 
-@pytest.fixture
-def without_code(monkeypatch):
-    """Trace and differentiate as always, and run the graphs as they are: no C++ is compiled."""
-    monkeypatch.setattr("spectok.training.compiling.BACKEND", "aot_eager")
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
-
-
 def test_a_compiled_run_trains_saves_and_resumes_as_any_other(
     tmp_path, train, qgvae, without_code, losses
 ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from spectok.training.log import read_log
 from spectok_generation.prior_recipe import load_prior_recipe
@@ -13,17 +12,7 @@ from spectok_generation.training import train_prior
 
 SETTINGS = ["train.steps=4", "train.log_every=1", "data.limit=32"]
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def without_code(monkeypatch):
-    """Run the graphs as they are: no C++ is compiled."""
-    monkeypatch.setattr("spectok.training.compiling.BACKEND", "aot_eager")
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_code")]
 
 
 def losses(folder):

@@ -11,7 +11,6 @@ from spectok import Level, TokenSpec
 from spectok.errors import ConfigError
 from spectok_generation import create_prior, load_prior, sample_tokens
 from spectok_generation.guidance import Predictor
-from spectok_generation.priors import decoding
 from spectok_generation.priors.levels import LevelPlan
 from spectok_generation.sampling import Known, SamplingOptions, sample_batch
 
@@ -71,13 +70,13 @@ def test_a_place_sees_the_levels_above_and_not_its_own(prior):
 
 def test_one_step_for_each_level_below_the_first_and_the_same_numbers(prior, monkeypatch):
     spec, fed = prior.token_spec, []
-    feed = decoding.decode_all
+    feed = prior._decode
 
     def counted(backbone, cache, inputs, *rest):
         fed.append(inputs.shape[1])
         return feed(backbone, cache, inputs, *rest)
 
-    monkeypatch.setattr(decoding, "decode_all", counted)
+    monkeypatch.setattr(prior, "_decode", counted)
     labels = torch.tensor([1, 0])
     tokens = sample_batch(prior, [0, 1], labels, seed=3)
     first = spec.levels[0].num_tokens

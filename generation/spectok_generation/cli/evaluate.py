@@ -71,21 +71,13 @@ def evaluate(
     subfolder: sampling.Subfolder = None,
 ) -> None:
     """Measure how close images that a trained prior draws are to held-out ones."""
+    given = locals()
     if (num_images is None) != likelihood:
         raise ConfigError(
             "give --num-images, to measure images that are drawn, or --likelihood, for the bits of "
             "held-out images"
         )
-    values = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "scheduler": scheduler,
-        "num_steps": num_steps,
-        "choice_temperature": choice_temperature,
-        "guidance": guidance,
-        "guidance_interval": guidance_interval,
-    }
+    values = sampling.drawing_options(given)
     drawing = values | {
         "compile": compiled or None,
         "classifier": classifier,

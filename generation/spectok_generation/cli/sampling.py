@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,6 +81,24 @@ GuidanceInterval = Annotated[
 ]
 
 
+DRAWING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "scheduler",
+    "num_steps",
+    "choice_temperature",
+    "guidance",
+    "guidance_interval",
+)
+"""Names of the parameters above that every command which draws has."""
+
+
+def drawing_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a command's arguments that say how images are drawn; None: not given."""
+    return {name: given[name] for name in DRAWING}
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("sample")(sample)
@@ -135,6 +154,7 @@ def sample(
     subfolder: Subfolder = None,
 ) -> None:
     """Draw new images from a trained prior."""
+    given = locals()
     output = choose_output(out, batch_size, columns, compiled)
     if keep is not None and complete is None:
         raise ConfigError(f"--keep {keep} needs the tokens it is about; give --complete FILE")
@@ -146,16 +166,7 @@ def sample(
     from spectok_generation.pairs import load_pair
     from spectok_generation.sample_folder import Wanted
 
-    values = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "scheduler": scheduler,
-        "num_steps": num_steps,
-        "choice_temperature": choice_temperature,
-        "guidance": guidance,
-        "guidance_interval": guidance_interval,
-    }
+    values = drawing_options(given)
     with process_device() as device:
         model, decoder = load_pair(prior, tokenizer, subfolder=subfolder, trust=trust)
         options = make_options(model, values)
@@ -197,6 +208,7 @@ def text_to_image(
     subfolder: Subfolder = None,
 ) -> None:
     """Draw images of a text."""
+    given = locals()
     output = choose_output(out, batch_size, columns, compiled)
     if pretrained is not None and text is None:
         raise ConfigError(f"--pretrained {pretrained} needs the model it is of; give --text NAME")
@@ -208,16 +220,8 @@ def text_to_image(
     from spectok_generation.pairs import load_encoder, load_pair
     from spectok_generation.sample_folder import Wanted
 
-    values = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "scheduler": scheduler,
-        "num_steps": num_steps,
-        "choice_temperature": choice_temperature,
-        "guidance": TEXT_GUIDANCE if guidance is None else guidance,
-        "guidance_interval": guidance_interval,
-    }
+    values = drawing_options(given)
+    values["guidance"] = TEXT_GUIDANCE if guidance is None else guidance
     with process_device() as device:
         prior, decoder = load_pair(model, tokenizer, subfolder=subfolder, trust=trust)
         options = make_options(prior, values)

@@ -192,7 +192,7 @@ def _installed(results: Results) -> str:
         rows.append(figure(png_uri(images, columns), text))
     intro = (
         "What these minutes leave to be wished for, time gives: tokenizers that are installed with "
-        "spectok, trained for hours on other, smaller images, and what they make of photographs "
+        "spectok, trained for longer on other, smaller images, and what they make of photographs "
         "that they have never seen. <code>spectok list models</code> shows them all."
     )
     return section("Trained for longer", f"<p>{intro}</p>\n{''.join(rows)}")

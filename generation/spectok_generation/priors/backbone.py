@@ -230,7 +230,7 @@ class GPT2Prior(AutoregressivePrior):
         mask = None
         if len(places) > 1:  # several at once: each sees the places up to itself
             mask = torch.arange(end, device=inputs.device) <= places[:, None]
-        hidden = self._decode(self.backbone, state.cache, inputs, places, end, mask)
+        hidden = self._decode(self.backbone, state.cache, inputs, places, end, mask)[:, -1]
         state.num_fed = end
         return at_least_float32(self.head.at(hidden, end - 1, self.backbone.wte.weight))
 
@@ -244,7 +244,7 @@ class GPT2Prior(AutoregressivePrior):
             inputs = self._level_inputs(indices, state.start, first, end)
             seen = self.plan.mask(device)[first:end, :end]
             places = torch.arange(first, end, device=device)
-            state.level = decoding.decode_all(self.backbone, state.cache, inputs, places, end, seen)
+            state.level = self._decode(self.backbone, state.cache, inputs, places, end, seen)
             state.num_fed = end
         assert state.level is not None
         return state.level[:, place - end]

@@ -131,21 +131,6 @@ def decode(
     places: Int[Tensor, "n"],
     end: int,
     mask: Bool[Tensor, "n end"] | None,
-) -> Float[Tensor, "b d"]:
-    """Feed the inputs of consecutive places; return the hidden vector of the last one.
-
-    See :func:`decode_all` for the arguments.
-    """
-    return decode_all(backbone, cache, inputs, places, end, mask)[:, -1]
-
-
-def decode_all(
-    backbone: GPT2Model,
-    cache: DecodingCache,
-    inputs: Float[Tensor, "b n d"],
-    places: Int[Tensor, "n"],
-    end: int,
-    mask: Bool[Tensor, "n end"] | None,
 ) -> Float[Tensor, "b n d"]:
     """Feed the inputs of consecutive places; return the hidden vectors of all of them.
 

@@ -327,7 +327,7 @@ def decode(
     places: Int[Tensor, "n"],
     end: int,
     mask: Bool[Tensor, "n end"] | None,
-) -> Float[Tensor, "b d"]:
+) -> Float[Tensor, "b n d"]:
     """Feed inputs; see :func:`spectok_generation.priors.decoding.decode`."""
     leading = cache.leading
     assert leading is not None
@@ -337,7 +337,7 @@ def decode(
     seen = seen if seen.ndim == 4 else seen[None, None]
     view = View(seen, places, leading.shape[1], places + leading.shape[1])
     x = _run(backbone, cache, inputs + backbone.places(places), view)
-    return backbone.norm(x[:, -1])
+    return backbone.norm(x)
 
 
 def _run(backbone: Transformer, cache: DecodingCache, x: Tensor, view: View) -> Tensor:
