@@ -22,6 +22,8 @@ from pathlib import Path
 
 PAGE = Path(__file__).with_name("first-hour.md")
 QUICK = ["train.steps=2", "train.log_every=1", "train.batch_size=8", "train.warmup_steps=0"]
+FINDINGS = 1
+"""Exit status of the doctor who finds errors, as after a few steps there may well be."""
 
 _RUN = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -62,8 +64,9 @@ def transcript(pictures: Path, work: Path, *, quick: bool = False, skip: int = 0
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=True,
         )
+        if not (quick and words[:2] == ["spectok", "doctor"] and done.returncode == FINDINGS):
+            done.check_returncode()
         printed = done.stdout.replace(f"{work.resolve()}/", "")  # where it ran says nothing
         yield f"$ {command}\n{_without_trailing_space(printed)}\n"
 

@@ -85,6 +85,28 @@ def test_help_imports_nothing_heavy_and_answers_at_once(tmp_path):
     assert seconds < 2.5  # of the processor, which other programs may share
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_give_their_core_away(given, expected):
+    script = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print("torch", os.environ.get("OMP_WAIT_POLICY"), flush=True)
+            os._exit(0)  # importing it takes seconds
+sys.meta_path.insert(0, Watch())
+from spectok.cli import main
+main(["info", "vqvae"])
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"torch {expected}\n" in done.stdout
+
+
 def test_version(run):
     assert run("--version") == (0, f"spectok {__version__}\n", "")
 

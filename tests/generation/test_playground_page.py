@@ -51,17 +51,11 @@ def run(tmp_path_factory):
 def address(run):
     """Run ``spectok ui`` on the prior and on an installed tokenizer."""
     pytest.importorskip("gradio", reason="needs the extra ui")
-    where = f"http://127.0.0.1:{free_port()}/"
-    words = [
-        "ui",
-        str(run),
-        "vqvae/mnist",
-        "--no-browser",
-        "--port",
-        where.strip("/").split(":")[2],
-    ]
+    port = str(free_port())
+    where = f"http://127.0.0.1:{port}/"
+    words = ["ui", str(run), "vqvae/mnist", "--no-browser", "--port", port]
     server = subprocess.Popen(
-        [sys.executable, "-m", "spectok", *words, "--port", str(port)],
+        [sys.executable, "-m", "spectok", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:

@@ -65,6 +65,7 @@ PHOTOGRAPHS = "photographs.png"
 OURS = (MODELS, "images", "report.html", METRICS, "samples.png", PHOTOGRAPHS, MARKER)
 NUM_EXAMPLES = 10
 BATCH_SIZE = 250
+MAX_THREADS = 2
 
 
 def run_demo(plan: Plan, out: Path, stages: Stages) -> Results:
@@ -99,7 +100,7 @@ def _run(plan: Plan, out: Path, stages: Stages) -> Results:
     names = [*plan.tokenizers, "prior", "classifier", "samples"]
     names += ["installed"] * bool(plan.recipe.installed)
     stages.plan(names, plan.recipe.expected_seconds)
-    with one_thread():
+    with few_threads():
         data = plan.tokenizers[plan.main].data
         demo = Demo(plan, out, stages, load_split(data, data.split), load_split(data, "test"))
         competitors = {label: demo.train_tokenizer(label) for label in plan.tokenizers}
@@ -325,14 +326,10 @@ def write_results(results: Results) -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use a single thread inside the context.
-
-    The networks are so small that a second thread gains little, and on a busy machine the threads
-    wait for each other: training then took 17 times as long.
-    """
+def few_threads() -> Iterator[None]:
+    """Let torch use two threads at most inside the context: the networks are too small for more."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(before, MAX_THREADS))
     try:
         yield
     finally:
