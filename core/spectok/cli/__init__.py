@@ -144,8 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
         for library in ("DIFFUSERS", "TRANSFORMERS"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Before torch is imported. Threads that wait would keep their cores busy: two of them, and
-    # two busy cores, trained at a tenth of the speed; on idle cores nothing changed.
+    # Before torch is imported. Threads that wait would keep their cores busy: two threads, beside
+    # other work on two cores, trained at a tenth of the speed. On idle cores nothing changed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that are no text
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
