@@ -65,10 +65,10 @@ class Painter:
     """Draws images of combinations of words.
 
     Args:
-        folder: A trained run.
+        folder: A trained run, or the name of a trained model that is installed.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | str):
         self.prior, self.tokenizer = load_pair(folder)
         self.encoder = load_encoder(self.prior, folder)
 

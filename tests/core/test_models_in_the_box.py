@@ -16,22 +16,28 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import spectok
 from spectok import list_models, load_tokenizer
 from spectok.cards.summary import summarize
 from spectok.data import DataConfig, build_dataset
+from spectok.data.shapes import COMBINATIONS, caption
+from spectok.evaluation.shapes import read_shapes
 from spectok.evaluation.verifying import find_claims, reference_data, verify
 from spectok.loading import load_trained
 from spectok.metrics import psnr
 from spectok.modeling import model_fingerprint
 from spectok.plugins import registry
+from spectok_generation import TokenPipeline, measure_likelihood
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "models.json"
 CURVES = ROOT / "benchmarks" / "results" / "curves"
 OURS = [n for n in list_models() if registry.provider("model", n).startswith("spectok ")]
 TOKENIZERS = [n for n in OURS if registry.get_registered("model", n).kind == "tokenizer"]
+PRIORS = [name for name in OURS if name not in TOKENIZERS]
+BUILT_IN = ("shapes", "digits", "photos")
 LARGEST, LARGEST_OF_ALL = 3_000_000, 20_000_000
 IMAGES, FEW = 4, 300
 
@@ -109,6 +115,39 @@ def test_a_claim_is_measured_again(name):
     images = reference_data(claim, claimed.model, str(data))
     checks = verify(claim, load_trained(name), images)
     assert [check.name for check in checks if not check.passed] == []
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_bits_of_its_card_are_measured_again(name):
+    told = re.search(
+        r"tokens of the ([\d,]+) test images take (?:at most )?([\d.]+) bits each",
+        (folder_of(name) / "README.md").read_text(),
+    )
+    data = yaml.safe_load((folder_of(name) / "recipe.yaml").read_text())["data"]["name"]
+    place = Path(os.environ.get("SPECTOK_TEST_DATA") or "nowhere", data)
+    if data not in BUILT_IN and not place.is_dir():
+        pytest.skip(f"SPECTOK_TEST_DATA names no directory with {data}")
+    pipeline = TokenPipeline.from_run(name)
+    channels, size = pipeline.tokenizer.image_shape[:2]
+    path = None if data in BUILT_IN else str(place)
+    config = DataConfig(
+        name=data, path=path, split="test", image_size=size, channels=channels, limit=FEW
+    )
+    found = measure_likelihood(
+        pipeline.prior,
+        pipeline.tokenizer,
+        build_dataset(config, train=False),
+        encoder=pipeline.text_encoder,
+    )
+    assert found["metrics"]["bits_per_image"] == pytest.approx(float(told[2]), rel=0.05)
+
+
+@pytest.mark.skipif("cat/shapes" not in OURS, reason="cat/shapes is not installed")
+def test_the_pipeline_draws_what_it_is_asked_for():
+    asked = [caption(label) for label in range(len(COMBINATIONS))][::2]
+    drawn = TokenPipeline.from_run("cat/shapes")(asked, seed=0, output_type="np").images
+    found = [reading.caption for reading in read_shapes((drawn * 255).round().astype("uint8"))]
+    assert sum(a == b for a, b in zip(asked, found)) >= 0.75 * len(asked)
 
 
 def main():

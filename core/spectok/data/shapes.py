@@ -103,6 +103,7 @@ class Shapes(DatasetSource):
             num_classes=len(COMBINATIONS),
             has_captions=True,
             splits=("train", "test", "unseen"),
+            license="apache-2.0",
             citation="drawn by spectok",
         )
 
