@@ -87,7 +87,8 @@ def test_its_commands_run(program: Any, tmp_path: Path, pictures: Any):
     assert len(told) == len(program.commands())
     assert told[-1].endswith("\n4 (32, 32)\n\n")
     for name in ("before.png", "after.png", "hearts.png", "heart.png"):
-        assert Image.open(work / name).size >= (32, 32)
+        with Image.open(work / name) as image:
+            assert image.size >= (32, 32)
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_the_bits_of_its_card_are_measured_again(name):
 @pytest.mark.skipif("cat/shapes" not in OURS, reason="cat/shapes is not installed")
 def test_the_pipeline_draws_what_it_is_asked_for():
     asked = [caption(label) for label in range(len(COMBINATIONS))][::2]
-    drawn = TokenPipeline.from_run("cat/shapes")(asked, seed=0, output_type="np").images
+    drawn = TokenPipeline.from_run("cat/shapes")(asked, guidance=1.0, seed=0, output_type="np").images
     found = [reading.caption for reading in read_shapes((drawn * 255).round().astype("uint8"))]
     assert sum(a == b for a, b in zip(asked, found)) >= 0.75 * len(asked)
 

@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     """Save a prior with random weights beside its tokenizer, as a run does."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(1)
-    tokenizer = small_tokenizer("rqvae").eval()
+    tokenizer = small_tokenizer("rqvae", token_order="level").eval()
     sizes = {"num_layers": 1, "num_heads": 2, "width": 16, "num_classes": 3}
     record = tokenizer_record(tokenizer)
     prior = create_prior(
@@ -145,9 +145,9 @@ def test_what_is_painted_is_drawn_anew(page):
 def test_another_model_and_uploads(page, tmp_path):
     Image.new("RGB", (30, 40), "red").save(tmp_path / "red.png")
     (tmp_path / "text.png").write_text("no image")
-    page.locator("#upload input[type=file]").set_input_files(tmp_path / "text.png")
+    page.locator("input[type=file]").set_input_files(tmp_path / "text.png")
     page.get_by_text("text.png is no image that can be read").wait_for()
-    page.locator("#upload input[type=file]").set_input_files(tmp_path / "red.png")
+    page.locator("input[type=file]").set_input_files(tmp_path / "red.png")
     page.locator("#pictures img").nth(12).wait_for()
     page.locator("#model input").click()
     page.get_by_role("option", name="vqvae/mnist").click()

@@ -103,10 +103,12 @@ def why_no_prefix(spec: TokenSpec) -> str:
     """Return why no start of the tokens decodes on its own; empty if some does."""
     if len(prefix_lengths(spec)) > 1:
         return ""
+    levels = "it has one level" if spec.num_levels == 1 else "its levels do not follow one another"
     return (
-        "This tokenizer decodes all of its tokens or none: it has one level, and was not trained "
-        "to decode the first of them alone. Try one with several levels, a tree or a residual one, "
-        "or one that was trained with tokenizer.prefix_probability."
+        f"This tokenizer decodes all of its tokens or none: {levels}, and it was not trained to "
+        f"decode the first of them alone. Try one whose levels do, a tree or a residual one "
+        f"(`tokenizer.token_order: level`), or one that was trained with "
+        f"`tokenizer.prefix_probability`."
     )
 
 
