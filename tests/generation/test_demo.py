@@ -309,7 +309,7 @@ def test_the_time_left_follows_the_pace(capsys):
 
 @pytest.mark.slow
 def test_the_real_demo_keeps_its_promises(tmp_path):
-    """Four to seven minutes on two idle cores."""
+    """Five minutes on two idle cores."""
     command = [sys.executable, "-m", "spectok", "demo", "--out", str(tmp_path / "demo")]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     subprocess.run(command, check=True)
