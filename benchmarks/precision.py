@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py                             # on a GPU, if there is one
     python benchmarks/precision.py tokenizers/vqvae/cifar10 --batch-size 256 --steps 50
-    python benchmarks/precision.py smoke/vqvae smoke/prior_gpt --batch-size 8 --steps 3
+    python benchmarks/precision.py vqvae/digits prior:digits --batch-size 8 --steps 3
 
 A step is that of the trainer without data loading: losses, backward pass, optimiser, edits of
 codes. Random images or tokens of a recipe's shapes take the place of data. Each variant runs in a
@@ -46,7 +46,7 @@ VARIANTS = {
 def main() -> None:
     """Measure each recipe in each variant, and write the results as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipes", nargs="*", default=RECIPES, help="as 'spectok list recipes'")
+    parser.add_argument("recipes", nargs="*", default=RECIPES, help="tokenizers', or prior:DATA")
     parser.add_argument("--batch-size", type=int, help="by default the recipe's")
     parser.add_argument("--steps", type=int, default=20, help="steps that count (default: 20)")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
@@ -64,8 +64,8 @@ def main() -> None:
             seconds = run.get("seconds_per_step")
             shown = run["error"] if seconds is None else f"{seconds:.4f} s, {run['peak_mib']} MiB"
             print(f"{recipe:32s} {variant:14s} {shown}", flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            if arguments.out:
+                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def measure(name: str, variant: str, batch_size: int | None, steps: int) -> dict[str, Any]:
