@@ -17,6 +17,9 @@ from spectok.saving import give_usual_permissions
 from spectok.training.log import read_log
 from spectok.weights import find_weights
 
+MEASURED = (300, None)
+"""On how many test images a card claims numbers; the last is all of them."""
+
 
 def halve(folder: Path) -> None:
     """Store the floats of a saved model as float16.

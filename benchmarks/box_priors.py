@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from box_files import give_license, halve, halve_file, log_of, recipe_section, shrink
+from box_files import MEASURED, give_license, halve, halve_file, log_of, recipe_section, shrink
 
 from spectok import ImageTokenizer, TrainedModel, load_tokenizer
-from spectok.cards import CARD, write_card
+from spectok.cards import CARD, Claim, record_claim, write_card
 from spectok.cards.folder import CURVE
-from spectok.data import ImageDataset, build_dataset
+from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError
+from spectok.evaluation.terms import data_section
 from spectok.machine import describe_machine
 from spectok.modeling import read_config
 from spectok.plugins.registry import get_dataset
@@ -46,11 +47,8 @@ def store_prior(arguments: argparse.Namespace, model: Path, made: Path) -> None:
     halve(made)
     stored = load_prior(made)
     tokenizer = load_tokenizer(stored.tokenizer_record["path"])
-    told = [
-        "Its weights are stored as float16.",
-        tell_bits(held_out_images(arguments, model, tokenizer), (prior, stored), (tokenizer,) * 2),
-    ]
-    write_prior_card(arguments, model, made, stored, " ".join(told))
+    told = "Its weights are stored as float16."
+    write_prior_card(arguments, model, made, (prior, stored), (tokenizer,) * 2, told)
 
 
 def store_pipeline(arguments: argparse.Namespace, model: Path, made: Path) -> None:
@@ -73,14 +71,20 @@ def store_pipeline(arguments: argparse.Namespace, model: Path, made: Path) -> No
     halve_file(made / "text_encoder" / TEXT_WEIGHTS)
     give_usual_permissions(made / "text_encoder", CONFIG)
     stored = TokenPipeline.from_pretrained(made)
-    images = held_out_images(arguments, model, stored.tokenizer)
-    pairs = (whole, stored)
-    told = [
+    told = (
         "Prior, tokenizer and text encoder are stored as float16, the encoder with the words of "
-        "the captions alone; it refuses others.",
-        tell_bits(images, *zip(*[(p.prior, p.tokenizer, p.text_encoder) for p in pairs])),
-    ]
-    write_prior_card(arguments, model, made, stored.prior, " ".join(told))
+        "the captions alone; it refuses others."
+    )
+    pipelines = (whole, stored)
+    write_prior_card(
+        arguments,
+        model,
+        made,
+        tuple(one.prior for one in pipelines),
+        tuple(one.tokenizer for one in pipelines),
+        told,
+        tuple(one.text_encoder for one in pipelines),
+    )
 
 
 def paths(arguments: argparse.Namespace) -> list[str]:
@@ -88,21 +92,49 @@ def paths(arguments: argparse.Namespace) -> list[str]:
     return [f"path={arguments.data}"] if arguments.data else []
 
 
-def held_out_images(
-    arguments: argparse.Namespace, model: Path, tokenizer: ImageTokenizer
-) -> ImageDataset:
-    """Return the test images of the data that a prior was trained on."""
+def held_out_data(
+    arguments: argparse.Namespace, model: Path, tokenizer: ImageTokenizer, limit: int | None
+) -> DataConfig:
+    """Return the test images of the data that a prior was trained on, or the first of them."""
     channels, size = tokenizer.image_shape[:2]
-    settings = {"split": "test", "limit": None, "image_size": size, "channels": channels}
-    return build_dataset(held_out(str(model), None, settings, paths(arguments)), train=False)
+    settings = {"split": "test", "limit": limit, "image_size": size, "channels": channels}
+    return held_out(str(model), None, settings, paths(arguments))
 
 
 def write_prior_card(
-    arguments: argparse.Namespace, model: Path, made: Path, stored: Prior, told: str
+    arguments: argparse.Namespace,
+    model: Path,
+    made: Path,
+    priors: tuple[Prior, Prior],
+    tokenizers: tuple[ImageTokenizer, ImageTokenizer],
+    told: str,
+    encoders: Sequence[Any] = (None, None),
 ) -> None:
-    """Write the recipe and the card of a prior or a pipeline."""
+    """Write the recipe and the card of a prior or a pipeline, with the bits of test images.
+
+    Args:
+        arguments: The command line.
+        model: The prior as it was trained.
+        made: Where it is stored.
+        priors: As it was trained, and as it is stored, as for the others.
+        tokenizers: Their tokenizers.
+        told: How it is stored.
+        encoders: Their text encoders.
+    """
+    stored, tokenizer = priors[1], tokenizers[1]
     recipe = without_places(recipe_section(model))
     (made / RUN_RECIPE).write_text(dump_yaml(recipe), encoding="utf-8")
+    measured = []
+    if stored.likelihood is not None:
+        for limit in MEASURED:
+            data = held_out_data(arguments, model, tokenizer, limit)
+            found = measure_likelihood(
+                stored, tokenizer, build_dataset(data, train=False), encoder=encoders[1]
+            )
+            measured.append((data, found))
+        whole = build_dataset(held_out_data(arguments, model, tokenizer, None), train=False)
+        before = measure_likelihood(priors[0], tokenizers[0], whole, encoder=encoders[0])
+        told = f"{told} {tell_bits(before, measured[-1][1])}"
     subject = describe_prior(stored, made)
     source = get_dataset(recipe["data"]["name"]).describe()
     last = (log_of(model) or [{}])[-1]
@@ -122,27 +154,17 @@ def write_prior_card(
     )
     write_card(made, subject, log_of(model))
     shrink(made / CURVE)
+    for data, found in measured:
+        record_claim(made, Claim.from_result(found, subject.weights, data_section(data)), subject)
     give_license(made / CARD, arguments.license)
 
 
-def tell_bits(
-    images: ImageDataset,
-    priors: Sequence[Prior],
-    tokenizers: Sequence[ImageTokenizer],
-    encoders: Sequence[Any] = (None, None),
-) -> str:
-    """Measure the likelihood of test images before and after storing, and tell it."""
-    if priors[1].likelihood is None:
-        return ""
-    found = [
-        measure_likelihood(prior, tokenizer, images, encoder=encoder)
-        for prior, tokenizer, encoder in zip(priors, tokenizers, encoders)
-    ]
-    before, after = (one["metrics"]["bits_per_image"] for one in found)
-    print(f"{after:.2f} bits per image, {before:.2f} before", flush=True)
-    kind = "at most " if priors[1].likelihood == "bound" else ""
+def tell_bits(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Tell the likelihood of test images before and after storing."""
+    was, now = (found["metrics"]["bits_per_image"] for found in (before, after))
+    print(f"{now:.2f} bits per image, {was:.2f} before", flush=True)
+    kind = "at most " if after["likelihood"] == "bound" else ""
     return (
-        f"The tokens of the {len(images):,} test images take {kind}{after:.1f} bits each "
-        f"({before:.1f} as it was trained; protocol {found[1]['protocol']['id']}), of "
-        f"{tokenizers[1].token_spec.bits_per_image:g} if all codes were equally likely."
+        f"The tokens of a test image take {kind}{now:.1f} bits ({was:.1f} as it was trained), of "
+        f"{after['uncoded']['bits_per_image']:g} if all codes were equally likely."
     )

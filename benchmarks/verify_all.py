@@ -16,10 +16,13 @@ from pathlib import Path
 
 import torch
 
+from spectok import TrainedModel
 from spectok.cards import Claim
-from spectok.evaluation.verifying import Check, Claimed, find_claims, reference_data, verify
+from spectok.evaluation.verifying import Check, claims_of_folder, reference_data, verify
 from spectok.loading import load_trained
 from spectok.plugins.registry import list_registered
+from spectok_generation import TokenPipeline
+from spectok_generation.verifying import verify_likelihood
 
 
 def main() -> None:
@@ -31,15 +34,13 @@ def main() -> None:
     torch.set_num_threads(1)
     failed, count = 0, 0
     print(f"{'model':28} {'images':>7} {'claims':>7} {'largest difference':>34} {'s':>6}")
-    for name, claimed, claim in claims(arguments.limit):
+    for name, model, claim in claims(arguments.limit):
         begin = time.perf_counter()
-        folder = Path(arguments.data, claim.data["name"])
-        images = reference_data(claim, claimed.model, str(folder))
-        checks = verify(claim, load_trained(claimed.model), images)
+        checks = measure(name, model, claim, Path(arguments.data))
         wrong = [check.name for check in checks if not check.passed]
         failed, count = failed + bool(wrong), count + 1
         print(
-            f"{name:28} {len(images):7,} {len(checks):7} {largest(checks):>34} "
+            f"{name:28} {claim.protocol['num_images']:7,} {len(checks):7} {largest(checks):>34} "
             f"{time.perf_counter() - begin:6.0f} {f'FAIL: {wrong}' if wrong else 'pass'}",
             flush=True,
         )
@@ -47,14 +48,24 @@ def main() -> None:
     raise SystemExit(1 if failed or not count else 0)
 
 
-def claims(limit: int | None) -> Iterator[tuple[str, Claimed, Claim]]:
-    """Yield every claim of every trained tokenizer that is installed."""
+def measure(name: str, model: TrainedModel, claim: Claim, data: Path) -> list[Check]:
+    """Measure a claim again, on images in the folder of its data set, or built-in ones."""
+    is_tokenizer, folder = model.kind == "tokenizer", data / claim.data["name"]
+    path = str(folder) if folder.is_dir() else None
+    images = reference_data(claim, model.folder if is_tokenizer else None, path)
+    if is_tokenizer:
+        return verify(claim, load_trained(model.folder), images)
+    drawn = TokenPipeline.from_run(name)
+    encoder = drawn.text_encoder
+    return verify_likelihood(claim, drawn.prior, drawn.tokenizer, images, encoder=encoder)
+
+
+def claims(limit: int | None) -> Iterator[tuple[str, TrainedModel, Claim]]:
+    """Yield every claim of every trained model that is installed."""
     for name, model in list_registered("model").items():
-        if model.kind == "tokenizer":
-            claimed = find_claims(name)
-            for claim in claimed.claims:
-                if limit is None or claim.protocol["num_images"] <= limit:
-                    yield name, claimed, claim
+        for claim in claims_of_folder(model.folder).claims:
+            if limit is None or claim.protocol["num_images"] <= limit:
+                yield name, model, claim
 
 
 def largest(checks: list[Check]) -> str:

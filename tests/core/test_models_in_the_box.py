@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import spectok
 from spectok import list_models, load_tokenizer
@@ -24,12 +23,13 @@ from spectok.cards.summary import summarize
 from spectok.data import DataConfig, build_dataset
 from spectok.data.shapes import COMBINATIONS, caption
 from spectok.evaluation.shapes import read_shapes
-from spectok.evaluation.verifying import find_claims, reference_data, verify
+from spectok.evaluation.verifying import claims_of_folder, find_claims, reference_data, verify
 from spectok.loading import load_trained
 from spectok.metrics import psnr
 from spectok.modeling import model_fingerprint
 from spectok.plugins import registry
-from spectok_generation import TokenPipeline, measure_likelihood
+from spectok_generation import TokenPipeline
+from spectok_generation.verifying import verify_likelihood
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "models.json"
@@ -118,34 +118,32 @@ def test_a_claim_is_measured_again(name):
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_the_bits_of_its_card_are_measured_again(name):
-    told = re.search(
-        r"tokens of the ([\d,]+) test images take (?:at most )?([\d.]+) bits each",
-        (folder_of(name) / "README.md").read_text(),
-    )
-    data = yaml.safe_load((folder_of(name) / "recipe.yaml").read_text())["data"]["name"]
-    place = Path(os.environ.get("SPECTOK_TEST_DATA") or "nowhere", data)
-    if data not in BUILT_IN and not place.is_dir():
-        pytest.skip(f"SPECTOK_TEST_DATA names no directory with {data}")
-    pipeline = TokenPipeline.from_run(name)
-    channels, size = pipeline.tokenizer.image_shape[:2]
-    path = None if data in BUILT_IN else str(place)
-    config = DataConfig(
-        name=data, path=path, split="test", image_size=size, channels=channels, limit=FEW
-    )
-    found = measure_likelihood(
+def test_the_likelihood_that_a_card_claims_is_measured_again(name):
+    claimed = claims_of_folder(folder_of(name))
+    assert claimed.contradictions == []
+    claim = min(claimed.claims, key=lambda claim: claim.protocol["num_images"])
+    assert claim.protocol["num_images"] == FEW
+    pipeline, path = TokenPipeline.from_run(name), None
+    if claim.data["name"] not in BUILT_IN:
+        path = Path(os.environ.get("SPECTOK_TEST_DATA") or "nowhere", claim.data["name"])
+        if not path.is_dir():
+            pytest.skip(f"SPECTOK_TEST_DATA names no directory with {claim.data['name']}")
+    checks = verify_likelihood(
+        claim,
         pipeline.prior,
         pipeline.tokenizer,
-        build_dataset(config, train=False),
+        reference_data(claim, None, path and str(path)),
         encoder=pipeline.text_encoder,
     )
-    assert found["metrics"]["bits_per_image"] == pytest.approx(float(told[2]), rel=0.05)
+    assert [check.name for check in checks if not check.passed] == []
 
 
 @pytest.mark.skipif("cat/shapes" not in OURS, reason="cat/shapes is not installed")
 def test_the_pipeline_draws_what_it_is_asked_for():
     asked = [caption(label) for label in range(len(COMBINATIONS))][::2]
-    drawn = TokenPipeline.from_run("cat/shapes")(asked, guidance=1.0, seed=0, output_type="np").images
+    drawn = TokenPipeline.from_run("cat/shapes")(
+        asked, guidance=1.0, seed=0, output_type="np"
+    ).images
     found = [reading.caption for reading in read_shapes((drawn * 255).round().astype("uint8"))]
     assert sum(a == b for a, b in zip(asked, found)) >= 0.75 * len(asked)
 

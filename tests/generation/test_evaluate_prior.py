@@ -252,14 +252,16 @@ def test_bad_input_is_one_line(spectok, pipeline, tokenizer_folder, tmp_path):
         assert message in err
 
 
-def test_numbers_of_a_prior_are_not_verified(spectok, pipeline, make, tmp_path):
-    make("gpt").save_pretrained(tmp_path / "prior")
+def test_numbers_of_drawn_images_are_not_verified(spectok, pipeline, tmp_path):
     result = tmp_path / "r.json"
     assert spectok("eval", pipeline, "--num-images", 4, *SHAPES, "--out", result)[0] == 0
-    for words in ([result, "--verify"], [tmp_path / "prior", "--verify"], ["--verify", pipeline]):
+    for words, message in [
+        ([result, "--verify"], "come again from the same 'spectok eval PRIOR --num-images N'"),
+        (["--verify", pipeline], "has no README.md; 'spectok eval"),
+    ]:
         status, _, err = spectok("eval", *words)
         assert (status, err.count("\n")) == (2, 1), err
-        assert "come from the same 'spectok eval PRIOR --num-images N'" in err
+        assert message in err
 
 
 def test_a_prior_without_its_tokenizer_is_refused(spectok, make, tmp_path):

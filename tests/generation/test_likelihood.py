@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -114,3 +115,63 @@ def test_the_command_writes_and_shows_it(make, tokenizer, tmp_path, spectok):
     assert f"bits_per_image  {written['metrics']['bits_per_image']:,.5g}" in out
     assert "exact likelihood of the tokens, given the class" in out
     assert "next: spectok eval" in out
+
+
+@pytest.fixture
+def measured(make, tokenizer, tmp_path, spectok):
+    """Write a likelihood into the card of a prior; return the words that measure it again."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    make("gpt", num_classes=10).save_pretrained(tmp_path / "prior")
+    words = ["eval", tmp_path / "prior", "--tokenizer", tmp_path / "tokenizer"]
+    data = ["--data", "digits", "--limit", 5]
+    status, out, err = spectok(*words, "--likelihood", "--card", *data)
+    assert status == 0, err
+    assert f"written into the card: {tmp_path / 'prior' / 'README.md'}" in out
+    return [*words, "--verify"]
+
+
+def test_a_card_holds_it_and_it_is_measured_again(measured, tmp_path, spectok):
+    card = (tmp_path / "prior" / "README.md").read_text()
+    assert "| bits per image |" in card
+    assert "likelihood of held-out images' tokens" in card
+    status, out, err = spectok(*measured, "--out", tmp_path / "again.json")
+    assert status == 0, err
+    assert "pass: all that" in out
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["passed"]
+    checked = {check["name"] for check in again["claims"][0]["checks"]}
+    assert {"weights", "protocol", "bits_per_image", "parameters", "num_images"} <= checked
+
+
+def test_a_card_of_other_weights_or_numbers_does_not_hold(measured, tmp_path, spectok):
+    from safetensors.torch import load_file, save_file
+
+    card = tmp_path / "prior" / "README.md"
+    text = card.read_text()
+    bits = re.search(r"bits_per_image: ([\d.]+)", text)[1]
+    card.write_text(text.replace(f"bits_per_image: {bits}", "bits_per_image: 1.5"))
+    status, out, _ = spectok(*measured)
+    assert (status, "does not hold: bits_per_image" in out) == (1, True)
+    card.write_text(text)
+    weights = tmp_path / "prior" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    status, out, _ = spectok(*measured)
+    assert (status, "does not hold: weights" in out) == (1, True)
+
+
+def test_a_card_without_numbers_and_wrong_options_are_one_line(measured, tmp_path, spectok):
+    for words, message in [
+        ([*measured, "--limit", 3], "leave out --split and --limit"),
+        ([*measured, "--top-k", 3], "--top-k is about images that are drawn; --verify draws none"),
+        ([*measured, "--likelihood"], "give --num-images, to measure"),
+        ([*measured, "--card"], "--card writes the bits of --likelihood"),
+    ]:
+        status, _, err = spectok(*words)
+        assert status == 2
+        assert err.count("\n") == 1
+        assert message in err
+    (tmp_path / "prior" / "README.md").unlink()
+    status, _, err = spectok(*measured)
+    assert (status, "has no README.md" in err) == (2, True)

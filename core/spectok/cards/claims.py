@@ -86,11 +86,12 @@ class Claim:
         """Return the claim that an evaluation supports.
 
         Args:
-            result: What :func:`spectok.evaluation.evaluate` returned.
+            result: What :func:`spectok.evaluation.evaluate`, or another measurement with
+                ``metrics`` and ``protocol``, returned.
             weights: Fingerprint of the model.
             data: The ``data:`` section of the images; its path is left out.
         """
-        values = result["metrics"] | {name: result.get(name) for name in SCALARS}
+        values = result["metrics"] | {name: result[name] for name in SCALARS if name in result}
         return cls(
             weights,
             {key: value for key, value in data.items() if key != "path"},

@@ -135,8 +135,7 @@ def model_index(claims: Sequence[Claim], name: str) -> list[dict[str, Any]]:
 
     results = [
         EvalResult(
-            task_type="image-to-image",
-            task_name="image reconstruction",
+            **_task_of(claim),
             dataset_type=str(claim.data.get("name", "images")),
             dataset_name=describe_images(claim),
             dataset_split=str(claim.data.get("split", "train")),
@@ -151,6 +150,17 @@ def model_index(claims: Sequence[Claim], name: str) -> list[dict[str, Any]]:
         for metric, value in claim.values.items()
     ]
     return eval_results_to_model_index(name, results)
+
+
+def _task_of(claim: Claim) -> dict[str, str]:
+    """Return the hub's name of what was measured, and ours."""
+    if "likelihood" not in claim.protocol:
+        return {"task_type": "image-to-image", "task_name": "image reconstruction"}
+    kind = "text-to-image" if claim.protocol.get("condition") == "text" else None
+    return {
+        "task_type": kind or "unconditional-image-generation",
+        "task_name": "likelihood of held-out images' tokens",
+    }
 
 
 def indexed_values(header: Mapping[str, Any]) -> Iterator[tuple[str | None, str, Any]]:

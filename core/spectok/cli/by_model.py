@@ -10,8 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-DEFAULT, VERIFY = "tokenizer", "--verify"
-"""The command of tokenizers, and an option that it alone takes whatever the model."""
+DEFAULT = "tokenizer"
+"""The command of tokenizers."""
 
 
 class ModelCommand(TyperCommand):
@@ -40,7 +40,7 @@ class ModelGroup(TyperGroup):
         """Return the command that takes one of the models, or else the first with such options."""
         for name, command in self.commands.items():
             if isinstance(command, ModelCommand) and any(map(command.takes, words)):
-                return name if VERIFY not in words else DEFAULT
+                return name
         given = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
         for name, command in self.commands.items():
             if given <= {option for parameter in command.params for option in parameter.opts}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from spectok.errors import ConfigError
 from spectok.messages import progress, say
 
 if TYPE_CHECKING:
+    from spectok.cards import Claim
     from spectok.evaluation.measuring import Evaluation
-    from spectok.evaluation.verifying import Check
+    from spectok.evaluation.verifying import Check, Claimed
 
 
 def verify_claims(
@@ -33,25 +35,44 @@ def verify_claims(
         Exit: With status 1, if a claim does not hold.
         SpectokError: If something that it takes is missing.
     """
-    from spectok.cards.claims import describe_images
-    from spectok.evaluation.comparison import write_json
-    from spectok.evaluation.verifying import (
-        contradiction_checks,
-        find_claims,
-        reference_data,
-        verify,
-    )
+    from spectok.evaluation.verifying import find_claims, reference_data, verify
     from spectok.recipes.recipe import apply_overrides
 
     claimed = find_claims(card)
     tokenizer = load_on_device(os.fspath(claimed.model))
     settings = apply_overrides({"data": {}}, [f"data.{word}" for word in overrides])["data"]
-    found = []
-    for claim in claimed.claims:
+
+    def measure(claim: Claim) -> list[Check]:
         path = None if data == claim.data.get("name") else data
         dataset = reference_data(claim, claimed.model, path, settings)
         with progress("measuring again", len(dataset)) as advance:
-            checks = verify(claim, tokenizer, dataset, how, advance)
+            return verify(claim, tokenizer, dataset, how, advance)
+
+    tell_verified(card, claimed, measure, out)
+
+
+def tell_verified(
+    card: str, claimed: Claimed, measure: Callable[[Claim], list[Check]], out: Path | None
+) -> None:
+    """Measure each claim of a card again, and print and write what was found.
+
+    Args:
+        card: What was given on the command line.
+        claimed: What it claims.
+        measure: Measures one claim again.
+        out: JSON file to write.
+
+    Raises:
+        Exit: With status 1, if a claim does not hold.
+        SpectokError: As of ``measure``.
+    """
+    from spectok.cards.claims import describe_images
+    from spectok.evaluation.comparison import write_json
+    from spectok.evaluation.verifying import contradiction_checks
+
+    found = []
+    for claim in claimed.claims:
+        checks = measure(claim)
         say(f"{describe_images(claim)}, protocol {claim.protocol_id}")
         show_checks(checks)
         found.append({"protocol": claim.protocol_id, "checks": [c.to_dict() for c in checks]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from spectok.recipes.schema import validate_section
 from spectok.tokenizer import ImageTokenizer
 
 REPEAT = (
-    "--verify measures tokenizers again; the same numbers of a prior come from the same 'spectok "
-    "eval PRIOR --num-images N'"
+    "--verify measures tokenizers again, and what the card of a prior's folder claims; numbers of "
+    "drawn images come again from the same 'spectok eval PRIOR --num-images N'"
 )
 COLOUR = 3  # channels
 MEASURED = "measured"
@@ -126,6 +126,15 @@ def find_claims(path: str | os.PathLike[str]) -> Claimed:
         identify(open_folder(folder, "", os.fspath(folder)))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {REPEAT}") from error
+    return claims_of_folder(folder)
+
+
+def claims_of_folder(folder: Path) -> Claimed:
+    """Return what the card in the folder of a model of any kind claims.
+
+    Raises:
+        CheckpointError: If there is no card, or it claims nothing.
+    """
     card = folder / CARD
     if not card.is_file():
         raise CheckpointError(
@@ -166,14 +175,26 @@ def verify(
     for name in claim.values:
         if name in result["not_measured"]:
             raise CheckpointError(f"{name} is claimed, and {result['not_measured'][name]}")
-    now = Claim.from_result(result, model_fingerprint(tokenizer), claim.data)
-    checks = [Check("weights", claim.weights, now.weights)]
-    checks += _protocol_checks(claim.protocol, now.protocol)
-    if claim.reference_images is not None:
-        checks.append(Check(REFERENCE_IMAGES, claim.reference_images, now.reference_images))
+    return compare_claims(
+        claim, Claim.from_result(result, model_fingerprint(tokenizer), claim.data)
+    )
+
+
+def compare_claims(claimed: Claim, found: Claim, exact: Sequence[str] = EXACT) -> list[Check]:
+    """Compare a claim with what was measured again.
+
+    Args:
+        claimed: What is claimed.
+        found: The same of the model and the images at hand.
+        exact: Names of numbers that are counted, not measured, and must be equal.
+    """
+    checks = [Check("weights", claimed.weights, found.weights)]
+    checks += _protocol_checks(claimed.protocol, found.protocol)
+    if claimed.reference_images is not None:
+        checks.append(Check(REFERENCE_IMAGES, claimed.reference_images, found.reference_images))
     return checks + [
-        Check(name, claimed, now.values.get(name), tolerance_of(name, claimed))
-        for name, claimed in claim.values.items()
+        Check(name, value, found.values.get(name), tolerance_of(name, value, exact))
+        for name, value in claimed.values.items()
     ]
 
 
@@ -182,9 +203,9 @@ def contradiction_checks(claimed: Claimed) -> list[Check]:
     return [Check(text, "consistent", "contradiction") for text in claimed.contradictions]
 
 
-def tolerance_of(name: str, claimed: float) -> float | None:
+def tolerance_of(name: str, claimed: float, exact: Sequence[str] = EXACT) -> float | None:
     """Return how far a number may lie from the claimed one; None: not at all."""
-    if name in EXACT:
+    if name in exact:
         return None
     if name in ABSOLUTE:
         return ABSOLUTE[name]
@@ -197,13 +218,17 @@ def tolerance_of(name: str, claimed: float) -> float | None:
 
 
 def reference_data(
-    claim: Claim, model: Path, path: str | None = None, settings: Mapping[str, Any] | None = None
+    claim: Claim,
+    model: Path | None,
+    path: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> ImageDataset | OriginalImages:
     """Return the images that a claim is about, with the preprocessing of their data set.
 
     Args:
         claim: What is claimed.
-        model: Folder of the model; the recipe of its run knows where its data is.
+        model: Folder of a tokenizer; the recipe of its run knows where its data is. None: no
+            recipe is asked.
         path: Where the images are. None: where the recipe says, or their data set's own place.
         settings: Further settings of the data.
 
@@ -211,7 +236,8 @@ def reference_data(
         DataError: If they are not at hand; says what is missing.
     """
     config = validate_section(DataConfig, claim.data | dict(settings or {}), "data")
-    if path is None and config.path is None and (recipe := recipe_of_run(model)) is not None:
+    recipe = None if model is None or path or config.path else recipe_of_run(model)
+    if recipe is not None:
         same = recipe.data.name == config.name
         path = recipe.data.path if same else None
     if path is not None:

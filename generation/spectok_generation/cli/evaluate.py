@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from spectok.cli.evaluate import (
     Limit,
 )
 from spectok.cli.train import Data
+from spectok.cli.verifying import tell_verified
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
 from spectok_generation.cli import sampling
@@ -41,9 +43,21 @@ def evaluate(
             "--likelihood", help="Measure the bits of held-out images' tokens, and draw none."
         ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Measure again what the card claims; exit status 1 if it is not so."
+        ),
+    ] = False,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="With --likelihood: write the numbers into the card."),
+    ] = False,
     overrides: DataSettings = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Split of the data to compare with.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data to compare with (default: test).")
+    ] = None,
     limit: Limit = None,
     tokenizer: sampling.Tokenizer = None,
     text: Annotated[
@@ -72,10 +86,17 @@ def evaluate(
 ) -> None:
     """Measure how close images that a trained prior draws are to held-out ones."""
     given = locals()
-    if (num_images is None) != likelihood:
+    if (num_images is not None) + likelihood + verify != 1:
         raise ConfigError(
-            "give --num-images, to measure images that are drawn, or --likelihood, for the bits of "
-            "held-out images"
+            "give --num-images, to measure images that are drawn, --likelihood, for the bits of "
+            "held-out images, or --verify, for what the card claims"
+        )
+    if card and not likelihood:
+        raise ConfigError("--card writes the bits of --likelihood; give both, or leave it out")
+    if verify and (split is not None or limit is not None):
+        raise ConfigError(
+            "--verify measures what is claimed, on the images that were claimed; leave out "
+            "--split and --limit"
         )
     values = sampling.drawing_options(given)
     drawing = values | {
@@ -84,16 +105,18 @@ def evaluate(
         "inception_weights": inception_weights,
         "images": images,
     }
-    if likelihood and (given := [name for name, value in drawing.items() if value is not None]):
+    without = "--likelihood" if likelihood else "--verify"
+    if num_images is None and (given := [k for k, value in drawing.items() if value is not None]):
         option = given[0].replace("_", "-")
-        raise ConfigError(f"--{option} is about images that are drawn; --likelihood draws none")
+        raise ConfigError(f"--{option} is about images that are drawn; {without} draws none")
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     sampling.check_subfolder(subfolder, tokenizer)
-    prior_folder(prior)
+    folder = prior_folder(prior)
 
     from spectok.data import build_dataset
     from spectok.evaluation import Networks
+    from spectok.processes import on_main
     from spectok_generation.drawing import make_options
     from spectok_generation.evaluation import choose_wanted, evaluate_prior
     from spectok_generation.guidance import TEXT_GUIDANCE
@@ -101,6 +124,7 @@ def evaluate(
     from spectok_generation.pairs import load_encoder, load_pair
     from spectok_generation.prior_recipe import held_out
     from spectok_generation.sample_folder import check_is_ours
+    from spectok_generation.verifying import record_likelihood
 
     if images is not None:
         check_is_ours(images)
@@ -110,15 +134,24 @@ def evaluate(
         if guidance is None and encoder is not None:
             values["guidance"] = TEXT_GUIDANCE
         channels, size = decoder.image_shape[:2]
-        settings = {"channels": channels, "image_size": size, "split": split, "limit": limit}
-        dataset = build_dataset(held_out(prior, data, settings, overrides or []), train=False)
         on_device = None if encoder is None else encoder.to(device)
-        pair = model.to(device), decoder.to(device), dataset
+        parts = model.to(device), decoder.to(device)
+        how: dict[str, Any] = {"encoder": on_device, "batch_size": batch_size}
+        if verify:
+            verify_card(prior, folder, parts, how, data, overrides or [], out)
+            return
+        size_of = {"channels": channels, "image_size": size}
+        settings = {**size_of, "split": split or "test", "limit": limit}
+        config = held_out(prior, data, settings, overrides or [])
+        dataset = build_dataset(config, train=False)
+        pair = *parts, dataset
         if num_images is None:
             with progress("measuring", len(dataset)) as advance:
-                how = {"encoder": on_device, "batch_size": batch_size, "on_images": advance}
-                result = measure_likelihood(*pair, **how)
+                result = measure_likelihood(*pair, **how, on_images=advance)
             finish(prior, result, out, show_likelihood)
+            if card:
+                written = on_main(lambda: record_likelihood(model, folder, result, config))
+                say(f"written into the card: {written or folder}")
             say_next(["spectok", "eval", prior, "--num-images", "1000"])
             return
         options = make_options(model, values)
@@ -145,6 +178,51 @@ def evaluate(
     if encoder is not None:
         again = ["text-to-image", "PROMPT", "--model", prior]
     say_next(["spectok", *again, "--out", "samples.png", *["--trust"] * trust])
+
+
+def verify_card(
+    prior: str,
+    folder: Path,
+    parts: tuple[Any, Any],
+    how: dict[str, Any],
+    data: str | None,
+    overrides: list[str],
+    out: Path | None,
+) -> None:
+    """Measure again what the card of a prior claims.
+
+    Args:
+        prior: What was given on the command line.
+        folder: Its folder, or that of its pipeline.
+        parts: Prior and tokenizer.
+        how: Text encoder and batch size.
+        data: Where the images are. None: where the prior's run had them.
+        overrides: Settings of the data.
+        out: JSON file to write.
+
+    Raises:
+        Exit: With status 1, if a claim does not hold.
+        SpectokError: If something that it takes is missing.
+    """
+    from spectok.cards import Claim
+    from spectok.evaluation.verifying import Check, claims_of_folder, reference_data
+    from spectok.recipes.recipe import apply_overrides
+    from spectok_generation.prior_recipe import held_out
+    from spectok_generation.verifying import verify_likelihood
+
+    claimed = claims_of_folder(folder)
+    settings = apply_overrides({"data": {}}, [f"data.{word}" for word in overrides])["data"]
+
+    def measure(claim: Claim) -> list[Check]:
+        path = None if data == claim.data.get("name") else data
+        with contextlib.suppress(ConfigError):  # without a recipe, the claim names its data set
+            own = held_out(prior, None, {}, [])
+            path = own.path if data is None and own.name == claim.data.get("name") else path
+        dataset = reference_data(claim, None, path, settings)
+        with progress("measuring again", len(dataset)) as advance:
+            return verify_likelihood(claim, *parts, dataset, **how, on_images=advance)
+
+    tell_verified(prior, claimed, measure, out)
 
 
 def finish(
