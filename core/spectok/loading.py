@@ -84,7 +84,8 @@ def not_there(name: str) -> str:
     """Return what a message says of a model that is not on this machine."""
     if os.path.exists(home(name)):
         return f"{name} is a file, and no directory"
-    return missing(name) if is_path(name) else f"{missing(name)}{similar_model(name)}"
+    similar = "" if is_path(name) else similar_model(name)
+    return f"{name} does not exist{similar}" if similar else missing(name)
 
 
 def _at_size(tokenizer: ImageTokenizer, image_size: ImageSize | None) -> ImageTokenizer:

@@ -21,6 +21,8 @@ from spectok.sizes import ImageSize, as_size, size_of, times
 TILES_AT_ONCE = 32
 OVERLAP = 4
 """Tiles overlap by this part of their shorter side if nothing else is said."""
+SMALL = 512
+"""Pixels of a side that a tile may have however small the image is."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,12 @@ def plan_tiles(
         )
     if tile is not None:
         tile_size = as_size(tile)
+        most = max(*own, 2 * max(size), SMALL)
+        if max(tile_size) > most:
+            raise InputError(
+                f"tiles of {times(tile_size)} pixels are far larger than images of {times(size)}; "
+                f"take tiles of at most {most} pixels"
+            )
     elif step is None or size == own:
         tile_size = size
     else:

@@ -11,6 +11,7 @@ A prior of latents needs no tokens: each batch of images is encoded during train
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ from spectok.distributed import world
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.images import save_grid
 from spectok.loading import load_trained
-from spectok.messages import progress, say
+from spectok.messages import note, progress, say
 from spectok.places import home
 from spectok.plugins import registry
 from spectok.processes import on_main
@@ -37,7 +38,8 @@ from spectok.training.card import write_run_card
 from spectok.training.launch import accelerated, joined
 from spectok.training.lock import run_locked
 from spectok.training.precision import settled_recipe
-from spectok.training.resume import check_resume, without_consent
+from spectok.training.resume import check_resume, recorded_progress, without_consent
+from spectok.training.train_config import TrainConfig
 from spectok.writing import write_text
 from spectok_generation.card import describe_prior
 from spectok_generation.conditions import Condition
@@ -48,6 +50,7 @@ from spectok_generation.extraction import Extraction, extract_tokens
 from spectok_generation.pairs import OWN_CLIP, OWN_TOKENIZER
 from spectok_generation.prior_recipe import PriorRecipe, tokenizer_recipe
 from spectok_generation.priors import Prior, create_prior
+from spectok_generation.priors.orders import Annealing
 from spectok_generation.records import tokenizer_record
 from spectok_generation.rehearsal import rehearse
 from spectok_generation.text.clip_recipe import clip_recipe_file, load_clip_recipe
@@ -134,6 +137,7 @@ def fit_prior(
             )
         torch.manual_seed(recipe.seed)
         prior = build_prior(recipe, training_set)
+        check_orders(prior, output, recipe.train)
         if isinstance(prior, LDM) and tokenizer is not None:
             prior.set_statistics(*measure_latents(tokenizer, training_set.dataset))
         record = recipe.model_dump(mode="json", exclude={"output"})
@@ -154,6 +158,36 @@ def fit_prior(
         losses = make_losses(training_set, prior.condition_name)
         data, config = training_set.dataset, recipe.train
         return fit(prior, data, losses, config, run, callbacks=callbacks, can_shard=True)
+
+
+def check_orders(prior: nn.Module, output: Path, config: TrainConfig) -> None:
+    """Check that other steps do not bring random orders back unasked, like a learning rate.
+
+    Args:
+        prior: To be trained; most have no random orders.
+        output: Folder of the run, which may go on.
+        config: How it wants to go on.
+
+    Raises:
+        ConfigError: If the share of images in random orders would jump, and ``config.reschedule``
+            is off.
+    """
+    annealing: Annealing | None = getattr(prior, "annealing", None)
+    progress = recorded_progress(output)
+    if annealing is None or progress is None:
+        return
+    step, steps = progress
+    before, after = annealing.share(step / steps), annealing.share(step / config.steps)
+    if math.isclose(before, after, abs_tol=1e-6):
+        return
+    jump = f"from {before:.3g} to {after:.3g} at step {step + 1}"
+    if not config.reschedule:
+        raise ConfigError(
+            f"train.steps: with {config.steps} steps instead of {steps} the share of images in "
+            f"random orders (prior.order) goes {jump}; give train.reschedule=true if that is "
+            f"meant, or the steps of before"
+        )
+    note(f"the share of images in random orders goes {jump}")
 
 
 def check_unfinished(output: Path, resume: Resume) -> None:

@@ -18,7 +18,7 @@ from spectok import __version__
 from spectok.cli import main
 from spectok.cli.tokens import distinct_stems
 from spectok.loading import load_tokenizer
-from spectok.plugins.registry import list_tokenizers
+from spectok.plugins.registry import list_models, list_tokenizers
 
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "pydantic", "accelerate", "numpy", "PIL")
 
@@ -295,6 +295,13 @@ def test_the_recipe_of_a_run_means_its_own_folder(run, tmp_path, as_before):
     assert (status, Path("runs/m3/model").is_dir()) == (0, True)
 
 
+@pytest.mark.skipif("vqvae/mnist" not in list_models(), reason="no trained models are installed")
+def test_a_trained_model_is_no_run_to_resume(refused):
+    assert "vqvae/mnist is a trained model that is installed, not a run" in refused(
+        "resume", "vqvae/mnist"
+    )
+
+
 def test_resume_takes_a_word_or_none(run, refused):
     words = ["train", "smoke/vqvae", "--output", "m"]
     assert "m holds no checkpoint to resume from" in refused(*words, "--resume", "train.steps=2")
@@ -535,6 +542,10 @@ def test_mistakes_in_tokens(refused, run, trained, pictures):
         return refused("decode", trained[model], "t.json", "--out", "decoded", *words)
 
     good = content["indices"][0]
+    assert run("decode", trained["qgvae"], "t.json", "--out", "here")[0] == 0
+    assert "here/a.png would be overwritten" in refused(
+        "decode", trained["qgvae"], "t.json", "--out", "here"
+    )
     assert "place 2" in decode([[*good[:2], 16, *good[3:]]])
     assert "is outside 0..15" in decode([[*good[:2], -1, *good[3:]]])
     assert "must be integers of shape (1, 8)" in decode([[0.5] * 8])

@@ -264,7 +264,15 @@ def test_the_commands_compress_and_decompress(codec, run, refused, tmp_path):
     (tmp_path / "cut.stk").write_bytes(data[:-9])
     assert "cut.stk: it is cut short" in refused("decompress", "model", "cut.stk", "--out", "no")
     assert not (tmp_path / "no").exists()
+    before = (tmp_path / "in" / "a.png").read_bytes()
+    told = refused("decompress", "model", "x.stk", "--out", "in")
+    assert "in/a.png and 1 more would be overwritten; give another --out" in told
+    assert (tmp_path / "in" / "a.png").read_bytes() == before
+    save_picture(to_pil(torch.zeros(1, 1, 3)), tmp_path / "small" / "dot.png")
     for words, message in [
+        (["compress", "model", "in", "--out", "z.stk", "--overlap", 2], "give --tile too"),
+        (["compress", "model", "in", "--out", "z.stk", "--tile", 100000], "of at most 512 pixels"),
+        (["compress", "model", "small", "--out", "z.stk"], "dot.png: images of 1×3 pixels"),
         (["compress", "model", "in", "--out", "x.zip"], "does not end in .stk"),
         (["compress", "model", "in", "--out", "z.stk", "--apart"], "give --prior too"),
         (["compress", "model", "in", "--out", "z.stk", "--resize", "--tile", 8], "give one"),

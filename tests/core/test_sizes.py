@@ -366,6 +366,7 @@ def test_commands_take_images_at_their_own_sizes(folder, ran):
         (["--overlap", "2"], "give --tile too"),
         (["--tile", "16", "--overlap", "16"], "overlap 16 is not from 0 to 15"),
         (["--tile", "6"], "6×6 is not a multiple of 4"),
+        (["--tile", "100000"], "tiles of 100000×100000 pixels are far larger than images of"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(folder, refused, options, message):

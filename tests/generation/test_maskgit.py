@@ -493,6 +493,12 @@ def test_options_out_of_range_are_refused(options, message):
         MaskedOptions(**options)
 
 
+@pytest.mark.parametrize("value", [-1.0, 2e6, math.inf, math.nan])
+def test_a_recipe_whose_order_cannot_be_drawn_is_refused_before_training(value):
+    with pytest.raises(ConfigError, match=r"^prior\.choice_temperature: "):
+        create_prior("maskgit", GRID, choice_temperature=value, **TINY)
+
+
 def test_what_does_not_fit_is_refused(sharp, pair):
     with pytest.raises(ConfigError, match=r"prior\.num_steps 2 is less than the 3 levels"):
         create_prior("maskgit", TREE, num_steps=2, **TINY)

@@ -253,6 +253,17 @@ def test_a_run_stopped_while_it_anneals_goes_on_bit_exactly(
     assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 
 
+def test_other_steps_bring_random_orders_back_only_if_asked_for(tokenizer_folder, tmp_path, capsys):
+    train_prior(recipe_for(tokenizer_folder, steps=4), tmp_path / "run")
+    with pytest.raises(ConfigError) as refused:
+        train_prior(recipe_for(tokenizer_folder, steps=16), tmp_path / "run", resume=True)
+    told = "train.steps: with 16 steps instead of 4 the share of images in random orders"
+    assert str(refused.value).startswith(f"{told} (prior.order) goes from 0 to 1 at step 5")
+    again = recipe_for(tokenizer_folder, steps=16, reschedule=True)
+    assert train_prior(again, tmp_path / "run", resume=True).step == 16
+    assert "in random orders goes from 0 to 1 at step 5" in capsys.readouterr().err
+
+
 def test_two_processes_train_what_one_trains(tokenizer_folder, tmp_path, fork_ranks):
     train_prior(recipe_for(tokenizer_folder), tmp_path / "one")
     half = recipe_for(tokenizer_folder, batch_size=4)

@@ -14,6 +14,7 @@ from spectok.cli.completing import complete_folder
 from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok.places import home, missing
+from spectok.plugins.registry import list_models
 from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ def find_run(name: str) -> Path:
         ConfigError: If it is none.
     """
     given = Path(home(name))
+    if name in list_models():
+        raise ConfigError(
+            f"{name} is a trained model that is installed, not a run; 'spectok info {name}' shows "
+            f"how it can be used"
+        )
     if not os.path.lexists(given):
         raise ConfigError(f"{missing(name)}; give the folder of a run")
     inside = given.name in (RUN_RECIPE, MODEL, CHECKPOINTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,7 +109,7 @@ def decode(
     from spectok.token_files import read_images
 
     stored = read_images(tokens, tokenizer)
-    files = [out / f"{name}.png" for name in distinct_stems([image.name for image in stored])]
+    files = new_files(out, [image.name for image in stored])
     alike = itertools.groupby(zip(stored, files), key=lambda pair: pair[0].tiling)
     with progress("decoding", len(files)) as advance:
         for tiling, group in alike:
@@ -122,6 +123,20 @@ def decode(
     say(f"{count_images(len(files))}: {out}")
     again = ["reconstruct", *naming(model, subfolder), str(files[0]), "--out", "again.png"]
     say_next(["spectok", *again])
+
+
+def new_files(folder: Path, names: list[str]) -> list[Path]:
+    """Return where decoded images go: PNG files in a folder, called as the images were.
+
+    Raises:
+        ConfigError: If one of them is there already: it may be an original.
+    """
+    files = [folder / f"{stem}.png" for stem in distinct_stems(names)]
+    there = [file for file in files if os.path.lexists(file)]
+    if there:
+        more = f" and {len(there) - 1:,} more" * (len(there) > 1)
+        raise ConfigError(f"{there[0]}{more} would be overwritten; give another --out")
+    return files
 
 
 def distinct_stems(names: list[str]) -> list[str]:

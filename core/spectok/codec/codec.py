@@ -126,7 +126,7 @@ class Codec:
                 raise InputError(f"{len(given)} {what} are not {len(images)}, one for each image")
         sizes = [size_of(image) for image in images]
         tiles = self._choose_tiles(sizes, tile, overlap)
-        tilings = [self._tiling(size, tiles) for size in sizes]
+        tilings = self._tilings(sizes, tiles, names)
         self._check_prefix(num_tokens, tilings)
         tokens = [part[:, :num_tokens].contiguous() for part in self._encode(images, tilings)]
         classes = self._classes(labels, len(images))
@@ -163,6 +163,8 @@ class Codec:
 
     def read(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> StoredTokens:
         """Return the tokens of a file, without decoding them; see :meth:`decompress`."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InputError(f"a file of images is bytes, not {type(data).__name__}")
         contents = read_contents(bytes(data), max_pixels)
         self._check_weights(contents)
         try:
@@ -229,6 +231,22 @@ class Codec:
             )
         shared = plan_tiles(self.tokenizer, chosen, tile=chosen, overlap=overlap).overlap
         return chosen[0], chosen[1], shared
+
+    def _tilings(
+        self,
+        sizes: list[tuple[int, int]],
+        tiles: tuple[int, int, int] | None,
+        names: Sequence[str] | None,
+    ) -> list[Tiling]:
+        """Return the tiling of each image; an error names the first image that has none."""
+        found = []
+        for number, size in enumerate(sizes):
+            try:
+                found.append(self._tiling(size, tiles))
+            except InputError as error:
+                which = f"image {number}" if names is None else names[number]
+                raise InputError(f"{which}: {error}") from error
+        return found
 
     def _tiling(self, size: tuple[int, int], tiles: tuple[int, int, int] | None) -> Tiling:
         if tiles is None:

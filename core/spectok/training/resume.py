@@ -170,6 +170,16 @@ def recorded_recipe(output: Path) -> dict[str, Any]:
     return dict(read_manifest(found[-1])["recipe"]) if found else {}
 
 
+def recorded_progress(output: Path) -> tuple[int, int] | None:
+    """Return the steps that a run has taken, and of how many; None if there is no checkpoint."""
+    found = list_checkpoints(output / CHECKPOINTS)
+    if not found:
+        return None
+    manifest = read_manifest(found[-1])
+    steps = (_settings(manifest).get("train") or {}).get("steps")
+    return None if steps is None else (manifest["step"], steps)
+
+
 def recorded_settings(output: Path) -> dict[str, Any]:
     """Return the ``train:`` settings in the newest checkpoint of a run; empty if there is none."""
     found = list_checkpoints(output / CHECKPOINTS)

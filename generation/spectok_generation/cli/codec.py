@@ -16,7 +16,7 @@ from spectok.cli.console import (
     say_next,
 )
 from spectok.cli.models import Images, Model, Overlap, Tile
-from spectok.cli.tokens import distinct_stems
+from spectok.cli.tokens import new_files
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.messages import count_images, progress, say
 from spectok_generation.cli.sampling import Trust
@@ -61,6 +61,8 @@ def compress(
         raise ConfigError(f"--out {out} does not end in {SUFFIX}")
     if resize and tile is not None:
         raise ConfigError("--resize brings images to one size, and --tile cuts them; give one")
+    if overlap is not None and (resize or (tile is None and prior is None)):
+        raise ConfigError(f"--overlap {overlap} is of tiles; give --tile too, and no --resize")
     if prior is None and (label is not None or apart):
         raise ConfigError("--class and --apart are for coding with a prior; give --prior too")
     files = find_images(images)
@@ -116,7 +118,7 @@ def decompress(
     except (DataError, CheckpointError) as error:
         raise type(error)(f"{file}: {error}") from error
     names = stored.names or [f"{i:06}" for i in range(len(stored.tilings))]
-    targets = [out / f"{stem}.png" for stem in distinct_stems(names)]
+    targets = new_files(out, names)
     with progress("decoding", len(targets)) as advance:
         for image, target in zip(codec.decode(stored), targets):
             save_picture(to_pil(image), target)

@@ -31,7 +31,7 @@ def read_known(path: Path, keep: str | None, spec: TokenSpec, num_images: int) -
     indices = torch.from_numpy(read_tokens(path, spec)[0])
     if len(indices) == 0:
         raise DataError(f"{path} holds no images to complete")
-    stays = parse_places(keep or str(spec.num_tokens // 2), spec.num_tokens)
+    stays = parse_places(str(spec.num_tokens // 2) if keep is None else keep, spec.num_tokens)
     return Known(indices[torch.arange(num_images) % len(indices)], stays.expand(num_images, -1))
 
 

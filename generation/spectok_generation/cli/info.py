@@ -17,6 +17,9 @@ from spectok_generation.folders import prior_folder
 if TYPE_CHECKING:
     from spectok_generation.priors import Prior
 
+MOST_NAMES = 10
+"""How many classes are named."""
+
 
 class PriorCommand(ModelCommand):
     """What ``spectok eval FOLDER`` and ``info FOLDER`` mean where the folder holds a prior."""
@@ -70,7 +73,9 @@ def describe(prior: Prior) -> dict[str, Any]:
     names = record.get("class_names") or []
     given = prior.condition_name or "nothing"
     if names:
-        given += f", one of {', '.join(map(str, names))}"
+        shown = [str(name) for name in names[:MOST_NAMES]]
+        more = len(names) - len(shown)
+        given += f", one of {', '.join(shown)}" + f" and {more} more" * (more > 0)
     elif prior.num_classes:
         given += f", one of {prior.num_classes}"
     return {

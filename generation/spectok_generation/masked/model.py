@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition, TextFeatures, with_null
+from spectok_generation.guidance import LARGEST_SCALE
 from spectok_generation.masked.base import MaskedPrior
 from spectok_generation.priors.codebooks import CodebookHead
 from spectok_generation.priors.layout import Count, Layout, Rate, Shape
@@ -26,7 +27,7 @@ SIZES = {  # layers, heads, width
     "maskgit-large": (24, 8, 768),
 }
 Size = Literal["maskgit-nano", "maskgit-micro", "maskgit-mini", "maskgit-small", "maskgit-large"]
-Randomness = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Randomness = Annotated[float, Field(ge=0, le=LARGEST_SCALE, allow_inf_nan=False)]
 EMBEDDINGS = ("code_vectors", "place_vectors", "hidden_vector", "class_vectors", "null_text")
 
 
