@@ -135,7 +135,8 @@ def model_index(claims: Sequence[Claim], name: str) -> list[dict[str, Any]]:
 
     results = [
         EvalResult(
-            **_task_of(claim),
+            task_type=task_type,
+            task_name=task_name,
             dataset_type=str(claim.data.get("name", "images")),
             dataset_name=describe_images(claim),
             dataset_split=str(claim.data.get("split", "train")),
@@ -147,20 +148,19 @@ def model_index(claims: Sequence[Claim], name: str) -> list[dict[str, Any]]:
             metric_args={"protocol": claim.protocol_id},
         )
         for claim in claims
+        for task_type, task_name in [_task_of(claim)]
         for metric, value in claim.values.items()
     ]
     return eval_results_to_model_index(name, results)
 
 
-def _task_of(claim: Claim) -> dict[str, str]:
+def _task_of(claim: Claim) -> tuple[str, str]:
     """Return the hub's name of what was measured, and ours."""
     if "likelihood" not in claim.protocol:
-        return {"task_type": "image-to-image", "task_name": "image reconstruction"}
-    kind = "text-to-image" if claim.protocol.get("condition") == "text" else None
-    return {
-        "task_type": kind or "unconditional-image-generation",
-        "task_name": "likelihood of held-out images' tokens",
-    }
+        return "image-to-image", "image reconstruction"
+    is_of_text = claim.protocol.get("condition") == "text"
+    kind = "text-to-image" if is_of_text else "unconditional-image-generation"
+    return kind, "likelihood of held-out images' tokens"
 
 
 def indexed_values(header: Mapping[str, Any]) -> Iterator[tuple[str | None, str, Any]]:
