@@ -23,7 +23,7 @@ BEFORE_PROTOCOLS = {
     "fqvae_cifar10.json",
     "fqvae_digits.json",
     "latent_diffusion.json",
-    "mnist_priors.json",
+    "mnist_priors_earlier.json",
 }
 """Measured by programs that did not write a protocol yet; today's write one."""
 CLAIMED = [name for name in FILES if "measured" in json.loads((RESULTS / name).read_text())]
