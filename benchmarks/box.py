@@ -29,13 +29,14 @@ from box_priors import store_pipeline, store_prior
 from torch import Tensor
 
 from spectok import ImageTokenizer, TrainedModel, load_tokenizer
-from spectok.cards import CARD, Claim, Subject, record_claim, write_card
+from spectok.cards import CARD, Subject, write_card
 from spectok.cards.folder import CURVE
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.data.report import DataReport
 from spectok.errors import CheckpointError, ConfigError
 from spectok.evaluation import evaluate
-from spectok.evaluation.terms import data_section, recipe_of_run
+from spectok.evaluation.numbers import record_result
+from spectok.evaluation.terms import recipe_of_run
 from spectok.loading import load_trained, model_folder
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import RUN_RECIPE
@@ -115,10 +116,7 @@ def store_tokenizer(arguments: argparse.Namespace, model: Path, made: Path) -> N
     for limit in MEASURED:
         images = test_images(model, arguments.data, limit)
         result = evaluate(stored, images)
-        claim = Claim.from_result(
-            result, subject.weights, data_section(test_config(model, None, limit))
-        )
-        record_claim(made, claim, subject)
+        record_result(subject, made, result, test_config(model, None, limit))
         print(f"{len(images):,} images: {result['metrics']['psnr']:.3f} dB", flush=True)
     give_license(made / CARD, arguments.license)
 

@@ -11,11 +11,11 @@ from typing import Any
 from box_files import MEASURED, give_license, halve, halve_file, log_of, recipe_section, shrink
 
 from spectok import ImageTokenizer, TrainedModel, load_tokenizer
-from spectok.cards import CARD, Claim, record_claim, write_card
+from spectok.cards import CARD, write_card
 from spectok.cards.folder import CURVE
 from spectok.data import DataConfig, build_dataset
 from spectok.errors import CheckpointError
-from spectok.evaluation.terms import data_section
+from spectok.evaluation.numbers import record_result
 from spectok.machine import describe_machine
 from spectok.modeling import read_config
 from spectok.plugins.registry import get_dataset
@@ -155,7 +155,7 @@ def write_prior_card(
     write_card(made, subject, log_of(model))
     shrink(made / CURVE)
     for data, found in measured:
-        record_claim(made, Claim.from_result(found, subject.weights, data_section(data)), subject)
+        record_result(subject, made, found, data)
     give_license(made / CARD, arguments.license)
 
 

@@ -50,10 +50,9 @@ def main() -> None:
 
 def measure(name: str, model: TrainedModel, claim: Claim, data: Path) -> list[Check]:
     """Measure a claim again, on images in the folder of its data set, or built-in ones."""
-    is_tokenizer, folder = model.kind == "tokenizer", data / claim.data["name"]
-    path = str(folder) if folder.is_dir() else None
-    images = reference_data(claim, model.folder if is_tokenizer else None, path)
-    if is_tokenizer:
+    folder = data / claim.data["name"]
+    images = reference_data(claim, model.folder, str(folder) if folder.is_dir() else None)
+    if model.kind == "tokenizer":
         return verify(claim, load_trained(model.folder), images)
     drawn = TokenPipeline.from_run(name)
     encoder = drawn.text_encoder

@@ -173,8 +173,7 @@ def check_orders(prior: nn.Module, output: Path, config: TrainConfig) -> None:
             is off.
     """
     annealing: Annealing | None = getattr(prior, "annealing", None)
-    progress = recorded_progress(output)
-    if annealing is None or progress is None:
+    if annealing is None or (progress := recorded_progress(output)) is None:
         return
     step, steps = progress
     before, after = annealing.share(step / steps), annealing.share(step / config.steps)

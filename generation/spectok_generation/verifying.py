@@ -1,47 +1,20 @@
-"""The likelihood that the card of a prior claims: written down, and measured again."""
+"""The likelihood that the card of a prior claims, measured again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 from spectok import ImageTokenizer
-from spectok.cards import Claim, record_claim
-from spectok.data import DataConfig, ImageDataset, OriginalImages
+from spectok.cards import Claim
+from spectok.data import ImageDataset, OriginalImages
 from spectok.errors import CheckpointError
-from spectok.evaluation.terms import data_section
 from spectok.evaluation.verifying import Check, compare_claims
-from spectok_generation.card import describe_prior
 from spectok_generation.likelihood import measure_likelihood
 from spectok_generation.priors import Prior
 from spectok_generation.records import prior_fingerprint
 from spectok_generation.text.encoder import TextEncoder
 
 COUNTED = ("parameters", "num_images")
-
-
-def record_likelihood(
-    prior: Prior, folder: Path, result: Mapping[str, Any], data: DataConfig
-) -> Path:
-    """Write a likelihood into the card of a prior; see :func:`spectok.cards.record_claim`.
-
-    Args:
-        prior: The prior that was measured.
-        folder: Its folder, or that of its pipeline.
-        result: What :func:`measure_likelihood` returned.
-        data: The images that it was measured on.
-
-    Returns:
-        The card.
-
-    Raises:
-        CheckpointError: If the card cannot be read or written.
-    """
-    subject = describe_prior(prior, folder)
-    return record_claim(
-        folder, Claim.from_result(result, subject.weights, data_section(data)), subject
-    )
 
 
 def verify_likelihood(

@@ -132,7 +132,7 @@ def test_the_likelihood_that_a_card_claims_is_measured_again(name):
         claim,
         pipeline.prior,
         pipeline.tokenizer,
-        reference_data(claim, None, path and str(path)),
+        reference_data(claim, claimed.model, path and str(path)),
         encoder=pipeline.text_encoder,
     )
     assert [check.name for check in checks if not check.passed] == []

@@ -11,8 +11,7 @@ from spectok.cards.file import read_header
 from spectok.cards.folder import CARD, claims_of
 from spectok.errors import CheckpointError
 from spectok.reading import read_text
-from spectok.recipes.files import RUN_RECIPE
-from spectok.recipes.yaml12 import read_yaml
+from spectok.recipes.files import data_of_run
 
 SHOWN = ("psnr", "ssim", "bits_per_image")
 """Numbers of a row, as far as they are claimed."""
@@ -37,7 +36,9 @@ def summarize(folder: Path) -> dict[str, Any]:
     header = read_header(read_text(path, CheckpointError), str(path)) if path.is_file() else {}
     claim = _largest(claims_of(header, str(path)))
     datasets = header.get("datasets")
-    named = datasets[0] if isinstance(datasets, list) and datasets else _data_of_recipe(folder)
+    named = (
+        datasets[0] if isinstance(datasets, list) and datasets else data_of_run(folder).get("name")
+    )
     return {
         "data": named if claim is None else claim.data.get("name"),
         **{name: None if claim is None else claim.values.get(name) for name in SHOWN},
@@ -47,15 +48,6 @@ def summarize(folder: Path) -> dict[str, Any]:
         "data_license": header.get("data_license"),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
     }
-
-
-def _data_of_recipe(folder: Path) -> str | None:
-    """Return the name of the data in the recipe beside a model, if there is one."""
-    path = folder / RUN_RECIPE
-    recipe = read_yaml(path) if path.is_file() else None
-    data = recipe.get("data") if isinstance(recipe, dict) else None
-    name = data.get("name") if isinstance(data, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def _largest(claims: Sequence[Claim]) -> Claim | None:

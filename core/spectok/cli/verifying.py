@@ -35,44 +35,51 @@ def verify_claims(
         Exit: With status 1, if a claim does not hold.
         SpectokError: If something that it takes is missing.
     """
-    from spectok.evaluation.verifying import find_claims, reference_data, verify
-    from spectok.recipes.recipe import apply_overrides
+    from spectok.evaluation.verifying import find_claims, verify
 
     claimed = find_claims(card)
     tokenizer = load_on_device(os.fspath(claimed.model))
-    settings = apply_overrides({"data": {}}, [f"data.{word}" for word in overrides])["data"]
 
-    def measure(claim: Claim) -> list[Check]:
-        path = None if data == claim.data.get("name") else data
-        dataset = reference_data(claim, claimed.model, path, settings)
-        with progress("measuring again", len(dataset)) as advance:
-            return verify(claim, tokenizer, dataset, how, advance)
+    def measure(claim: Claim, dataset: Any, on_images: Callable[[int], None]) -> list[Check]:
+        return verify(claim, tokenizer, dataset, how, on_images)
 
-    tell_verified(card, claimed, measure, out)
+    tell_verified(card, claimed, data, overrides, measure, out)
 
 
 def tell_verified(
-    card: str, claimed: Claimed, measure: Callable[[Claim], list[Check]], out: Path | None
+    card: str,
+    claimed: Claimed,
+    data: str | None,
+    overrides: list[str],
+    measure: Callable[[Claim, Any, Callable[[int], None]], list[Check]],
+    out: Path | None,
 ) -> None:
     """Measure each claim of a card again, and print and write what was found.
 
     Args:
         card: What was given on the command line.
         claimed: What it claims.
-        measure: Measures one claim again.
-        out: JSON file to write.
+        data: See :func:`verify_claims`.
+        overrides: See :func:`verify_claims`.
+        measure: Measures a claim on its images; called with what counts them.
+        out: See :func:`verify_claims`.
 
     Raises:
         Exit: With status 1, if a claim does not hold.
-        SpectokError: As of ``measure``.
+        SpectokError: If images are missing; as of ``measure``.
     """
     from spectok.cards.claims import describe_images
     from spectok.evaluation.comparison import write_json
-    from spectok.evaluation.verifying import contradiction_checks
+    from spectok.evaluation.verifying import contradiction_checks, reference_data
+    from spectok.recipes.recipe import apply_overrides
 
+    settings = apply_overrides({"data": {}}, [f"data.{word}" for word in overrides])["data"]
     found = []
     for claim in claimed.claims:
-        checks = measure(claim)
+        path = None if data == claim.data.get("name") else data
+        dataset = reference_data(claim, claimed.model, path, settings)
+        with progress("measuring again", len(dataset)) as advance:
+            checks = measure(claim, dataset, advance)
         say(f"{describe_images(claim)}, protocol {claim.protocol_id}")
         show_checks(checks)
         found.append({"protocol": claim.protocol_id, "checks": [c.to_dict() for c in checks]})

@@ -1,4 +1,4 @@
-"""Numbers of a tokenizer, written into its card."""
+"""Numbers of a model, written into its card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spectok.cards import Claim, record_claim
+from spectok.cards import Claim, Subject, record_claim
 from spectok.data import DataConfig
 from spectok.evaluation.terms import data_section
 from spectok.tokenizer import ImageTokenizer
@@ -30,7 +30,20 @@ def record_numbers(
     Raises:
         CheckpointError: If the card cannot be read or written.
     """
-    subject = describe_tokenizer(tokenizer, folder)
+    return record_result(describe_tokenizer(tokenizer, folder), folder, result, data)
+
+
+def record_result(
+    subject: Subject, folder: Path, result: Mapping[str, Any], data: DataConfig
+) -> Path:
+    """Write what was measured into the card of a model of any kind; see :func:`record_numbers`.
+
+    Args:
+        subject: What a new card says about the model.
+        folder: Its folder.
+        result: What measured it, with ``metrics`` and ``protocol``.
+        data: The images that it was measured on.
+    """
     return record_claim(
         folder, Claim.from_result(result, subject.weights, data_section(data)), subject
     )

@@ -21,12 +21,12 @@ from spectok.evaluation.measuring import Evaluation, evaluate
 from spectok.evaluation.originals import SIZING, Sizing, evaluate_originals
 from spectok.evaluation.protocol import protocol_id
 from spectok.evaluation.reference import REFERENCE_IMAGES
-from spectok.evaluation.terms import recipe_of_run
 from spectok.foreign.opening import open_folder
 from spectok.loading import identify, model_folder
 from spectok.modeling import model_fingerprint
 from spectok.places import home, missing
 from spectok.reading import read_json
+from spectok.recipes.files import data_of_run
 from spectok.recipes.schema import validate_section
 from spectok.tokenizer import ImageTokenizer
 
@@ -218,17 +218,13 @@ def tolerance_of(name: str, claimed: float, exact: Sequence[str] = EXACT) -> flo
 
 
 def reference_data(
-    claim: Claim,
-    model: Path | None,
-    path: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    claim: Claim, model: Path, path: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> ImageDataset | OriginalImages:
     """Return the images that a claim is about, with the preprocessing of their data set.
 
     Args:
         claim: What is claimed.
-        model: Folder of a tokenizer; the recipe of its run knows where its data is. None: no
-            recipe is asked.
+        model: Folder of the model; the recipe of its run knows where its data is.
         path: Where the images are. None: where the recipe says, or their data set's own place.
         settings: Further settings of the data.
 
@@ -236,10 +232,10 @@ def reference_data(
         DataError: If they are not at hand; says what is missing.
     """
     config = validate_section(DataConfig, claim.data | dict(settings or {}), "data")
-    recipe = None if model is None or path or config.path else recipe_of_run(model)
-    if recipe is not None:
-        same = recipe.data.name == config.name
-        path = recipe.data.path if same else None
+    if path is None and config.path is None:
+        recorded = data_of_run(model)
+        there = recorded.get("path") if recorded.get("name") == config.name else None
+        path = there if isinstance(there, str) else None
     if path is not None:
         config = config.model_copy(update={"path": path})
     try:

@@ -37,6 +37,22 @@ def recipe_of_run(name: str) -> str | None:
     return str(path) if os.path.isfile(path) else None
 
 
+def data_of_run(model: Path) -> dict[str, Any]:
+    """Return the ``data:`` section of the recipe beside a model of any kind; empty if none is.
+
+    Args:
+        model: Folder of the run, or of the model in it.
+    """
+    from spectok.recipes.yaml12 import read_yaml  # imports numpy, which finding recipes does not
+
+    for folder in (model, model.absolute().parent):
+        if os.path.isfile(folder / RUN_RECIPE):
+            recipe = read_yaml(folder / RUN_RECIPE)
+            data = recipe.get("data") if isinstance(recipe, dict) else None
+            return data if isinstance(data, dict) else {}
+    return {}
+
+
 def builtin_folder() -> Path:
     """Return ``configs/`` of the checkout, or its copy inside an installed package."""
     package = Path(__file__).resolve().parent.parent

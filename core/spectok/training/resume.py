@@ -172,10 +172,10 @@ def recorded_recipe(output: Path) -> dict[str, Any]:
 
 def recorded_progress(output: Path) -> tuple[int, int] | None:
     """Return the steps that a run has taken, and of how many; None if there is no checkpoint."""
-    found = list_checkpoints(output / CHECKPOINTS)
-    if not found:
+    chosen, _ = choose_checkpoint(output / CHECKPOINTS)
+    if chosen is None:
         return None
-    manifest = read_manifest(found[-1])
+    manifest = read_manifest(chosen)
     steps = (_settings(manifest).get("train") or {}).get("steps")
     return None if steps is None else (manifest["step"], steps)
 

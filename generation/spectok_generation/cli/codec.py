@@ -15,7 +15,7 @@ from spectok.cli.console import (
     originals,
     say_next,
 )
-from spectok.cli.models import Images, Model, Overlap, Tile
+from spectok.cli.models import Images, Model, Overlap, Tile, check_sizing
 from spectok.cli.tokens import new_files
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.messages import count_images, progress, say
@@ -59,10 +59,12 @@ def compress(
     """Compress images into a file, with a tokenizer and, if given, a prior."""
     if out.suffix != SUFFIX:
         raise ConfigError(f"--out {out} does not end in {SUFFIX}")
-    if resize and tile is not None:
-        raise ConfigError("--resize brings images to one size, and --tile cuts them; give one")
-    if overlap is not None and (resize or (tile is None and prior is None)):
-        raise ConfigError(f"--overlap {overlap} is of tiles; give --tile too, and no --resize")
+    if resize and (tile is not None or overlap is not None):
+        raise ConfigError(
+            "--resize brings images to one size, and --tile and --overlap cut them; give one"
+        )
+    if prior is None:  # one has tiles of its own size
+        check_sizing(None, False, tile, overlap)
     if prior is None and (label is not None or apart):
         raise ConfigError("--class and --apart are for coding with a prior; give --prior too")
     files = find_images(images)

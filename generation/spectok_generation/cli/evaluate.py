@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,7 +115,10 @@ def evaluate(
 
     from spectok.data import build_dataset
     from spectok.evaluation import Networks
+    from spectok.evaluation.numbers import record_result
+    from spectok.evaluation.verifying import claims_of_folder
     from spectok.processes import on_main
+    from spectok_generation.card import describe_prior
     from spectok_generation.drawing import make_options
     from spectok_generation.evaluation import choose_wanted, evaluate_prior
     from spectok_generation.guidance import TEXT_GUIDANCE
@@ -124,7 +126,7 @@ def evaluate(
     from spectok_generation.pairs import load_encoder, load_pair
     from spectok_generation.prior_recipe import held_out
     from spectok_generation.sample_folder import check_is_ours
-    from spectok_generation.verifying import record_likelihood
+    from spectok_generation.verifying import verify_likelihood
 
     if images is not None:
         check_is_ours(images)
@@ -138,7 +140,16 @@ def evaluate(
         parts = model.to(device), decoder.to(device)
         how: dict[str, Any] = {"encoder": on_device, "batch_size": batch_size}
         if verify:
-            verify_card(prior, folder, parts, how, data, overrides or [], out)
+            tell_verified(
+                prior,
+                claims_of_folder(folder),
+                data,
+                overrides or [],
+                lambda claim, images, advance: verify_likelihood(
+                    claim, *parts, images, **how, on_images=advance
+                ),
+                out,
+            )
             return
         size_of = {"channels": channels, "image_size": size}
         settings = {**size_of, "split": split or "test", "limit": limit}
@@ -150,8 +161,9 @@ def evaluate(
                 result = measure_likelihood(*pair, **how, on_images=advance)
             finish(prior, result, out, show_likelihood)
             if card:
-                written = on_main(lambda: record_likelihood(model, folder, result, config))
-                say(f"written into the card: {written or folder}")
+                subject = describe_prior(model, folder)
+                written = on_main(lambda: record_result(subject, folder, result, config))
+                say(f"written into the card: {written}")
             say_next(["spectok", "eval", prior, "--num-images", "1000"])
             return
         options = make_options(model, values)
@@ -178,51 +190,6 @@ def evaluate(
     if encoder is not None:
         again = ["text-to-image", "PROMPT", "--model", prior]
     say_next(["spectok", *again, "--out", "samples.png", *["--trust"] * trust])
-
-
-def verify_card(
-    prior: str,
-    folder: Path,
-    parts: tuple[Any, Any],
-    how: dict[str, Any],
-    data: str | None,
-    overrides: list[str],
-    out: Path | None,
-) -> None:
-    """Measure again what the card of a prior claims.
-
-    Args:
-        prior: What was given on the command line.
-        folder: Its folder, or that of its pipeline.
-        parts: Prior and tokenizer.
-        how: Text encoder and batch size.
-        data: Where the images are. None: where the prior's run had them.
-        overrides: Settings of the data.
-        out: JSON file to write.
-
-    Raises:
-        Exit: With status 1, if a claim does not hold.
-        SpectokError: If something that it takes is missing.
-    """
-    from spectok.cards import Claim
-    from spectok.evaluation.verifying import Check, claims_of_folder, reference_data
-    from spectok.recipes.recipe import apply_overrides
-    from spectok_generation.prior_recipe import held_out
-    from spectok_generation.verifying import verify_likelihood
-
-    claimed = claims_of_folder(folder)
-    settings = apply_overrides({"data": {}}, [f"data.{word}" for word in overrides])["data"]
-
-    def measure(claim: Claim) -> list[Check]:
-        path = None if data == claim.data.get("name") else data
-        with contextlib.suppress(ConfigError):  # without a recipe, the claim names its data set
-            own = held_out(prior, None, {}, [])
-            path = own.path if data is None and own.name == claim.data.get("name") else path
-        dataset = reference_data(claim, None, path, settings)
-        with progress("measuring again", len(dataset)) as advance:
-            return verify_likelihood(claim, *parts, dataset, **how, on_images=advance)
-
-    tell_verified(prior, claimed, measure, out)
 
 
 def finish(
