@@ -154,7 +154,9 @@ def fit_prior(
         )
         if tokenizer is not None and isinstance(prior, DRAWABLE):
             callbacks.sample = sampler(tokenizer, training_set, recipe.seed)
-        run = Run(output, recipe.seed, resume, record)
+        models = {"tokenizer": training_set.tokenizer, "text.encoder": training_set.text or {}}
+        sources = {name: m["fingerprint"] for name, m in models.items() if m.get("fingerprint")}
+        run = Run(output, recipe.seed, resume, record, sources)
         losses = make_losses(training_set, prior.condition_name)
         data, config = training_set.dataset, recipe.train
         return fit(prior, data, losses, config, run, callbacks=callbacks, can_shard=True)

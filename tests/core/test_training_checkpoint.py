@@ -252,6 +252,9 @@ def test_recipes_are_compared_setting_by_setting():
     old = {"tokenizer": {"name": "x", "levels": [1, 2]}, "train": {"steps": 5}, "output": "a"}
     check_same_run(old, {**old, "train": {"steps": 9}, "output": "b"})
     check_same_run(old, {**old, "tokenizer": {"name": "x", "levels": (1, 2)}})
+    check_same_run({"tokenizer": "a/model"}, {"tokenizer": "b/model"})  # moved
+    with pytest.raises(ConfigError, match="tokenizer: the run to resume has 'a/model', not None"):
+        check_same_run({"tokenizer": "a/model"}, {"tokenizer": None})
     check_same_run(old, {**old, "init_from": None})  # a setting that came later, left out
     with pytest.raises(ConfigError) as caught:
         check_same_run(old, {**old, "tokenizer": {"name": "x", "levels": [2], "size": 4}})

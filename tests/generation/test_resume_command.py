@@ -131,3 +131,45 @@ def test_what_is_no_run_is_refused_in_one_line(finished, spectok, tmp_path):
         status, _, err = spectok("resume", name)
         assert (status, err.count("\n")) == (2, 1)
         assert told in err
+
+
+@pytest.mark.parametrize("kind", ["prior_gpt", "prior_ldm"])
+def test_what_a_run_builds_on_may_move_but_not_change(finished, spectok, tmp_path, kind):
+    tokenizer, run = shutil.copytree(finished, tmp_path / "tokenizer"), tmp_path / "run"
+    whole = ["train", "prior", f"smoke/{kind}", *SETTINGS, "--tokenizer", str(tokenizer / "model")]
+    whole += ["train.lr_schedule=constant"]
+    assert quiet([*whole, "train.steps=2", "--output", run]) == 0
+    moved = shutil.move(tokenizer, tmp_path / "moved")
+    other = tmp_path / "other"
+    assert quiet(["train", "smoke/vqvae", *SETTINGS, "train.steps=1", "--output", other]) == 0
+
+    status, _, err = spectok("resume", run, "train.steps=3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.endswith(f"where it was moved: spectok resume {run} tokenizer=PLACE\n")
+    status, _, err = spectok("resume", run, "train.steps=3", f"tokenizer={other}/model")
+    assert status == 2
+    assert "tokenizer" in err
+    status, _, err = spectok("resume", run, "train.steps=3", f"tokenizer={moved}/model")
+    assert (status, err) == (0, "")
+    assert read_yaml(run / "recipe.yaml")["tokenizer"] == f"{moved}/model"
+
+
+def test_data_may_move_but_not_change(spectok, tmp_path):
+    from PIL import Image
+
+    for folder, grey in {"a": 50, "b": 50, "c": 51}.items():
+        (tmp_path / folder).mkdir()
+        for name in ("x.png", "y.png"):
+            Image.new("L", (16, 16), grey).save(tmp_path / folder / name)
+    run = tmp_path / "run"
+    train = ["train", "smoke/vqvae", "--data", tmp_path / "a", *SETTINGS, "data.limit=null"]
+    train += ["data.image_size=16", "train.lr_schedule=constant", "train.batch_size=2"]
+    assert quiet([*train, "train.steps=1", "--output", run]) == 0
+    shutil.rmtree(tmp_path / "a")
+    status, _, err = spectok("resume", run, "train.steps=2")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"spectok resume {run} data.path=PLACE" in err
+    status, _, err = spectok("resume", run, "train.steps=2", f"data.path={tmp_path}/c")
+    assert status == 2
+    assert "the data differ from those of the run to resume" in err
+    assert spectok("resume", run, "train.steps=2", f"data.path={tmp_path}/b")[0] == 0

@@ -13,9 +13,9 @@ import typer
 from spectok.cli.completing import complete_folder
 from spectok.errors import ConfigError
 from spectok.messages import say
-from spectok.places import home, missing
+from spectok.places import home, may_be_hub_id, missing
 from spectok.plugins.registry import list_models
-from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE
+from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE, list_recipes
 
 if TYPE_CHECKING:
     from typer.core import TyperGroup
@@ -53,6 +53,7 @@ def resume(
     command = kind_of_run(recorded, folder, root.commands["train"])
     changed = apply_overrides(recorded, changes)
     all_known = check_changes(recorded, changed)
+    check_places(run, changed)
     if all_known and (done := steps_of_finished(folder, changed)) is not None:
         say(how_to_lengthen(run, done, changed))
         return
@@ -119,6 +120,27 @@ def check_changes(recorded: Mapping[str, Any], changed: Mapping[str, Any]) -> bo
     both = old.keys() & new.keys()
     check_same_run({key: old[key] for key in both}, {key: new[key] for key in both})
     return new.keys() <= old.keys()
+
+
+def check_places(run: str, recipe: Mapping[str, Any]) -> None:
+    """Check that what a run builds on is still where its recipe says.
+
+    Raises:
+        ConfigError: Names the setting that says where it is now.
+    """
+    from spectok.training.same_run import PLACES, flatten
+
+    names = {*list_models(), *list_recipes()}
+    names |= {name.partition("/")[2] for name in list_recipes()}
+    settings = flatten(recipe)
+    for key in PLACES:
+        place = settings.get(key)
+        if not isinstance(place, str) or "/" not in place or place in names:
+            continue
+        if not os.path.lexists(home(place)) and not may_be_hub_id(place):
+            raise ConfigError(
+                f"{key}: {missing(place)}; where it was moved: spectok resume {run} {key}=PLACE"
+            )
 
 
 def steps_of_finished(folder: Path, recipe: Mapping[str, Any]) -> int | None:

@@ -90,12 +90,15 @@ class Run:
             ``"auto"``: continue if it has one, begin otherwise. False: begin.
         recipe: The resolved recipe, in plain JSON types, without ``output``. Saved with the run
             and compared on resume.
+        sources: Fingerprints of the trained models that the run builds on, compared on resume in
+            the place of where they lie.
     """
 
     output: Path
     seed: int = 0
     resume: Resume = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from spectok.training.checkpoint import (
 )
 from spectok.training.contracts import Resume, Run
 from spectok.training.optimizer import learning_rate_factor
-from spectok.training.same_run import check_same_run
+from spectok.training.same_run import PLACES, check_same_run
 from spectok.training.train_config import TrainConfig
 from spectok.writing import write_text
 
@@ -55,6 +55,7 @@ def make_manifest(
         "num_samples": len(dataset),
         "data": str(getattr(dataset, "fingerprint", "")),
         "seed": run.seed,
+        "sources": dict(run.sources),
         "recipe": without_consent(run.recipe),
         "train": config.model_dump(mode="json", exclude={"reschedule"}),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -90,7 +91,8 @@ def _prepare(run: Run, config: TrainConfig, manifest: dict[str, Any]) -> str | N
     if chosen is not None:  # before anything is written: a refusal leaves no trace
         recorded = read_manifest(chosen)
         _check_same_data(recorded, manifest)
-        check_same_run(_settings(recorded), _settings(manifest))
+        places = PLACES if "sources" in recorded else PLACES[:1]  # the data have a fingerprint
+        check_same_run(_settings(recorded), _settings(manifest), places)
         check_steps(recorded, config)
     for path, problem in damaged.items():
         note(f"{path} is passed over: {problem}")
@@ -228,6 +230,12 @@ def _check_same_data(recorded: dict[str, Any], current: dict[str, Any]) -> None:
             f"the data differ from those of the run to resume: it had {recorded['num_samples']} "
             f"samples and this one has {current['num_samples']}, or they are prepared differently"
         )
+    for name, fingerprint in (recorded.get("sources") or {}).items():
+        if current["sources"].get(name) != fingerprint:
+            raise ConfigError(
+                f"{name}: the run to resume has the one of weights {fingerprint[:12]}, not of "
+                f"{current['sources'].get(name, 'none')[:12]}; give that, wherever it is now"
+            )
     if recorded["seed"] != current["seed"]:
         raise ConfigError(
             f"seed: the run to resume has {recorded['seed']}, not {current['seed']}; set it back"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from spectok.errors import ConfigError
@@ -15,11 +15,18 @@ FREE_SETTINGS = {
     *(f"train.{name}" for name in FREE_TO_CHANGE),
 }
 
+PLACES = ("data.path", "tokenizer", "tokens", "text.encoder", "text.pretrained")
+"""Where that lies which a run builds on: it may move, as its content is compared by fingerprint."""
+
 SETTLED = ("train.mixed_precision",)
 """Settings whose ``auto`` keeps what the run has."""
 
 
-def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_same_run(
+    recorded: Mapping[str, Any],
+    current: Mapping[str, Any],
+    places: Collection[str] = PLACES,
+) -> None:
     """Refuse to resume with settings that would make it a different run.
 
     A setting that is None equals one that is missing, so a run that was started before a setting
@@ -28,6 +35,7 @@ def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> N
     Args:
         recorded: The recipe in the checkpoint.
         current: The recipe of the run that wants to resume.
+        places: Settings that may name another place; whether that holds the same is not checked.
 
     Raises:
         ConfigError: One line per setting that differs.
@@ -39,10 +47,15 @@ def check_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> N
         for name in sorted(old.keys() | new.keys())
         if name not in FREE_SETTINGS
         and old.get(name) != new.get(name)
+        and not (name in places and _are_given(old.get(name), new.get(name)))
         and not (name in SETTLED and new.get(name) == "auto")
     ]
     if differing:
         raise ConfigError(*differing)
+
+
+def _are_given(*places: Any) -> bool:
+    return all(isinstance(place, str) for place in places)
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
