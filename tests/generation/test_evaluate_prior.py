@@ -293,4 +293,5 @@ def test_accelerate_launches_two_processes_that_measure_what_one_measures(
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("23 images drawn") == 1
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert one.pop("command") != two.pop("command")
     assert one == two
