@@ -100,7 +100,7 @@ def ssim(
     )
     margin = SSIM_WINDOW // 2
     inside = maps[..., margin:-margin, margin:-margin]  # type: ignore[index]
-    return inside.flatten(1).mean(1).float()
+    return inside.flatten(1).mean(1)
 
 
 def mse(
@@ -113,7 +113,7 @@ def mse(
         reconstruction: Their reconstructions; values outside [-1, 1] are clamped.
     """
     originals, others = _eight_bits(images, reconstruction)
-    return ((originals - others) / 255).square().flatten(1).mean(1).float()
+    return ((originals - others) / 255).square().flatten(1).mean(1)
 
 
 class ImageMean(SetMetric):

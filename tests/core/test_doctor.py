@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -93,6 +94,25 @@ def test_a_healthy_model_has_no_finding(healthy, dataset):
         seen.checked
     )
     assert set(seen.not_checked) == {"ranks"}
+
+
+def test_the_log_of_a_run_tells_whether_its_processes_agreed(healthy, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(healthy, run / "model")
+    lines = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "no more than one process" in examine(run).not_checked["ranks"]
+    lines = [line | {"processes": 2} for line in lines]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for place in (run, run / "model"):
+        found = examine(place)
+        assert "ranks" in found.checked
+        assert found.findings == []
+    lines.append({"step": 3, "processes": 2, "differing": "quantizer.codebook"})
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (finding,) = examine(run).findings
+    assert (finding.check, finding.place) == ("ranks", "quantizer.codebook")
+    assert finding.message == "differed between 2 processes at step 3"
 
 
 # -- codebooks with one planted fault each ---------------------------------------------------------

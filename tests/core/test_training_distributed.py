@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from spectok.errors import DataError, SpectokError, TrainingError
+from spectok.evaluation.doctor import examine
 from spectok.interruption import Interrupted
 from spectok.processes import barrier, from_main, on_main
 from spectok.training import Callbacks
@@ -89,8 +90,12 @@ def drift(output):
         )
 
 
-def test_codebooks_that_drift_apart_stop_training(tmp_path, fork_ranks):
+def test_codebooks_that_drift_apart_stop_training_and_the_doctor_reads_why(tmp_path, fork_ranks):
     assert fork_ranks(drift, tmp_path) == [0, 0]
+    (finding,) = examine(tmp_path).findings
+    assert (finding.check, finding.severity) == ("ranks", "error")
+    assert finding.place == "quantizer.codebook"
+    assert finding.message == "differed between 2 processes at step 1"
 
 
 def train_on_own_data(output):

@@ -193,6 +193,56 @@ def test_images_that_are_not_here_are_one_line(refused, copied, pictures, tmp_pa
 # -- what cannot be verified -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (["metrics", "psnr"], "40.0", "claims 'psnr' '40.0', no number"),
+        (["metrics", "psnr"], float("nan"), "claims 'psnr' nan, no number"),
+        (["metrics", "psnr"], None, "claims 'psnr' None, no number"),
+        (["metrics", "psnr"], True, "claims 'psnr' True, no number"),
+        (["metrics"], {}, "claims no number"),
+        (["bits_per_image"], "1", "claims 'bits_per_image' '1', no number"),
+        (["levels", 0, "perplexity"], "9", "claims 'levels.0.perplexity' '9', no number"),
+        (["levels", 0, "positions", "perplexity", 3], None, "claims 'levels.0.positions.perp"),
+    ],
+)
+def test_a_result_whose_numbers_are_none_is_refused(refused, copied, path, value, told):
+    plant(copied / "r.json", path, value)
+    assert told in refused("eval", copied / "r.json", "--verify")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ["metrics", "psnr"],
+        ["levels", 0, "perplexity"],
+        ["levels", 0, "positions", "perplexity", 3],
+        ["distinct_usage"],
+    ],
+)
+def test_an_edited_number_of_a_result_fails_by_its_name(run, copied, path):
+    plant(copied / "r.json", path, 400.0)
+    status, out, _ = run("eval", copied / "r.json", "--verify")
+    assert status == 1
+    name = ".".join(map(str, path)).removeprefix("metrics.")
+    assert out.endswith(f"r.json does not hold: {name}\n")
+
+
+def test_a_result_that_denies_a_number_which_is_there_fails(run, copied):
+    plant(copied / "r.json", ["distinct_usage"], None)
+    assert run("eval", copied / "r.json", "--verify")[0] == 1
+
+
+def plant(path, keys, value):
+    """Change one value in a JSON file."""
+    content = place = json.loads(path.read_text())
+    for key in keys[:-1]:
+        place = place[key]
+    assert place[keys[-1]] != value
+    place[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
 def test_what_claims_nothing_is_one_line(refused, copied, tmp_path):
     model = copied / "run" / "model"
     (model / CARD).unlink()

@@ -29,7 +29,7 @@ class Claim:
         weights: Fingerprint of the model: class, options and every weight.
         data: The ``data:`` section of the reference images, without their path.
         protocol: The protocol of the evaluation, with its ``id``.
-        values: Name -> number.
+        values: Name -> number; None, only from a file of results: there is none.
         reference_images: Hash of the decoded reference images. None: not recorded.
     """
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import CheckpointError, ConfigError, shown
-from spectok.evaluation.measuring import POSITIONS, Evaluation, evaluate
+from spectok.evaluation.checks import POSITIONS
+from spectok.evaluation.measuring import Evaluation, evaluate
 from spectok.evaluation.numbers import record_numbers
 from spectok.evaluation.protocol import compare_results
 from spectok.evaluation.terms import (

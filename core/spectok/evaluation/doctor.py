@@ -31,6 +31,7 @@ from spectok.evaluation.codes import (
     running_frequencies,
 )
 from spectok.evaluation.diagnosis import Diagnosis
+from spectok.evaluation.logged import examine_log
 from spectok.evaluation.measuring import check_shape
 from spectok.evaluation.stored import (
     check_finite,
@@ -42,6 +43,7 @@ from spectok.foreign import ForeignTokenizer
 from spectok.loading import find_saved, load_trained
 from spectok.metrics import count_codes, split_by_codebook
 from spectok.modeling import model_fingerprint
+from spectok.places import home
 from spectok.quantizers import Quantizer, outermost_quantizers
 from spectok.recipes.options import SUPPLIED
 from spectok.tokenizer import ImageTokenizer
@@ -51,10 +53,6 @@ SAMPLED = 1 << 14
 PROBED = 64
 """Codes of each codebook that are quantised themselves."""
 NO_DATA = "needs images: give --data"
-RANKS = (
-    "a run does not record it: training with several processes compares their codebooks at each "
-    "line of the log, and stops where they differ"
-)
 
 
 @dataclass
@@ -110,6 +108,7 @@ def examine(
         with contextlib.suppress(CheckpointError):
             tensors = read_tensors(find_saved(model, subfolder).folder)
             found.ran("not finite", check_finite(tensors))
+        examine_log(found, Path(home(model)))
         if not found.findings:
             raise
         found.not_checked["everything else"] = "the model cannot be loaded"
@@ -118,6 +117,7 @@ def examine(
     folder = find_saved(model, subfolder).folder
     tensors = read_tensors(folder) if own else tokenizer.state_dict()
     examine_weights(found, tokenizer, tensors, measured=is_measured(tokenizer, folder))
+    examine_log(found, folder)
     if dataset is None:
         for check in ("perplexity", "constant positions", "norms"):
             found.not_checked[check] = NO_DATA
@@ -183,7 +183,6 @@ def examine_weights(
         found.ran("tree", check_children(spec, tables))
     if any(True for _ in running_frequencies(tokenizer)):
         found.ran("dead and rare codes in training", check_frequencies(tokenizer))
-    found.not_checked["ranks"] = RANKS
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spectok.data import ImageDataset
 from spectok.errors import InputError
+from spectok.evaluation.checks import POSITIONS
 from spectok.evaluation.codebooks import UsageByPosition
 from spectok.evaluation.features import RECONSTRUCTED, Networks, feature_metrics, too_few
 from spectok.evaluation.protocol import make_protocol
@@ -25,7 +26,6 @@ from spectok.tokenizer import ImageTokenizer
 
 SPEED_SECONDS = 0.5
 SPEED_RUNS = 20
-POSITIONS = "positions"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from spectok.data import DataConfig
 from spectok.errors import ConfigError
 from spectok.loading import load_tokenizer
 from spectok.recipes.files import RUN_RECIPE
-from spectok.training.log import read_log
+from spectok.training.log import LOG, read_log
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 
 
@@ -74,7 +74,7 @@ def recipe_of_run(model: Path) -> TokenizerRecipe | None:
 
 def seconds_of_run(folder: Path) -> float | None:
     """Return the seconds of training over all resumptions, from a run's log."""
-    records = read_log(folder / "log.jsonl")
+    records = read_log(folder / LOG)
     seconds = records[-1].get("seconds") if records else None
     return seconds if isinstance(seconds, (int, float)) else None
 

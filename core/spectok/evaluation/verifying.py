@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from spectok.data import (
     build_originals,
 )
 from spectok.errors import CheckpointError, ConfigError, DataError, SpectokError, one_line
+from spectok.evaluation.checks import EXACT, Check, all_numbers, tolerance_of, worst_of_lists
 from spectok.evaluation.measuring import Evaluation, evaluate
 from spectok.evaluation.originals import SIZING, Sizing, evaluate_originals
 from spectok.evaluation.protocol import protocol_id
@@ -37,53 +38,6 @@ REPEAT = (
 COLOUR = 3  # channels
 MEASURED = "measured"
 """Key of a JSON file that holds a list of claims, as does the header of a card."""
-ABSOLUTE = {
-    "psnr": 0.01,
-    "ssim": 5e-4,
-    "lpips": 5e-4,
-    "codebook_usage": 0.005,
-    "distinct_usage": 0.005,
-}
-RELATIVE, RELATIVE_OF_DISTANCES = 0.005, 0.02
-SHARES, KERNEL_DISTANCES = 0.01, 1e-3  # absolute; a kernel distance may be about 0
-EXACT = ("bits_per_image", "parameters", "num_images")
-"""What may differ where the same weights meet the same images. Only the last digits of a network's
-sums depend on the machine; where they decide between two codes, a few tokens differ."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was claimed, and what was found.
-
-    Args:
-        name: What.
-        claimed: As claimed.
-        found: As measured.
-        tolerance: How far numbers may lie apart. None: both must be equal.
-    """
-
-    name: str
-    claimed: Any
-    found: Any
-    tolerance: float | None = None
-
-    @property
-    def difference(self) -> float | None:
-        """Measured minus claimed, for numbers."""
-        if self.tolerance is None or self.found is None:
-            return None
-        return self.found - self.claimed
-
-    @property
-    def passed(self) -> bool:
-        """Whether the claim holds."""
-        if self.difference is None:
-            return self.claimed == self.found
-        return abs(self.difference) <= (self.tolerance or 0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the check in plain JSON types."""
-        return {**vars(self), "difference": self.difference, "passed": self.passed}
 
 
 @dataclass
@@ -175,9 +129,8 @@ def verify(
     for name in claim.values:
         if name in result["not_measured"]:
             raise CheckpointError(f"{name} is claimed, and {result['not_measured'][name]}")
-    return compare_claims(
-        claim, Claim.from_result(result, model_fingerprint(tokenizer), claim.data)
-    )
+    found = Claim.from_result(result, model_fingerprint(tokenizer), claim.data)
+    return compare_claims(claim, replace(found, values=all_numbers(result) | found.values))
 
 
 def compare_claims(claimed: Claim, found: Claim, exact: Sequence[str] = EXACT) -> list[Check]:
@@ -192,29 +145,16 @@ def compare_claims(claimed: Claim, found: Claim, exact: Sequence[str] = EXACT) -
     checks += _protocol_checks(claimed.protocol, found.protocol)
     if claimed.reference_images is not None:
         checks.append(Check(REFERENCE_IMAGES, claimed.reference_images, found.reference_images))
-    return checks + [
+    numbers = (
         Check(name, value, found.values.get(name), tolerance_of(name, value, exact))
         for name, value in claimed.values.items()
-    ]
+    )
+    return checks + worst_of_lists(numbers)
 
 
 def contradiction_checks(claimed: Claimed) -> list[Check]:
     """Return where a file contradicts itself, as checks that fail."""
     return [Check(text, "consistent", "contradiction") for text in claimed.contradictions]
-
-
-def tolerance_of(name: str, claimed: float, exact: Sequence[str] = EXACT) -> float | None:
-    """Return how far a number may lie from the claimed one; None: not at all."""
-    if name in exact:
-        return None
-    if name in ABSOLUTE:
-        return ABSOLUTE[name]
-    if name.endswith(("_precision", "_recall")):
-        return SHARES
-    if name.endswith(("kid", "kid_std")):
-        return max(KERNEL_DISTANCES, RELATIVE_OF_DISTANCES * abs(claimed))
-    is_distance = name == "rfid" or name.endswith("frechet")
-    return (RELATIVE_OF_DISTANCES if is_distance else RELATIVE) * abs(claimed)
 
 
 def reference_data(
@@ -261,21 +201,27 @@ def _claims_of_json(path: Path) -> Claimed:
         raise CheckpointError(f"{path} is of a prior; {REPEAT}")
     if not isinstance(name, str):
         raise CheckpointError(f"{path} names no model, so its numbers cannot be measured again")
+    undefined: dict[str, Any] = {}
     if MEASURED in content:
         listed = content[MEASURED]
         listed = listed if isinstance(listed, list) else [listed]
     elif isinstance(content.get("metrics"), dict):
-        scalars = {k: v for k, v in content.items() if isinstance(v, int | float)}
-        known = Claim.from_result(
-            {"protocol": {}, "metrics": content["metrics"]} | scalars, "", {}
-        ).values
-        listed = [content | {"values": known}]
+        values = all_numbers(content)
+        undefined = {name: None for name, value in values.items() if _may_lack(name, value)}
+        known = {name: value for name, value in values.items() if name not in undefined}
+        listed = [content | {"values": known if content["metrics"] else {}}]
     else:
         raise CheckpointError(f"{path} has neither {MEASURED!r} nor 'metrics'; it claims nothing")
     claims = [Claim.from_dict(one, f"{path}: claim {n}") for n, one in enumerate(listed, 1)]
     if not claims:
         raise CheckpointError(f"{path} claims no numbers")
+    claims = [replace(claim, values=claim.values | undefined) for claim in claims]
     return Claimed(path, _find_model(name, path), claims)
+
+
+def _may_lack(name: str, value: Any) -> bool:
+    """Return whether a result says that a number does not exist, as of codes without vectors."""
+    return value is None and "distinct" in name
 
 
 def _find_model(name: str, path: Path) -> Path:

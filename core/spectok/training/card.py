@@ -14,9 +14,9 @@ from spectok.machine import describe_machine
 from spectok.modeling import model_fingerprint
 from spectok.plugins.registry import get_dataset
 from spectok.tokenizer import ImageTokenizer
-from spectok.training.log import read_log
+from spectok.training.log import LOG, read_log
 
-LOG, MODEL = "log.jsonl", "model"
+MODEL = "model"
 
 
 def write_run_card(

@@ -15,6 +15,8 @@ from spectok.training.contracts import Record, Run
 from spectok.training.same_run import flatten
 from spectok.writing import write_text
 
+LOG = "log.jsonl"
+
 
 def read_log(path: Path) -> list[Record]:
     """Read a run's log, up to a line that is cut short or damaged, as by a crash."""

@@ -30,7 +30,7 @@ from spectok.training.contracts import Callbacks, FitResult, Phase, Run, StepOut
 from spectok.training.ema import WeightEMA
 from spectok.training.launch import accelerated
 from spectok.training.lock import run_locked
-from spectok.training.log import RunLog, start_tracker
+from spectok.training.log import LOG, RunLog, start_tracker
 from spectok.training.optimizer import make_optimizer, set_learning_rate
 from spectok.training.precision import remark_slow_bf16, settled_run
 from spectok.training.progress import Clock, Reporter
@@ -170,7 +170,7 @@ def fit(
         state = LoopState(accelerator, config, hooks, prepared, ema, Window(), shards)
         manifest = make_manifest(accelerator, config, run, dataset)
         first, seconds = start(state, run, manifest)
-        log = RunLog(run.output / "log.jsonl", first, accelerator.is_main_process)
+        log = RunLog(run.output / LOG, first, accelerator.is_main_process)
         start_tracker(accelerator, run, first)
         batches = read(load(accelerator, config, run, dataset, first))
         clock = Clock(seconds, manifest["samples_per_step"], first)
@@ -192,11 +192,11 @@ def fit(
                 stopping = stop.agreed()
                 saving = stopping or done % config.save_every == 0 or done == config.steps
                 if saving or done % config.log_every == 0:
-                    check_ranks_agree(accelerator, model)
+                    compared = check_ranks_agree(accelerator, model, log, done)
                     means = state.window.read(accelerator)
                     epoch = done * manifest["samples_per_step"] // len(dataset)
                     record = {"step": done, "epoch": epoch, **means, "learning_rate": rates[0]}
-                    log.append(record | clock.read(done))
+                    log.append(record | clock.read(done) | compared)
                     accelerator.log(log.records[-1], step=done)
                     reporter.show(log.records[-1])
                 if config.sample_every and (
