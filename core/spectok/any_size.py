@@ -159,6 +159,12 @@ class AnySizeModel(SpectokModel):
         """
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise InputError(f"images {describe_images(images)} are not a tensor (B, C, H, W)")
+        channels = self.image_shape[0]
+        if images.shape[1] != channels:
+            raise InputError(
+                f"images of shape {tuple(images.shape)} do not fit this {type(self).__name__}: it "
+                f"takes (B, {channels}, H, W)"
+            )
         tiling = plan_tiles(self, size_of(images), tile=tile, overlap=overlap, pad=pad)
         return decode_tiles(self, encode_tiles(self, images, tiling), tiling)
 

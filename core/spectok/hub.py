@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 from spectok.errors import CheckpointError
 from spectok.messages import note
 from spectok.saving import first_line
+
+PATIENCE = 4.0
+"""Seconds to connect to a hub, and as many for it to answer."""
 
 
 def download(name: str, files: list[str], options: Mapping[str, Any]) -> Path:
@@ -27,7 +32,7 @@ def download(name: str, files: list[str], options: Mapping[str, Any]) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     if not options.get("local_files_only"):
-        remark_asking(name)
+        ask(name)
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, **options))
     except Exception as error:
@@ -40,8 +45,11 @@ def download(name: str, files: list[str], options: Mapping[str, Any]) -> Path:
 
 
 @functools.cache
-def remark_asking(name: str, what: str = "model") -> None:
+def ask(name: str, what: str = "model") -> None:
     """Say, once, that a hub is asked, for that can take long; nothing where it is not allowed.
+
+    A hub that does not answer within seconds is not asked again: libraries would wait for each
+    file and retry, for minutes, before they look at what was fetched before.
 
     Args:
         name: Its id.
@@ -49,5 +57,30 @@ def remark_asking(name: str, what: str = "model") -> None:
     """
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE:
-        note(f"asking the Hugging Face hub ({constants.ENDPOINT}) for the {what} {name}")
+    if constants.HF_HUB_OFFLINE:
+        return
+    note(f"asking the Hugging Face hub ({constants.ENDPOINT}) for the {what} {name}")
+    if not answers():
+        note("the hub does not answer; what was fetched before is looked at alone")
+        go_offline()
+
+
+def answers() -> bool:
+    """Return whether the hub answers anything within :data:`PATIENCE` seconds."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # of sockets, proxies and certificates: they share no base
+        return False
+    return True
+
+
+def go_offline() -> None:
+    """Let no library ask a hub any more in this process and those that it starts."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if (datasets := sys.modules.get("datasets")) is not None:  # has read the variable already
+        datasets.config.HF_HUB_OFFLINE = True

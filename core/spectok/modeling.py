@@ -51,6 +51,7 @@ from spectok.weights import (
 )
 
 PROCESSOR_FILE = "preprocessor_config.json"
+DTYPE_NAMES = ("torch_dtype", "dtype")
 DIFFUSERS_OPTIONS = (
     "disable_mmap",
     "max_memory",
@@ -150,10 +151,11 @@ class SpectokModel(ModelMixin, ConfigMixin):
         folder = find_folder(name, kwargs, subfolder)
         stored = read_headers(find_weights(folder, kwargs.get("variant")))
         cls._check(read_config(folder), stored, place, trust)
-        for key in ("torch_dtype", "dtype"):
-            if key in kwargs:
-                auto = main_dtype(stored, cls._keep_in_fp32_modules or ())
-                kwargs[key] = read_dtype(kwargs[key], auto)
+        auto = main_dtype(stored, cls._keep_in_fp32_modules or ())
+        given = {key: kwargs[key] for key in DTYPE_NAMES if key in kwargs}
+        kwargs |= {key: read_dtype(value, auto, key) for key, value in given.items()}
+        if len({kwargs[key] for key in given}) > 1:
+            raise ConfigError(f"{' and '.join(DTYPE_NAMES)} are two names of one option; give one")
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         try:
             loaded: Any = super().from_pretrained(folder, **kwargs)
@@ -303,24 +305,33 @@ def find_device(given: Any) -> torch.device | None:
         given: A device, ``{"": device}`` or None.
 
     Raises:
-        ConfigError: If it is anything else, such as ``"auto"``.
+        ConfigError: If it is anything else, such as ``"auto"``, or not on this machine.
     """
     place: Any = given[""] if isinstance(given, dict) and set(given) == {""} else given
     try:
-        return None if place is None else torch.device(place)
+        device = None if place is None else torch.device(place)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(
             f"device_map {given!r} is no device: a model stays on one, for its parts are called "
             "one by one; give e.g. 'cuda:0', or call .to(device) on what is loaded"
         ) from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device_map {given!r} is not a device of this machine ({first_line(error)}); leave it "
+            "out, or give one that is"
+        ) from error
+    return device
 
 
-def read_dtype(given: Any, auto: torch.dtype) -> torch.dtype | None:
+def read_dtype(given: Any, auto: torch.dtype, key: str = "dtype") -> torch.dtype | None:
     """Return the type that a model is loaded in.
 
     Args:
         given: A float type, its name with or without ``torch.``, ``"auto"`` or None.
         auto: What ``"auto"`` stands for.
+        key: What the option was called, for the message.
 
     Raises:
         ConfigError: If it is none of these.
@@ -332,7 +343,7 @@ def read_dtype(given: Any, auto: torch.dtype) -> torch.dtype | None:
     if isinstance(given, str) and given in TYPES:
         return TYPES[given]
     names = [name for name in TYPES if "." not in name]
-    raise ConfigError(f"torch_dtype {given!r} is none of {', '.join([*names, 'auto'])}")
+    raise ConfigError(f"{key} {given!r} is none of {', '.join([*names, 'auto'])}")
 
 
 def find_folder(name: Any, options: dict[str, Any], subfolder: str = "") -> Path:

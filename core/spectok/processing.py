@@ -102,19 +102,19 @@ class ImageProcessor:
 
     def _prepare_floats(self, image: Tensor) -> Float[Tensor, "c h w"]:
         channels, height, width = self.image_shape
-        if image.ndim != 3 or image.shape[0] != channels:
+        if image.ndim != 3 or image.shape[0] != channels or not image.numel():
             raise InputError(
                 f"a tensor of shape {tuple(image.shape)} is not ({channels}, H, W) in [-1, 1]"
             )
-        check_values(image)  # before they are clamped
         image, (tall, wide) = image.float(), size_of(image)
+        check_values(image)  # before they are clamped
         if (tall, wide) != (height, width):
             high = height * wide >= width * tall  # the height is what covers the size last
             size = [height, wide * height // tall] if high else [tall * width // wide, width]
             kind: dict[str, Any] = {"mode": "bicubic", "antialias": True}
-            image = F.interpolate(image[None], size, **kind)[0].clamp(-1, 1)
+            image = F.interpolate(image[None], size, **kind)[0]
         top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
-        return image[:, top : top + height, left : left + width]
+        return image[:, top : top + height, left : left + width].clamp(-1, 1)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -214,6 +214,11 @@ def _as_reference(item: Any) -> Any:
                 "(H, W, C), nor a tensor of uint8 (C, H, W) or floats in [-1, 1]"
             )
         return np.ascontiguousarray(item)
+    if isinstance(item, Image) and item.mode == "F":
+        raise InputError(
+            "floating-point pixels of which nobody said what is white; give a float tensor "
+            "(C, H, W) in [-1, 1]"
+        )
     if not isinstance(item, Image | str | os.PathLike | bytes | Mapping):
         raise InputError(f"a {type(item).__name__} is no image")
     return item

@@ -512,10 +512,11 @@ def test_a_type_may_be_named(folder, given, key):
     assert model.quantizer.codebook.dtype == torch.float32
 
 
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
 @pytest.mark.parametrize("given", ["half-float", "int8", torch.int8, 16, "torch", "save", ["x"]])
-def test_a_type_that_is_none_is_refused(folder, given):
-    message = refusal(folder, ConfigError, torch_dtype=given)
-    assert f"torch_dtype {given!r} is none of float64, float32, float16, bfloat16, auto" in message
+def test_a_type_that_is_none_is_refused(folder, given, key):
+    message = refusal(folder, ConfigError, **{key: given})
+    assert f"{key} {given!r} is none of float64, float32, float16, bfloat16, auto" in message
 
 
 def test_options_are_refused_by_each_class_too(folder):

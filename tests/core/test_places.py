@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 
 import pytest
 
@@ -10,7 +12,8 @@ from spectok import hub, load_tokenizer, places
 from spectok.cli import main
 from spectok.cli.evaluate import name_competitors
 from spectok.data.choice import check_choice, data_override
-from spectok.data.data_config import kind_of_path
+from spectok.data.data_config import DataConfig, kind_of_path
+from spectok.data.tables import read_hub
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.loading import check_trained, load_trained
 from spectok.places import may_be_hub_id, missing
@@ -28,7 +31,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     places._say.cache_clear()
-    hub.remark_asking.cache_clear()
+    hub.ask.cache_clear()
     return tmp_path
 
 
@@ -114,7 +117,26 @@ def test_a_hub_that_is_asked_is_named_at_once(here, monkeypatch, capsys):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+    monkeypatch.setattr(hub, "answers", lambda: True)
     with pytest.raises(CheckpointError, match="cannot fetch"):
         load_tokenizer("some/body")
     line = "note: asking the Hugging Face hub (https://huggingface.co) for the model some/body\n"
     assert said == [line]
+
+
+def test_a_hub_that_takes_a_call_and_says_nothing_is_left_within_seconds(here, monkeypatch, capsys):
+    """As behind a proxy that accepts everything; models and data sets alike."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", place)
+        monkeypatch.setattr(hub, "PATIENCE", 0.2)
+        began = time.monotonic()
+        with pytest.raises(CheckpointError, match="cannot fetch"):
+            load_tokenizer("some/body")
+        with pytest.raises(DataError, match="cannot load"):
+            read_hub("some/data", DataConfig(name="some/data"))
+        assert time.monotonic() - began < 5
+    assert capsys.readouterr().err.count("the hub does not answer") == 1

@@ -83,12 +83,26 @@ def test_other_sizes_are_resized_and_cropped_as_files_are(tmp_path, shape):
         ([np.zeros((8, 8), np.uint8), torch.zeros(1, 8, 8)], "image 1: a tensor of shape"),
         (["nowhere.png"], "image 0: it cannot be read .the file is missing"),
         ([b"no image"], "image 0: it cannot be read"),
+        ([torch.zeros(3, 0, 40)], "image 0: a tensor of shape .3, 0, 40. is not"),
+        ([Image.new("F", (8, 8))], "image 0: floating-point pixels .* give a float tensor"),
     ],
 )
 def test_what_is_no_image_is_named_in_one_line(tokenizer, images, message):
     with pytest.raises(InputError, match=message) as caught:
         tokenizer.processor(images)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (20, 31)])
+def test_floats_a_little_outside_are_clamped_at_every_size(tokenizer, size):
+    for dtype in (torch.float32, torch.float8_e4m3fn):
+        batch = tokenizer.processor(torch.full((3, *size), 3.0).to(dtype))
+        assert torch.equal(batch, torch.ones(1, 3, 16, 16))
+
+
+def test_a_batch_whose_channels_come_last_is_named(tokenizer):
+    with pytest.raises(InputError, match=r"it takes \(B, 3, H, W\)"):
+        tokenizer.reconstruct(torch.zeros(2, 16, 16, 3))
 
 
 def test_the_processor_is_saved_with_the_model_and_loaded_with_it(tokenizer, tmp_path):
@@ -169,6 +183,21 @@ def test_a_model_is_loaded_onto_one_device(tokenizer, tmp_path):
         with pytest.raises(ConfigError, match="is no device: a model stays on one") as caught:
             load_tokenizer(tmp_path, device_map=place)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_a_device_that_is_not_there_is_named(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="device_map 'cuda:0' is not a device of this machine"):
+        load_tokenizer(tmp_path, device_map="cuda:0")
+
+
+def test_two_names_of_one_option_must_agree(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    agreed = load_tokenizer(tmp_path, dtype="float16", torch_dtype=torch.float16)
+    assert agreed.dtype == torch.float16
+    with pytest.raises(ConfigError, match="torch_dtype and dtype are two names of one option"):
+        load_tokenizer(tmp_path, dtype="float16", torch_dtype="float32")
 
 
 # -- gradient checkpointing ------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from spectok.data.split_links import rename_by_links
 from spectok.data.split_names import Division, choose_split
 from spectok.data.split_words import parse_split_name
 from spectok.errors import DataError, one_line
-from spectok.hub import remark_asking
+from spectok.hub import ask
 from spectok.reading import check_regular
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
     Raises:
         DataError: If it cannot be loaded, or does not have the split.
     """
-    remark_asking(name, "data set")
+    ask(name, "data set")
     try:
         tables = _load(name, subset)
     except Exception as error:  # network, authentication and builder errors share no base
