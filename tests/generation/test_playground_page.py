@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -70,6 +71,51 @@ def address(run):
     finally:
         server.terminate()
         server.wait(30)
+
+
+def ask(address, path, content=None, **headers):
+    """Return the status and the text of an answer of the server."""
+    data = None if content is None else json.dumps(content).encode()
+    headers |= {"Content-Type": "application/json"}
+    request = urllib.request.Request(address + path, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_server_answers_to_its_own_name_alone_and_offers_no_endpoints(address):
+    assert ask(address, "")[0] == 200
+    assert ask(address, "", Host="example.com")[0] == 400
+    status, text = ask(address, "gradio_api/info")
+    assert status == 200
+    assert json.loads(text)["named_endpoints"] == {}
+
+
+def test_the_server_fetches_no_address(address):
+    """As an upload, whoever calls the page's own functions may give an address."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(3)
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/a.png"
+        file = {"path": url, "meta": {"_type": "gradio.FileData"}}
+        config = json.loads(ask(address, "config")[1])
+        uploads = [d for d in config["dependencies"] if d["targets"][0][1] == "upload"]
+        for number in {d["id"] for d in uploads}:
+            call = {"data": [None, [file]], "fn_index": number, "session_hash": "x"}
+            ask(address, "gradio_api/queue/join?", call)
+            with urllib.request.urlopen(
+                f"{address}gradio_api/queue/data?session_hash=x", timeout=PATIENCE
+            ) as answers:
+                for line in answers:
+                    if b"process_completed" in line:
+                        assert b"upload a file" in line
+                        asked.append(line)
+                        break
+        with pytest.raises(TimeoutError):
+            other.accept()
+    assert asked
 
 
 @pytest.fixture

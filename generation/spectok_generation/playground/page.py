@@ -11,6 +11,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
+from gradio import processing_utils
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from spectok.errors import ConfigError
 from spectok_generation.playground import tabs
@@ -19,6 +22,7 @@ from spectok_generation.playground.pictures import MAX_BYTES, show
 from spectok_generation.playground.subjects import Subjects
 
 HOST = "127.0.0.1"
+HOSTS = [HOST, "localhost"]
 STYLE = """
 .levels { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 .levels figure { margin: 0; }
@@ -89,7 +93,21 @@ def build_page(subjects: Subjects) -> gr.Blocks:
                 tabs.in_words(fill), desk, outputs
             )
         pictures.select(tabs.in_words(pick), desk, desk).success(tabs.in_words(fill), desk, outputs)
+    for function in page.fns.values():
+        function.api_visibility = "private"  # the page alone calls them
     return page
+
+
+async def refuse_address(url: str) -> Any:
+    """Fetch nothing: gradio would, for whoever names an address in place of an upload.
+
+    Raises:
+        gradio.Error: Always.
+    """
+    raise gr.Error(f"{url[:80]} is on another machine; upload a file", print_exception=False)
+
+
+processing_utils.async_ssrf_protected_get = refuse_address
 
 
 def serve(subjects: Subjects, port: int, *, browser: bool = False) -> Any:
@@ -116,6 +134,8 @@ def serve(subjects: Subjects, port: int, *, browser: bool = False) -> Any:
             quiet=True,
             max_file_size=MAX_BYTES,
             prevent_thread_lock=True,
+            # A page elsewhere that gives this machine's address a name of its own is not answered.
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]},
             footer_links=[],
             css=STYLE,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from spectok.errors import SpectokError
+from spectok.errors import InputError, SpectokError
 from spectok_generation.playground import drawing, views
 from spectok_generation.playground.desk import Desk
 from spectok_generation.playground.pictures import LOUDER, painted, show
@@ -49,7 +49,9 @@ def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
 def on_subject(subjects: Subjects, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a handler that takes a desk and more, and calls a function with its model too."""
 
-    def call(desk: Desk, *more: Any) -> Any:
+    def call(desk: Desk | None, *more: Any) -> Any:
+        if desk is None:
+            raise InputError("there are no images yet; choose a model first")
         return function(desk, subjects[desk.name], *more)
 
     return in_words(call)
