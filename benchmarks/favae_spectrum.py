@@ -37,7 +37,8 @@ from spectra import FLOOR, radial_frequencies
 from torch import Tensor
 
 from spectok import load_tokenizer
-from spectok.data import DataConfig, build_dataset
+from spectok.data import DataConfig, ImageDataset, build_dataset
+from spectok.evaluation.protocol import make_protocol
 from spectok.machine import describe_machine
 from spectok.training import TrainConfig
 from spectok.training.optimizer import make_optimizer, set_learning_rate
@@ -70,11 +71,16 @@ BATCH_SIZE, LEARNING_RATE = 16, 3e-3
 BAND = 0.25  # cycles per pixel
 
 
-def crops(split: str, count: int) -> Tensor:
-    """Return grey crops of photographs, (N, 1, H, W)."""
+def dataset_of(split: str, count: int) -> ImageDataset:
+    """Return grey crops of photographs."""
     size = {"image_size": MODEL["image_size"], "channels": MODEL["in_channels"]}
     config = {"name": "photos", "split": split, "limit": count} | size
-    data = build_dataset(DataConfig.model_validate(config))
+    return build_dataset(DataConfig.model_validate(config))
+
+
+def crops(split: str, count: int) -> Tensor:
+    """Return them as a batch, (N, 1, H, W)."""
+    data = dataset_of(split, count)
     return torch.stack([data[i]["images"] for i in range(count)])
 
 
@@ -233,6 +239,9 @@ def main() -> None:
         "command": "python benchmarks/favae_spectrum.py "
         f"--steps {arguments.steps} --seeds {arguments.seeds}",
         "machine": describe_machine(),
+        "protocol": make_protocol(
+            dataset_of("test", TEST_CROPS), "float32", 0, {}, band=f"from {BAND} cycles per pixel"
+        ),
         "model": MODEL,
         "training": {
             "crops": TRAINING_CROPS,

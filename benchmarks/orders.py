@@ -28,13 +28,15 @@ import numpy as np
 import torch
 
 from spectok import load_tokenizer, messages
-from spectok.data import DataConfig
+from spectok.data import DataConfig, build_dataset
+from spectok.evaluation.protocol import make_protocol
 from spectok.machine import describe_machine
 from spectok_generation import load_prior, sample_tokens
 from spectok_generation.extraction import Extraction
 from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.tokens import TokenCache
 from spectok_generation.training import extract_data, train_prior
+from spectok_generation.training_set import fit_data
 
 RESULT = Path(__file__).parent / "results" / "orders.json"
 COMPARED = {
@@ -53,6 +55,13 @@ SETTINGS = (
 IMAGES = {"train": 20_000, "test": 2_000}
 STEPS, BATCH = 800, 200
 DRAWN, ROUNDS = 64, 3
+
+
+def test_protocol(key: str, data: str) -> dict[str, Any]:
+    """Return how the bits of the test images are measured, with its id."""
+    images = DataConfig(name="mnist", path=data, split="test", limit=IMAGES["test"])
+    dataset = build_dataset(fit_data(images, load_tokenizer(f"{key}/mnist")), train=False)
+    return make_protocol(dataset, "float32", 0, {}, likelihood="exact", condition="class")
 
 
 def tokens_of(key: str, split: str, data: str, out: Path) -> Path:
@@ -130,6 +139,7 @@ def main() -> None:
         report |= {"command": "python benchmarks/orders.py --data DIR"}
         report |= {"machine": describe_machine(), "recipe": RECIPE, "settings": list(SETTINGS)}
         report |= {"images": IMAGES, "steps": steps}
+        report["protocol"] = test_protocol(key, arguments.data)
         report[f"{key}/mnist"] = found
         path.write_text(json.dumps(report, indent=1) + "\n")
         print(key, json.dumps(found), flush=True)

@@ -29,6 +29,7 @@ import numpy as np
 from drawn_shapes import ATTRIBUTES, Painter, judge_checker, read, score
 
 from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, caption, is_unseen
+from spectok.evaluation.protocol import VERSION, protocol_id
 from spectok.images import make_grid, to_pil
 from spectok.machine import describe_machine
 from spectok_generation.prior_recipe import load_prior_recipe
@@ -100,6 +101,21 @@ def train(out: Path) -> dict[str, Any]:
     return json.loads(record.read_text()) | what
 
 
+def drawing_protocol() -> dict[str, Any]:
+    """Return how images are drawn and judged, with its id."""
+    protocol = {
+        "version": VERSION,
+        "captions": [caption(label) for label in range(len(COMBINATIONS))],
+        "num_images": NUM_IMAGES,
+        "judged_by": "spectok.evaluation.shapes.read_shapes",
+        "temperature": 1.0,
+        "seed": 0,
+        "precision": "float32",
+        "rounding": "uint8",
+    }
+    return {"id": protocol_id(protocol), **protocol}
+
+
 def main() -> None:
     """Train what does not exist yet, draw, read and write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -110,6 +126,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": "python benchmarks/text_to_image.py" + " --train" * arguments.train,
         "machine": describe_machine(),
+        "protocol": drawing_protocol(),
         "recipe": f"generation/{RECIPE}",
     }
     if arguments.train:

@@ -1,4 +1,4 @@
-"""Measure again every committed number that needs no training.
+"""Measure again all that the cards of the installed trained models claim.
 
     python benchmarks/verify_all.py --data DIR              # with DIR/cifar10 and so on
     python benchmarks/verify_all.py --data DIR --limit 300  # claims on at most 300 images
