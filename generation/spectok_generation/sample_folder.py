@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from spectok import ImageTokenizer
@@ -47,7 +49,7 @@ PLAN, MANIFEST = "samples.json", "metadata.jsonl"
 FORMAT = 1
 UNFINISHED = re.compile(r"\.\d+\.partial\.\w+")
 """Names of files that a process was killed while writing; see ``whole_file``."""
-PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+PNG_END = b"IEND\xaeB`\x82"
 HASHED = ("labels", "prompts", "known")
 """Settings that a plan holds as a hash."""
 
@@ -83,10 +85,11 @@ class Wanted:
         return encoder(distinct)[[distinct.index(text) for text in texts]]
 
     def describe(self, number: int) -> dict[str, Any]:
-        """Return what an image shows, for its line of the manifest."""
+        """Return what an image shows and which tokens it kept, for its line of the manifest."""
+        kept = {} if self.known is None else self.known.describe(number)
         if self.labels is not None:
-            return {"class": int(self.labels[number])}
-        return {"prompt": self.prompts[number % len(self.prompts)]} if self.prompts else {}
+            return {"class": int(self.labels[number])} | kept
+        return {"prompt": self.prompts[number % len(self.prompts)]} | kept if self.prompts else kept
 
     def check(self, prior: Prior, encoder: TextEncoder | None) -> None:
         """Check that a prior can draw this.
@@ -121,8 +124,9 @@ def draw_to_folder(
     """Draw images into a folder as PNG files, divided among the processes.
 
     Image ``i`` is that of :func:`~spectok_generation.draw_images`. Where the folder already holds
-    some of these images, the others are drawn, and so are those whose files were cut short. Every
-    process must see the folder.
+    some of these images, the others are drawn, and so are those whose files are damaged: cut short,
+    or different from their own checksums. A damaged manifest is written again. Every process must
+    see the folder.
 
     Args:
         prior: A trained prior, on the device to sample on.
@@ -136,8 +140,8 @@ def draw_to_folder(
 
     Returns:
         The manifest, :data:`MANIFEST`: JSON lines with ``file_name``, ``number``, ``seed``, the
-        ``class`` or ``prompt``, the sampling options, and the fingerprints of ``prior`` and
-        ``tokenizer``.
+        ``class`` or ``prompt``, what was kept of known tokens (:meth:`Known.describe`), the
+        sampling options, and the fingerprints of ``prior`` and ``tokenizer``.
 
     Raises:
         InputError: If what is wanted does not fit the prior, or a file cannot be written.
@@ -257,11 +261,15 @@ def _begin(folder: Path, plan: dict[str, Any]) -> list[int]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether a file is a PNG from its first bytes to its last: no disk cut it short."""
-    with path.open("rb") as file:
-        first = file.read(len(PNG_BEGIN))
-        file.seek(max(0, file.seek(0, os.SEEK_END) - len(PNG_END)))
-        return first == PNG_BEGIN and file.read() == PNG_END
+    """Return whether a file is a PNG that is as its checksums say, to its end; none is decoded."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(PNG_END)))
+            complete = file.read() == PNG_END  # Pillow does not read the last checksum
+            Image.open(file, formats=["PNG"]).verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return complete
 
 
 def _check_same(folder: Path, plan: dict[str, Any]) -> None:
@@ -308,15 +316,40 @@ def _draw(
 
 
 def _finish(folder: Path, plan: dict[str, Any], wanted: Wanted) -> None:
-    """Write the manifest, unless it is there."""
-    if (folder / MANIFEST).is_file():
+    """Write the manifest, unless it is there and whole."""
+    if _tells(folder / MANIFEST, _rows(plan, wanted)):
         return
-    same = {key: value for key, value in plan.items() if key not in ("format", "num_images")}
-    same = {key: value for key, value in same.items() if key not in HASHED and value is not None}
     with (
         whole_file(folder / MANIFEST, CheckpointError) as unfinished,
         unfinished.open("w", encoding="utf-8") as lines,
     ):
-        for number in range(wanted.num_images):
-            row = {"file_name": file_name(number), "number": number, **wanted.describe(number)}
-            lines.write(json.dumps(row | same) + "\n")
+        for row in _rows(plan, wanted):
+            lines.write(json.dumps(row) + "\n")
+
+
+def _rows(plan: dict[str, Any], wanted: Wanted) -> Iterator[dict[str, Any]]:
+    """Return the lines of the manifest."""
+    same = {key: value for key, value in plan.items() if key not in ("format", "num_images")}
+    same = {key: value for key, value in same.items() if key not in HASHED and value is not None}
+    for number in range(wanted.num_images):
+        told = {"file_name": file_name(number), "number": number, **wanted.describe(number)}
+        yield told | same
+
+
+def _tells(manifest: Path, rows: Iterator[dict[str, Any]]) -> bool:
+    """Return whether a manifest tells of each image what it should; somebody may have added to it.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        with manifest.open(encoding="utf-8") as lines:
+            for line, row in itertools.zip_longest(lines, rows):
+                found = None if line is None else json.loads(line)
+                if row is None or not isinstance(found, dict) or not row.items() <= found.items():
+                    return False
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
+    except OSError as error:
+        raise CheckpointError(f"{manifest} cannot be read: {error.strerror}") from error
+    return True

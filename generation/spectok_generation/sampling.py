@@ -46,10 +46,14 @@ class Known:
     Args:
         indices: Tokens of each image; valid where they are kept, arbitrary elsewhere.
         keep: Which of them to keep.
+        file: File that the tokens are of, if they are of one.
+        rows: Row of each image in that file.
     """
 
     indices: Int[Tensor, "n t"]
     keep: Bool[Tensor, "n t"]
+    file: str | None = None
+    rows: Int[Tensor, "n"] | None = None
 
     @classmethod
     def prefix(cls, indices: Int[Tensor, "n k"], num_tokens: int) -> Known:
@@ -80,7 +84,22 @@ class Known:
         spec.validate(self.indices.masked_fill(~self.keep.to(self.indices.device), 0))
 
     def __getitem__(self, rows: Any) -> Known:
-        return Known(self.indices[rows], self.keep[rows])
+        taken = None if self.rows is None else self.rows[rows]
+        return Known(self.indices[rows], self.keep[rows], self.file, taken)
+
+    def describe(self, number: int) -> dict[str, Any]:
+        """Return which tokens of an image are kept, in the words of ``spectok sample``.
+
+        Returns:
+            ``keep``, the places as ranges such as ``"0:8,16:24"``; and, of tokens from a file, its
+            name as ``complete`` and the image's ``row``.
+        """
+        edges = F.pad(self.keep[number].int(), (1, 1)).diff().nonzero().flatten().tolist()
+        ranges = (f"{first}:{last}" for first, last in zip(edges[::2], edges[1::2]))
+        told: dict[str, Any] = {"keep": ",".join(ranges)}
+        if self.file is None or self.rows is None:
+            return told
+        return {"complete": self.file, "row": int(self.rows[number]), **told}
 
 
 @dataclass(frozen=True)

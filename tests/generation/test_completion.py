@@ -36,6 +36,8 @@ def test_images_of_a_file_are_taken_in_turn(tmp_path):
     known = read_known(tmp_path / "tokens.npz", None, spec, 3)
     assert known.indices.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
     assert known.keep.tolist() == [[True, True, False, False]] * 3
+    file = str(tmp_path / "tokens.npz")
+    assert known[1:].describe(1) == {"complete": file, "row": 0, "keep": "0:2"}
     write_tokens(tmp_path / "none.npz", indices[:0], [], spec)
     with pytest.raises(DataError, match="holds the tokens of no image"):
         read_known(tmp_path / "none.npz", None, spec, 3)

@@ -161,6 +161,58 @@ def test_drawing_goes_on_where_it_stopped(gpt, tokenizer, tmp_path, monkeypatch)
     draw_to_folder(prior, tokenizer, target, wanted)
 
 
+def test_damaged_images_and_a_damaged_manifest_are_mended(gpt, tokenizer, tmp_path):
+    prior, wanted = gpt
+    target = tmp_path / "x"
+    manifest = draw_to_folder(prior, tokenizer, target, wanted)
+    whole, image = contents(target), target / "000003.png"
+    half = len(whole[image.name]) // 2
+    for damaged in (
+        whole[image.name][:half] + bytes(9) + whole[image.name][half + 9 :],
+        whole[image.name][:-1],
+        whole["000004.png"][: half // 2] + whole[image.name][half // 2 :],
+        b"not a picture",
+    ):
+        image.write_bytes(damaged)
+        draw_to_folder(prior, tokenizer, target, wanted, on_images=(counts := []).append)
+        assert counts == [10, 1]
+        assert contents(target) == whole
+    lines = whole[MANIFEST].splitlines(keepends=True)
+    for damaged in (
+        whole[MANIFEST][: len(whole[MANIFEST]) // 2],
+        b"",
+        b"".join([*lines, lines[0]]),
+        b"".join(reversed(lines)),
+        whole[MANIFEST].replace(b'"seed": 4', b'"seed": 5'),
+        b"[" * 10_000,
+        b"\xff",
+    ):
+        manifest.write_bytes(damaged)
+        draw_to_folder(prior, tokenizer, target, wanted)
+        assert contents(target) == whole
+    described = b"".join(line.replace(b"{", b'{"text": "a three", ', 1) for line in lines)
+    manifest.write_bytes(described)  # somebody's own column is kept
+    draw_to_folder(prior, tokenizer, target, wanted)
+    assert manifest.read_bytes() == described
+
+
+def test_the_manifest_tells_what_was_kept(gpt, tokenizer, tmp_path):
+    prior, wanted = gpt
+    count = prior.token_spec.num_tokens
+    keep = torch.zeros(11, count, dtype=torch.bool)
+    keep[0], keep[1, :2], keep[2, 1], keep[2, 3:] = True, True, True, True
+    known = Known(torch.zeros_like(keep, dtype=torch.int64), keep)
+    read = Known(known.indices, keep, "tokens.npz", torch.arange(11) % 2)
+    for name, given, more in [("own", known, {}), ("read", read, {"complete": "tokens.npz"})]:
+        settings = {**vars(wanted), "known": given}
+        manifest = draw_to_folder(prior, tokenizer, tmp_path / name, Wanted(**settings))
+        rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+        ranges = [f"0:{count}", "0:2", f"1:2,3:{count}", *[""] * 8]
+        assert [row["keep"] for row in rows] == ranges
+        assert all(row.items() >= more.items() for row in rows)
+        assert [row.get("row") for row in rows] == [i % 2 if more else None for i in range(11)]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -32,7 +32,8 @@ def read_known(path: Path, keep: str | None, spec: TokenSpec, num_images: int) -
     if len(indices) == 0:
         raise DataError(f"{path} holds no images to complete")
     stays = parse_places(str(spec.num_tokens // 2) if keep is None else keep, spec.num_tokens)
-    return Known(indices[torch.arange(num_images) % len(indices)], stays.expand(num_images, -1))
+    rows = torch.arange(num_images) % len(indices)
+    return Known(indices[rows], stays.expand(num_images, -1), str(path), rows)
 
 
 def parse_places(text: str, num_tokens: int) -> Bool[Tensor, "t"]:
