@@ -251,6 +251,20 @@ def test_a_tree_that_is_not_used_is_caught(tmp_path):
 # -- tokenizers ---
 
 
+class ReadsInDecode(VQVAE):
+    """Asks for a value of what it decodes."""
+
+    def decode(self, indices, num_tokens=None):
+        images = super().decode(indices, num_tokens)
+        self.brightest = images.max().item()
+        return images
+
+
+class ReadsInEncode(VQVAE):
+    def encode(self, images):
+        return super().encode(images[images.flatten(1).std(dim=1) >= 0])
+
+
 class SkipConnection(VQVAE):
     """Feeds the decoder a little of the unquantised latents."""
 
@@ -347,6 +361,8 @@ class BatchStatistics(VQVAE):
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
+        (ReadsInDecode, "test_encode_and_decode_never_wait_for_a_gpu"),
+        (ReadsInEncode, "test_encode_and_decode_never_wait_for_a_gpu"),
         (SkipConnection, "test_tokens_say_everything"),
         (RemembersFeatures, "test_tokens_say_everything"),
         (LatentsSkipQuantizer, "test_latents_say_everything"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from spectok.losses import focal_frequency, l1, l2
@@ -32,6 +33,15 @@ READS = {
     "equal": lambda x: torch.equal(x, x),
     "repeat_interleave": lambda x: x.repeat_interleave(x[0].long().abs(), dim=1),
     "multinomial": lambda x: x.abs().multinomial(1),
+    "allclose": lambda x: torch.allclose(x, x),
+    "standard deviations": lambda x: torch.normal(0.0, x.abs()),
+    "cholesky": lambda x: torch.linalg.cholesky(x.T @ x),
+    "checked inverse": lambda x: torch.linalg.inv_ex(x[:3], check_errors=True),
+    "eigenvalues": lambda x: torch.linalg.eigh(x.T @ x),
+    "singular values": lambda x: torch.linalg.svd(x),
+    "rank": lambda x: torch.linalg.matrix_rank(x),
+    "max_norm": lambda x: F.embedding(torch.zeros_like(x[0], dtype=torch.int64), x, max_norm=1.0),
+    "classes to be counted": lambda x: F.one_hot(x.long().abs()),
 }
 COPIES = {
     "tensor": lambda x: torch.tensor([1.0, 2.0], device=x.device),
@@ -50,6 +60,15 @@ NEITHER = {
     "counted": lambda x: x.repeat_interleave(2, dim=0),
     "not waited for": lambda x: torch.ones(2).to(x.device, non_blocking=True),
     "where of three": lambda x: torch.where(x > 0, x, 0),
+    "one deviation": lambda x: torch.normal(x, 1.0),
+    "unchecked inverse": lambda x: torch.linalg.inv_ex(x[:3]),
+    "classes": lambda x: F.one_hot(x.long().abs().clamp(max=5), 6) + x[..., None],
+    "quantile": lambda x: torch.quantile(x, 0.5, dim=1) + x[:, 0],
+    "causal attention": lambda x: (
+        F.scaled_dot_product_attention(*[x[None].requires_grad_()] * 3, is_causal=True)
+        .sum()
+        .backward()
+    ),
     "shape": lambda x: x.view(-1, x.shape[1]).float().to(x.device).to(torch.float64),
 }
 
@@ -74,9 +93,21 @@ def test_waits_are_found_and_nothing_else(gpu, operation, kinds):
     assert all("test_on_a_gpu.py" in event.place for event in gpu.events)
 
 
+class Stray(torch.autograd.Function):
+    @staticmethod
+    def forward(_context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_context, gradient):
+        return (lambda: gradient * torch.ones(3))()
+
+
 STRAYS = {
     "sum": lambda x: x + torch.ones(3),
     "product": lambda x: x @ torch.ones(3, 3),
+    "one inside an operation": lambda x: F.one_hot(torch.zeros(4, dtype=torch.int64), 3) + x,
+    "one in a gradient": lambda x: Stray.apply(x.requires_grad_()).sum().backward(),
     "concatenation": lambda x: torch.stack([x[0, 0], torch.tensor(1.0)]),
     "numpy": lambda x: x.numpy(),
     "generator": lambda x: x.uniform_(generator=torch.Generator().manual_seed(0)),

@@ -20,18 +20,18 @@ tensors have values, so that a whole training runs, and every wait is found.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from spectok.testing.waiting import READS, Event, place, replace
+from spectok.testing.waiting import Event, looks_on_cpu, place, reads, replace, tensors_in
 
 COPIES_DATA = ("tensor", "as_tensor", "asarray")
 _LIKE = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
@@ -75,12 +75,13 @@ class PretendDevice(TorchDispatchMode):
         self.step, self.model = 0, ""
         self._held = _HELD.setdefault(kind, {})
         self._generators = _GENERATORS.setdefault(kind, {})
-        self._quiet = False
+        self._quiet = self._in_call = False
         self._patches = ExitStack()
 
     def __enter__(self) -> PretendDevice:
         with ExitStack() as stack:
             self._patch(stack)
+            stack.enter_context(_Calls(self))
             super().__enter__()
             self._patches = stack.pop_all()
         return self
@@ -100,9 +101,12 @@ class PretendDevice(TorchDispatchMode):
     ) -> Any:
         """Run one operation, and note whether the host would wait for it."""
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = [*tensors_in(args), *tensors_in(kwargs.values())]
         if self._quiet or not any(map(self.holds, given)):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self._in_call and not given and not self._quiet:
+                self._hold_temporary(func.overloadpacket.__name__, result)
+            return result
         name = func.overloadpacket.__name__
         strays = [tensor for tensor in given if not self.holds(tensor)]
         if name == "copy_":
@@ -111,14 +115,24 @@ class PretendDevice(TorchDispatchMode):
             strays = [tensor for tensor in strays if not self._indexes(name, args, tensor)]
             for index in filter(lambda index: isinstance(index, Tensor), args[1]):
                 self._note_index(name, index, args)
-        elif name in READS or (name == "repeat_interleave" and self._counts_unknown(kwargs)):
+        elif reads(name, args, kwargs):
             self._note("read", name)
         self._check(name, strays, kwargs.get("generator"))
         result = func(*args, **kwargs)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._hold(leaf)
+        self._hold_all(result)
         return result
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Run what Python called; what is made inside it is where its tensors are."""
+        given = itertools.chain(tensors_in(args), tensors_in(options.values()))
+        on_device = any(map(self.holds, given))
+        if on_device and looks_on_cpu(func, args, options):
+            with self._set(_quiet=True):
+                result = func(*args, **options)
+            self._hold(result)
+            return result
+        with self._set(_in_call=on_device):
+            return func(*args, **options)
 
     def _copy(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         target, source = args[:2]
@@ -140,10 +154,6 @@ class PretendDevice(TorchDispatchMode):
         if index.dtype in (torch.bool, torch.uint8) and not fills:
             self._note("read", name)
 
-    @staticmethod
-    def _counts_unknown(kwargs: dict[str, Any]) -> bool:
-        return kwargs.get("output_size") is None
-
     def _check(self, name: str, strays: list[Tensor], generator: Any) -> None:
         large = [tensor for tensor in strays if tensor.ndim or name in _ONE_DEVICE]
         if large:
@@ -158,9 +168,21 @@ class PretendDevice(TorchDispatchMode):
                 f"draw on the CPU and move the result"
             )
 
+    def _can_hold(self, tensor: Tensor) -> bool:
+        return self.device.type != "mps" or tensor.dtype not in (torch.float64, torch.complex128)
+
+    def _hold_temporary(self, name: str, result: Any) -> None:
+        """Note what an operation makes for its own use; a number of Python's may be of any type."""
+        if name != "scalar_tensor" or self._can_hold(result):
+            self._hold_all(result)
+
+    def _hold_all(self, result: Any) -> None:
+        for tensor in tensors_in((result,)):
+            self._hold(tensor)
+
     def _hold(self, tensor: Tensor) -> None:
         """Note that a tensor is on the device."""
-        if self.device.type == "mps" and tensor.dtype in (torch.float64, torch.complex128):
+        if not self._can_hold(tensor):
             raise AssertionError(f"{place()} makes {tensor.dtype}, which MPS does not have")
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
@@ -171,12 +193,13 @@ class PretendDevice(TorchDispatchMode):
         self.events.append(Event(kind, operation, place(), self.step, self.model))
 
     @contextmanager
-    def _silently(self) -> Iterator[None]:
-        before, self._quiet = self._quiet, True
+    def _set(self, **states: bool) -> Iterator[None]:
+        before = {name: vars(self)[name] for name in states}
+        vars(self).update(states)
         try:
             yield
         finally:
-            self._quiet = before
+            vars(self).update(before)
 
     # -- what Python sees of a tensor --------------------------------------------------------------
 
@@ -207,8 +230,6 @@ class PretendDevice(TorchDispatchMode):
             stack.callback(setattr, torch, name, original)
             setattr(torch, name, functools.partial(self._make_by, name, original))
         replace(stack, torch, "Generator", self._generator_class())
-        attention = functools.partial(self._attend, F.scaled_dot_product_attention)
-        replace(stack, F, "scaled_dot_product_attention", attention)
         self._patch_autocast(stack)
         self._patch_grouping(stack)
 
@@ -220,18 +241,19 @@ class PretendDevice(TorchDispatchMode):
         like = args[0] if args and isinstance(args[0], Tensor) else None
         if device is None:
             if like is not None and name in COPIES_DATA and self.holds(like):
-                with self._silently():
+                with self._set(_quiet=True):
                     result = original(*args, **options)
                 self._hold(result)
                 return result
-            return original(*args, **options)
+            with self._set(_in_call=False):
+                return original(*args, **options)
         if torch.device(device).type != self.device.type:
-            with self._silently():
+            with self._set(_quiet=True):
                 return original(*args, **options)
         if name in COPIES_DATA and not (like is not None and self.holds(like)):
             self._note("copy", name)
         self._check(name, [], options.get("generator"))
-        with self._silently():
+        with self._set(_quiet=True):
             result = original(*args, **options | {"device": "cpu"})
         self._hold(result)
         return result
@@ -258,28 +280,13 @@ class PretendDevice(TorchDispatchMode):
         if to_us == from_us:
             return original(tensor, **arguments)
         waits = not arguments.pop("non_blocking", False)
-        with self._silently():
+        with self._set(_quiet=True):
             result = original(tensor, **arguments | {"copy": True})
         if to_us:
             self._hold(result)
         if from_us or waits:
             self._note("read" if from_us else "copy", "to")
         return result
-
-    def _attend(
-        self,
-        original: Callable[..., Tensor],
-        query: Tensor,
-        key: Tensor,
-        *args: Any,
-        **options: Any,
-    ) -> Tensor:
-        """Attend; a causal mask is made here, because torch would make one inside, on the CPU."""
-        if options.get("is_causal") and self.holds(query):
-            shape = query.shape[-2], key.shape[-2]
-            mask = torch.ones(shape, dtype=torch.bool, device=self.device).tril()
-            options |= {"attn_mask": mask, "is_causal": False}
-        return original(query, key, *args, **options)
 
     def _numpy(self, tensor: Tensor, **options: Any) -> Any:
         if self.holds(tensor):
@@ -289,7 +296,7 @@ class PretendDevice(TorchDispatchMode):
     def _tolist(self, tensor: Tensor) -> Any:
         if self.holds(tensor):
             self._note("read", "tolist")
-        with self._silently():
+        with self._set(_quiet=True):
             return torch._C.TensorBase.tolist(tensor)
 
     def _generator_class(self) -> type[torch.Generator]:
@@ -349,12 +356,32 @@ class PretendDevice(TorchDispatchMode):
         torch._C._group_tensors_by_device_and_dtype = grouped
 
 
+class _Calls(TorchFunctionMode):
+    """Sees what Python calls, of which :class:`PretendDevice` itself sees the parts alone.
+
+    Args:
+        gpu: Is told of each call.
+    """
+
+    def __init__(self, gpu: PretendDevice):
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one call of Python, or return an attribute, which calls nothing."""
+        if func.__name__ == "__get__":
+            return func(*args)
+        return self._gpu.call(func, args, kwargs or {})
+
+
 def _call_with_self(
     tensor: Tensor, pretend: PretendDevice, original: Callable[..., Tensor], *a: Any, **options: Any
 ) -> Tensor:
     """Call ``new_zeros`` and the like; without ``device=`` the result is where the tensor is."""
     device = options.pop("device", None) or tensor.device
-    with pretend._silently():
+    with pretend._set(_quiet=True):
         result = original(tensor, *a, **options)
     if torch.device(device).type == pretend.device.type:
         pretend._hold(result)

@@ -16,8 +16,15 @@ from spectok.recipes.options import validate_options
 from spectok.testing.base import Build, Conformance
 from spectok.testing.expect import expect, expect_refusal
 from spectok.testing.learners import ImageLearner, fit, train
+from spectok.testing.pretend import PretendDevice
 from spectok.token_spec import TokenSpec
 from spectok.tokenizer import ImageTokenizer
+
+CHECKS = (
+    *("spectok/images.py:", "spectok/token_spec.py:", "spectok/tokenizer.py:"),
+    "quantizers/contract.py:",
+)
+"""Where what goes in and comes out is checked, and values are read for that."""
 
 
 class TokenizerConformance(Conformance[ImageLearner]):
@@ -138,6 +145,29 @@ class TokenizerConformance(Conformance[ImageLearner]):
             self._expect_images(whole, model.decode(indices), "decoding T tokens and all tokens")
         for k in {-1, 1, spec.num_tokens - 1, spec.num_tokens + 1} - set(spec.decodable_prefixes):
             expect_refusal(functools.partial(model.decode, indices, k), str(k))
+
+    def test_encode_and_decode_never_wait_for_a_gpu(self, build: Build) -> None:
+        """On a GPU, all that is read in ``encode`` and ``decode`` is what spectok itself checks.
+
+        Shown without a GPU; see :mod:`spectok.testing.pretend`. A first call may copy constants.
+        """
+        learner = self.fresh(build)
+        model, images = learner.model.eval(), learner.batch(2)
+        prefixes = (None, model.token_spec.decodable_prefixes[0])
+        with PretendDevice("cuda") as gpu, torch.no_grad():
+            batch = images.to("cuda")
+            model.to("cuda")
+            for _ in range(2):
+                gpu.events.clear()
+                indices = model.encode(batch)
+                for k in prefixes:
+                    model.decode(indices, k)
+        waits = [str(event) for event in gpu.events if not event.place.startswith(CHECKS)]
+        expect(
+            not waits,
+            f"encode and decode wait for the GPU: {'; '.join(dict.fromkeys(waits))}; compute it on "
+            f"the device",
+        )
 
     def test_wrong_images_are_rejected(self, build: Build) -> None:
         """Images of wrong size, channels or type are refused; the message names what was given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,28 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 READS = frozenset(
     (
+        "_ctc_loss",
         "_linalg_check_errors",
+        "_linalg_eigh",
+        "_linalg_svd",
         "_local_scalar_dense",
         "_unique",
         "_unique2",
+        "allclose",
         "bincount",
+        "embedding_renorm_",
         "equal",
         "histc",
         "is_nonzero",
+        "linalg_eig",
+        "linalg_lstsq",
+        "linalg_matrix_exp",
+        "linalg_pinv",
         "masked_select",
         "multinomial",
         "nonzero",
@@ -58,6 +70,33 @@ class Event:
 
     def __str__(self) -> str:
         return f"{self.kind} by {self.operation} at {self.place}"
+
+
+def reads(operation: str, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Return whether the host reads from the device in an operation with these arguments."""
+    if operation == "repeat_interleave":
+        return options.get("output_size") is None
+    if operation == "normal":  # none of the standard deviations may be negative
+        return len(args) > 1 and isinstance(args[1], Tensor)
+    return operation in READS or bool(options.get("check_errors"))
+
+
+def looks_on_cpu(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Return whether an operation looks at the values of its tensors only if they are on a CPU."""
+    if function is not F.one_hot:
+        return False
+    return (args[1] if len(args) > 1 else options.get("num_classes", -1)) >= 0
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors in arguments or results, also in lists; torch's own way is slower."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
 
 
 def replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
