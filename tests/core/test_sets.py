@@ -74,6 +74,20 @@ def test_the_kernel_distance_of_large_sets_averages_subsets_that_are_always_the_
     assert found == pytest.approx(whole, abs=deviation)
 
 
+@pytest.mark.parametrize("compare", [frechet_distance, kernel_distance, precision_recall])
+def test_vectors_that_cannot_be_compared_are_refused(compare):
+    good, broken = torch.randn(10, 8), torch.randn(10, 8)
+    broken[3, 2] = math.nan
+    for sets, message in [
+        ((good, good[:, :7]), "features of 8 and of 7 numbers cannot be compared"),
+        ((good, broken), "features are not all finite"),
+        ((broken.nan_to_num(math.inf), good), "features are not all finite"),
+        ((good, good[0]), r"features of shape \(8,\) are not \(N, D\)"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            compare(*sets)
+
+
 def by_definition(real, fake, k):
     """Return precision and recall, one distance at a time."""
 

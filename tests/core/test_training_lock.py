@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,16 @@ def test_a_second_training_is_refused_and_names_the_first(tmp_path, train, fork)
     with pytest.raises(CheckpointError, match=named):
         train(tmp_path, steps=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, HOLDER]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is Linux's")
+def test_where_no_file_can_be_made_nobody_is_blamed():
+    message = r"cannot write to /proc/spectok: No such file"
+    with (
+        pytest.raises(CheckpointError, match=message),
+        run_locked(Path("/proc/spectok"), beside=True),
+    ):
+        pass
 
 
 def test_the_lock_of_a_dead_process_is_taken_over_with_a_note(tmp_path, train, fork, capsys):

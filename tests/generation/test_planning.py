@@ -234,6 +234,15 @@ def test_the_command(spectok):
     ("words", "expected"),
     [
         (["smoke/vqvae", "--gpus", "2", "--fsdp"], "tokenizers are not sharded"),
+        (
+            ["smoke/prior_gpt", "train.mixed_precision=fp16", "--gpus", "2", "--fsdp"],
+            "FSDP: it is not supported with fp16",
+        ),
+        (["smoke/prior_gpt", "train.compile=true", "--fsdp"], "FSDP: train.compile"),
+        (
+            ["smoke/vqvae", "train.compile=true", "train.gradient_checkpointing=true"],
+            "train.compile: is not supported with train.gradient_checkpointing",
+        ),
         (["smoke/clip"], "a plan is for a tokenizer or a prior"),
         (["smoke/nothing"], "no recipe smoke/nothing"),
         (["smoke/vqvae", "--gpus", "0"], "--gpus: 0"),

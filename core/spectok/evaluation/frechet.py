@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectok.errors import InputError
+from spectok.evaluation.vectors import check_lengths, check_vectors
 
 
 class Moments:
@@ -34,13 +35,7 @@ class Moments:
             InputError: If they are not (N, D), not as long as earlier ones, or not finite.
         """
         features = features.detach().to("cpu", torch.float64)
-        if features.ndim != 2 or (self.count and features.shape[1] != self.dim):
-            raise InputError(
-                f"features of shape {tuple(features.shape)} are not (N, {self.dim or 'D'}); give "
-                f"one vector per image"
-            )
-        if not features.isfinite().all():
-            raise InputError("features are not all finite; check the images they were taken from")
+        check_vectors(features, self.dim if self.count else None)
         if not len(features):
             return
         mean, total = features.mean(0), self.count + len(features)
@@ -87,14 +82,11 @@ def frechet_distance(
         features_b: The other set.
 
     Raises:
-        InputError: If either set has fewer than two vectors, or their lengths differ.
+        InputError: If either set has fewer than two vectors, they are not finite, or their lengths
+            differ.
     """
     a, b = _moments(features_a), _moments(features_b)
-    if a.dim != b.dim:
-        raise InputError(
-            f"features of {a.dim} and of {b.dim} numbers cannot be compared; take both from one "
-            f"network"
-        )
+    check_lengths(a.dim, b.dim)
     root = _symmetric_root(a.covariance)
     eigenvalues = torch.linalg.eigvalsh(root @ b.covariance @ root)
     trace_of_root = eigenvalues.clamp_min(0).sqrt().sum()

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spectok.errors import InputError
+from spectok.evaluation.vectors import check_comparable
 
 K = 3
 """Neighbours that decide how far a vector's surroundings reach; the paper's choice."""
@@ -33,17 +34,14 @@ def precision_recall(
         k: Neighbours.
 
     Raises:
-        InputError: If a set has no more than ``k`` vectors, or their lengths differ.
+        InputError: If a set has no more than ``k`` vectors, they are not finite, or their lengths
+            differ.
     """
+    check_comparable(real, fake)
     if min(len(real), len(fake)) <= k:
         raise InputError(
             f"precision and recall take more than k = {k} images of each set, not {len(real)} and "
             f"{len(fake)}"
-        )
-    if real.shape[1] != fake.shape[1]:
-        raise InputError(
-            f"features of {real.shape[1]} and of {fake.shape[1]} numbers cannot be compared; take "
-            f"both from one network"
         )
     precision = inside(fake, real, radii(real, k)).double().mean()
     recall = inside(real, fake, radii(fake, k)).double().mean()

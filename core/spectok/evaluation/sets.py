@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spectok.errors import InputError
 from spectok.evaluation.frechet import Moments, frechet_distance
 from spectok.evaluation.neighbours import K, precision_recall
+from spectok.evaluation.vectors import check_comparable
 
 KEPT = 10_000
 """Images of a set whose vectors are kept, for KID, precision and recall: the first ones."""
@@ -88,10 +89,12 @@ def kernel_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> t
         fake: Those of the other set.
 
     Raises:
-        InputError: If either set has fewer than two vectors.
+        InputError: If either set has fewer than two vectors, they are not finite, or their lengths
+            differ.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
+    check_comparable(real, fake)
     smallest = min(len(real), len(fake))
     if smallest < FEWEST:
         raise InputError(f"a kernel distance takes at least two images of each set, not {smallest}")

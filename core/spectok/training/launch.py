@@ -150,19 +150,28 @@ def check_launch() -> None:
         )
 
 
+def check_settings(config: TrainConfig) -> None:
+    """Refuse settings that do not go together on any machine.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    if config.compile and config.gradient_checkpointing:
+        raise ConfigError(
+            "train.compile: is not supported with train.gradient_checkpointing; leave one off"
+        )
+
+
 def check_machine(config: TrainConfig) -> None:
     """Check that this machine has what precision, tracker and compiling need.
 
     Raises:
-        ConfigError: Names what is missing and the remedy.
+        ConfigError: Names what is missing and the remedy; or see :func:`check_settings`.
     """
+    check_settings(config)
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ConfigError(
             "train.mixed_precision: fp16 needs a GPU and this machine has none; use bf16 or no"
-        )
-    if config.compile and config.gradient_checkpointing:
-        raise ConfigError(
-            "train.compile: is not supported with train.gradient_checkpointing; leave one off"
         )
     if config.compile:
         check_compiler()

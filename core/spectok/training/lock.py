@@ -67,6 +67,7 @@ def _acquire(output: Path, place: Path) -> FileLock:
         content = {"host": platform.node(), "pid": os.getpid(), "since": now}
         note_of.write_text(json.dumps(content), encoding="utf-8")
     except Timeout:
+        _check_can_write(output, place)  # filelock also waits where no file can be made
         raise CheckpointError(
             f"{output} is in use by {_holder(place)}; wait for it, stop it, or give another output "
             f"folder"
@@ -75,6 +76,13 @@ def _acquire(output: Path, place: Path) -> FileLock:
         lock.release()
         raise CheckpointError(f"cannot write to {output}: {error.strerror}") from error
     return lock
+
+
+def _check_can_write(output: Path, place: Path) -> None:
+    try:
+        place.open("a").close()
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {output}: {error.strerror}") from error
 
 
 def _release(place: Path, lock: FileLock) -> None:

@@ -45,6 +45,21 @@ def refuse_for(what: str) -> None:
         )
 
 
+def check_can_shard(config: TrainConfig) -> None:
+    """Refuse settings of a training that do not work with FSDP, on whatever machine.
+
+    Raises:
+        TrainingError: Names the setting and the remedy.
+    """
+    if config.compile:
+        raise TrainingError("FSDP: train.compile is not supported with it; leave it off")
+    if config.mixed_precision == "fp16":
+        raise TrainingError(
+            "FSDP: it is not supported with fp16, whose scaled gradients are checked whole; set "
+            "train.mixed_precision=bf16"
+        )
+
+
 def make_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
     """Return Accelerate's plugin as the launcher describes it; None if nothing is to be sharded.
 
@@ -53,6 +68,7 @@ def make_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
     """
     if not is_requested():
         return None
+    check_can_shard(config)
     try:
         plugin = FullyShardedDataParallelPlugin()
     except (ValueError, ImportError, KeyError) as error:
@@ -60,10 +76,7 @@ def make_plugin(config: TrainConfig) -> FullyShardedDataParallelPlugin | None:
     offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in ("1", "true", "yes")
     recomputes = plugin.activation_checkpointing
     refused = {
-        "train.compile is not supported with it; leave it off": config.compile,
         "version 1 is not supported; launch with --fsdp_version 2": plugin.fsdp_version != 2,
-        "it is not supported with fp16, whose scaled gradients are checked whole; set "
-        "train.mixed_precision=bf16": config.mixed_precision == "fp16",
         "parameters are not offloaded; launch without --fsdp_offload_params": offloads,
         "Accelerate recomputes activations with other random numbers, which is wrong with dropout: "
         "set train.gradient_checkpointing instead of --fsdp_activation_checkpointing": recomputes,

@@ -75,12 +75,18 @@ def find(
 
     Raises:
         ConfigError: If it is neither, or FSDP is wanted for a tokenizer.
+        TrainingError: If training would refuse its settings on any machine.
     """
     from spectok.training import load_tokenizer_recipe
+    from spectok.training.launch import check_settings
+    from spectok.training.sharding import check_can_shard
     from spectok_generation.prior_recipe import load_prior_recipe
 
     if is_prior(name, overrides):
         prior = load_prior_recipe(name, overrides)
+        check_settings(prior.train)
+        if fsdp:
+            check_can_shard(prior.train)
 
         from spectok_generation.planning import prior_subject
 
@@ -91,6 +97,7 @@ def find(
             "--fsdp: tokenizers are not sharded, because quantizers edit whole codebooks between "
             "steps; leave it out"
         )
+    check_settings(tokenizer.train)
 
     from spectok.planning import Stored, tokenizer_subject
 
