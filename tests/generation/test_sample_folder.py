@@ -364,6 +364,9 @@ def test_sample_writes_files_or_a_picture(spectok, run_folder, tmp_path):
     assert (tmp_path / "grid.png").is_file()
     assert spectok(*draw, "--out", tmp_path / "at-0.9", "--temperature", 0.9)[0] == 0
     assert len(list((tmp_path / "at-0.9").glob("*.png"))) == 5
+    for name in ("grid.jpg", "x.y"):
+        assert spectok(*draw, "--num-images", 1, "--out", f"{tmp_path / name}/")[0] == 0
+        assert (tmp_path / name / MANIFEST).is_file()
 
 
 def test_bad_output_is_one_line(spectok, run_folder, tmp_path):
@@ -375,6 +378,7 @@ def test_bad_output_is_one_line(spectok, run_folder, tmp_path):
         (["--out", tmp_path / "x", "--columns", 3], "--columns 3 lays out a picture"),
         (["--out", tmp_path / "grid.pgn"], "does not end in a picture format"),
         (["--out", tmp_path / "x", "--class", 3], "class 3 is not one of"),
+        (["--out", f"{tmp_path / 'mine' / 'notes.txt'}/"], "is a file; give a folder"),
     ]:
         status, _, err = spectok(*draw, *words)
         assert (status, err.count("\n")) == (2, 1), err

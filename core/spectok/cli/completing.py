@@ -31,6 +31,11 @@ def complete_folder(incomplete: str) -> list[str]:
     return _starting([path for path in _paths(incomplete) if path.endswith("/")], incomplete)
 
 
+def complete_path(incomplete: str) -> list[str]:
+    """Return files and folders."""
+    return _starting(_paths(incomplete), incomplete)
+
+
 def complete_data(incomplete: str) -> list[str]:
     """Return registered data sets, and files and folders."""
     from spectok.plugins.registry import names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,8 +115,10 @@ class Folder(Output):
         return ["eval", model, *number, *data, *["--trust"] * trust]
 
 
-def choose_output(out: Path, batch_size: int, columns: int | None, compiled: bool) -> Output:
+def choose_output(out: str, batch_size: int, columns: int | None, compiled: bool) -> Output:
     """Return where images go: onto a picture if the name ends like one, or else into a folder.
+
+    A slash at the end makes a folder of any name.
 
     Raises:
         ConfigError: If the name is neither a picture's nor a folder's, or it cannot be written.
@@ -123,16 +126,18 @@ def choose_output(out: Path, batch_size: int, columns: int | None, compiled: boo
     """
     from spectok.cli.models import PICTURES, check_picture
 
-    looks_like_a_file = out.suffix[1:].isalpha() and not out.is_dir()
-    if out.suffix.lower() in PICTURES or looks_like_a_file:
-        check_picture(out)
-        return Output(out, batch_size, columns, compiled)
+    place = Path(out)
+    looks_like_a_file = place.suffix[1:].isalpha() and not place.is_dir()
+    is_picture = place.suffix.lower() in PICTURES or looks_like_a_file
+    if is_picture and not out.endswith(("/", os.sep)):
+        check_picture(place)
+        return Output(place, batch_size, columns, compiled)
     from spectok_generation.sample_folder import check_is_ours
 
-    check_is_ours(out)
+    check_is_ours(place)
     if columns is not None:
         raise ConfigError(
             f"--columns {columns} lays out a picture, and --out {out} is a folder; leave one out, "
             "or give a picture such as grid.png"
         )
-    return Folder(out, batch_size, columns, compiled)
+    return Folder(place, batch_size, columns, compiled)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spectok.cli.completing import complete_path
 from spectok.cli.console import say_next
 from spectok.errors import ConfigError
 from spectok_generation.cli.device import process_device
@@ -15,9 +16,11 @@ from spectok_generation.cli.output import choose_output
 from spectok_generation.folders import prior_folder
 
 Out = Annotated[
-    Path,
+    str,  # a path would lose the slash that makes a folder of "x.y/"
     typer.Option(
-        help="Picture to write, a grid of all images; or folder, with a PNG file for each image."
+        metavar="PATH",
+        autocompletion=complete_path,
+        help="Picture to write, a grid of all images; or folder, with a PNG file for each image.",
     ),
 ]
 Tokenizer = Annotated[
