@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from spectok import load_tokenizer, plugins
+from spectok.cards import CARD
 from spectok.errors import CheckpointError, ConfigError
+from spectok.evaluation.verifying import claims_of_folder
 from spectok.plugins import hookspecs
 from spectok.testing.small import small_tokenizer
-from spectok_generation import TokenPipeline, draw_images
+from spectok_generation import TokenPipeline, draw_images, load_prior
 from spectok_generation.pairs import load_encoder, load_pair
 from spectok_generation.prior_recipe import load_prior_recipe, tokenizer_data, tokenizer_recipe
+from spectok_generation.records import prior_fingerprint
 from spectok_generation.training import train_prior
 
 CODE = """
@@ -32,9 +38,15 @@ RECIPE = "tokenizer: {name: vqvae}\ndata: {name: digits, image_size: 16, channel
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory):
+def runs(tmp_path_factory):
+    """Return the folder in which the prior of the box is trained."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory, runs):
     """Install a plugin with a tokenizer, a prior trained on it by its name, and a pipeline."""
-    site, runs = tmp_path_factory.mktemp("site-packages"), tmp_path_factory.mktemp("runs")
+    site = tmp_path_factory.mktemp("site-packages")
     root = site / "mine_models"
     torch.manual_seed(3)
     tokenizer = small_tokenizer("vqvae", in_channels=1, image_size=16)
@@ -126,3 +138,43 @@ def test_a_prior_without_text_reads_none(box):
     prior, _ = load_pair("gpt/digits-vqvae")
     with pytest.raises(Exception, match="gpt/digits-vqvae holds a prior that reads no text"):
         load_encoder(prior, "gpt/digits-vqvae")
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """Run ``benchmarks/box.py``."""
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+
+    def store(*words):
+        monkeypatch.setattr(sys, "argv", ["box.py", *map(str, words)])
+        runpy.run_path(str(benchmarks / "box.py"), run_name="__main__")
+
+    return store
+
+
+def test_a_prior_of_a_tokenizer_in_the_box_is_put_into_it(box, runs, store, tmp_path):
+    target = shutil.copytree(box, tmp_path / "box")
+    store(runs / "gpt", "gpt/stored", "--box", target)
+    folder = target / "priors" / "gpt" / "stored"
+    (weights,) = folder.glob("*.safetensors")
+    stored = load_file(weights)
+    trained = load_file(runs / "gpt" / "model" / weights.name)
+    assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.float16}
+    for name, tensor in trained.items():
+        assert torch.equal(stored[name], tensor.half() if tensor.is_floating_point() else tensor)
+    card = (folder / CARD).read_text()
+    assert "Its weights are stored as float16." in card
+    assert "gpt/stored" in card
+    assert str(tmp_path) not in card + (folder / "recipe.yaml").read_text()
+    claims = claims_of_folder(folder)
+    assert claims.contradictions == []
+    assert {claim.weights for claim in claims.claims} == {prior_fingerprint(load_prior(folder))}
+    assert len(claims.claims) == len({claim.protocol["num_images"] for claim in claims.claims})
+
+
+def test_a_prior_of_another_tokenizer_is_not_put_into_the_box(box, runs, store, tmp_path):
+    (tmp_path / "box").mkdir()
+    with pytest.raises(CheckpointError, match="the tokenizer of this prior is vqvae/digits, no"):
+        store(runs / "gpt", "gpt/stored", "--box", tmp_path / "box")
+    assert list((tmp_path / "box").iterdir()) == []
