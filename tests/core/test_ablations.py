@@ -246,7 +246,8 @@ def test_codes_start_on_the_data_and_other_weights_as_they_were(num_codebooks, t
 @pytest.mark.slow
 def test_a_start_is_what_training_begins_with():
     def with_start(start):
-        ablation = {"recipe": "qgvae/digits", "common": SMALL | GLOBAL, "variants": {"a": start}}
+        common = SMALL | GLOBAL | {"tokenizer.quantizer.num_codebooks": 4}
+        ablation = {"recipe": "qgvae/digits", "common": common, "variants": {"a": start}}
         del ablation["common"]["tokenizer.channels"], ablation["common"]["tokenizer.num_blocks"]
         return run(write(ablation))[0]["variants"]["a"]
 
