@@ -12,7 +12,7 @@ from pydantic import Field
 from spectok.data.choice import data_override
 from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
-from spectok.loading import model_folder
+from spectok.loading import check_trained, model_folder
 from spectok.places import home, remark_taken
 from spectok.recipes.files import RUN_RECIPE, list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
@@ -120,7 +120,9 @@ def tokenizer_data(tokenizer: str) -> dict[str, Any]:
     """Return the ``data:`` section that a tokenizer was, or will be, trained with.
 
     Raises:
-        ConfigError: If no recipe lies beside the tokenizer.
+        ConfigError: If no recipe lies beside the tokenizer, or it is a registered key, which has no
+            weights.
+        CheckpointError: If it does not exist.
     """
     recipe = tokenizer_recipe(tokenizer)
     place = Path(model_folder(tokenizer))
@@ -128,6 +130,7 @@ def tokenizer_data(tokenizer: str) -> dict[str, Any]:
         if recipe is None and os.path.isfile(folder / RUN_RECIPE):
             recipe = load_tokenizer_recipe(folder / RUN_RECIPE)
     if recipe is None:
+        check_trained(tokenizer)
         raise ConfigError(
             f"data: missing, and no {RUN_RECIPE} beside the tokenizer {tokenizer} says what it was "
             f"trained on; give --data"

@@ -125,6 +125,27 @@ def test_tokens_can_be_given_and_must_fit_the_tokenizer(tmp_path, tokenizer_fold
         load_pair(tmp_path / "second", tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "error", "told"),
+    [
+        ("runs/tk", CheckpointError, r"runs/tk does not exist \(did you mean 'runs/tok'\?\)"),
+        ("./vqvae", CheckpointError, "./vqvae does not exist"),
+        ("a/b/c", CheckpointError, "a/b/c does not exist"),
+        ("vqvae", ConfigError, "'vqvae' names an untrained tokenizer"),
+        ("owner/name", ConfigError, "data: missing, and no recipe.yaml beside the tokenizer"),
+    ],
+)
+def test_a_tokenizer_that_is_not_there_is_not_told_as_missing_data(
+    tokenizer, error, told, tmp_path, monkeypatch
+):
+    (tmp_path / "runs" / "tok").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=told):
+        load_prior_recipe("gpt", [("tokenizer", tokenizer)])
+    with pytest.raises(error, match=told):
+        load_data(tokenizer, None, [])
+
+
 def test_bad_recipes(tmp_path, tokenizer_folder):
     with pytest.raises(ConfigError, match="tokenizer: missing"):
         load_prior_recipe("gpt")
