@@ -43,7 +43,7 @@ from spectok.recipes.files import RUN_RECIPE
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training.card import describe_tokenizer
 from spectok_generation import load_prior
-from spectok_generation.priors.factory import holds_prior
+from spectok_generation.folders import holds_prior
 
 BOX = Path(__file__).parents[1] / "plugins" / "spectok_models"
 COMPARED = 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,19 +116,21 @@ def load_trained(
     return load_tokenizer(name, subfolder=subfolder, trust=trust)
 
 
-def check_trained(path: str | os.PathLike[str]) -> str:
-    """Check that a trained tokenizer may be there, without importing what reads it.
+def check_trained(path: str | os.PathLike[str], kinds: Sequence[str] = TOKENIZERS) -> str:
+    """Check that a trained model may be there, without importing what reads it.
 
     Args:
         path: Folder of a model or of a run, the name of a trained model that is installed, or a
             hub id; no hub is asked.
+        kinds: What it may be; see :data:`spectok.trained.KINDS`.
 
     Returns:
         The path as text.
 
     Raises:
         UnknownNameError: If it is neither a key, a directory, a name nor a hub id.
-        ConfigError: If it is a registered key, which has no weights, or the name of a prior.
+        ConfigError: If it is a registered key, which has no weights, or the name of a trained model
+            of another kind.
         CheckpointError: If it is a path, and no directory.
     """
     name = os.fspath(path)
@@ -137,8 +140,12 @@ def check_trained(path: str | os.PathLike[str]) -> str:
             f"{name!r} names an untrained tokenizer; give a trained one, such as the folder that "
             f"'spectok train {name}' ends with{here}"
         )
-    if find_model(name, TOKENIZERS) or os.path.isdir(home(name)):
+    if find_model(name, kinds) or os.path.isdir(home(name)):
         return name
+    if "/" in name and not may_be_hub_id(name):
+        raise CheckpointError(
+            f"{not_there(name)}; give the folder of a trained model or of its run, or a hub id"
+        )
     if not may_be_hub_id(name):
         _check_key(name)
     return name

@@ -15,8 +15,8 @@ from spectok.errors import CheckpointError, InputError
 from spectok.loading import load_trained
 from spectok.places import may_be_hub_id
 from spectok_generation.drawing import DRAWABLE
-from spectok_generation.folders import prior_folder
-from spectok_generation.pipeline_folder import is_pipeline, load_component
+from spectok_generation.folders import is_pipeline, prior_folder
+from spectok_generation.pipeline_folder import load_component
 from spectok_generation.priors import Prior, load_prior
 from spectok_generation.records import (
     check_record,

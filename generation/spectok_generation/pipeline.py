@@ -24,9 +24,10 @@ from spectok.saving import HUB_OPTIONS, resolve, saving, was_cut_short
 from spectok.trained.names import find_model, similar_model
 from spectok_generation.conditions import Condition
 from spectok_generation.drawing import DRAWABLE, choose_labels, draw_images, make_options
+from spectok_generation.folders import INDEX
 from spectok_generation.guidance import TEXT_GUIDANCE
 from spectok_generation.pairs import check_encoder, check_pair, load_encoder, load_pair
-from spectok_generation.pipeline_folder import INDEX, load_component
+from spectok_generation.pipeline_folder import load_component
 from spectok_generation.priors import Prior
 from spectok_generation.records import PLACES, RECORDS
 from spectok_generation.seeds import Seed, seed_from

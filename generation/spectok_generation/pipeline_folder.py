@@ -11,54 +11,13 @@ from spectok import ImageTokenizer
 from spectok.errors import CheckpointError
 from spectok.foreign.claims import load_class, saved_by
 from spectok.plugins import registry
-from spectok.reading import read_json
-from spectok.saving import first_line, was_cut_short
+from spectok.saving import first_line
+from spectok_generation.folders import INDEX, read_index
 from spectok_generation.priors import Prior
 from spectok_generation.text.encoder import TEXT_WEIGHTS
 from spectok_generation.text.encoder_loading import load_text_encoder
 
-INDEX = "model_index.json"
-"""The file that makes a folder a pipeline; see :class:`spectok_generation.TokenPipeline`."""
 BASES: dict[str, type] = {"tokenizer": ImageTokenizer, "prior": Prior}
-
-
-def is_pipeline(path: str | os.PathLike[str]) -> bool:
-    """Return whether a folder holds a saved pipeline."""
-    return os.path.isfile(Path(path, INDEX))
-
-
-def draws(path: str | os.PathLike[str]) -> bool:
-    """Return whether a folder holds a saved pipeline with a prior, or one that cannot be read.
-
-    A pipeline of another library may have a tokenizer alone.
-    """
-    try:
-        return is_pipeline(path) and "prior" in read_index(path)
-    except CheckpointError:
-        return True  # whoever loads it says why
-
-
-def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read which parts a saved pipeline consists of.
-
-    Raises:
-        CheckpointError: If the folder holds no pipeline, or the file is damaged.
-    """
-    if not is_pipeline(path):
-        if was_cut_short(Path(path)):
-            raise CheckpointError(
-                f"{path} has no {INDEX}: a save into it was cut short; export it again"
-            )
-        raise CheckpointError(
-            f"{path} is not a pipeline (no {INDEX}); make one from a run: spectok export RUN --out "
-            f"DIR"
-        )
-    index = read_json(Path(path, INDEX), CheckpointError)
-    if not isinstance(index, dict):
-        raise CheckpointError(
-            f"{Path(path, INDEX)} is not a JSON object; copy or export the pipeline again"
-        )
-    return index
 
 
 def load_component(path: str | os.PathLike[str], name: str, *, trust: bool = False) -> Any:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from spectok.data.choice import data_override
+from spectok.data.choice import check_places, data_override
 from spectok.data.data_config import DataConfig
-from spectok.errors import ConfigError
+from spectok.errors import CheckpointError, ConfigError
 from spectok.loading import check_trained, model_folder
-from spectok.places import home, remark_taken
+from spectok.places import home, missing, remark_taken
 from spectok.recipes.files import RUN_RECIPE, list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, validate_section
 from spectok.trained.names import find_model, is_model
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 from spectok.training.train_config import TrainConfig
-from spectok_generation.text.clip_recipe import TextConfig
+from spectok_generation.text.clip_recipe import TextConfig, check_encoder, clip_recipe_file
 
 
 class PriorRecipe(Recipe):
@@ -77,6 +77,27 @@ class PriorRecipe(Recipe):
             )
         return raw
 
+    @classmethod
+    def check_places(cls, raw: Mapping[str, Any]) -> None:
+        """Check that tokenizer, tokens and text encoder are there.
+
+        Raises:
+            ConfigError: If the tokenizer has no weights, or there is no such text encoder.
+            CheckpointError: If the tokenizer or the tokens do not exist.
+            DataError: If the images do not exist that the tokenizer is to be trained on.
+        """
+        tokenizer, tokens, text = (raw.get(name) for name in ("tokenizer", "tokens", "text"))
+        if isinstance(tokenizer, str):
+            if recipe := name_of_recipe(tokenizer):
+                check_places(recipe, (), TokenizerRecipe)
+            else:
+                check_trained(tokenizer)
+        if isinstance(tokens, str) and not os.path.isdir(home(tokens)):
+            raise CheckpointError(f"{missing(tokens)}; give a folder written by 'spectok extract'")
+        encoder = text.get("encoder") if isinstance(text, Mapping) else None
+        if isinstance(encoder, str) and clip_recipe_file(encoder) is None:
+            check_encoder(encoder)
+
 
 def load_prior_recipe(
     name: str, overrides: Iterable[Override] = (), data: str | None = None
@@ -105,15 +126,21 @@ def load_prior_recipe(
 
 def tokenizer_recipe(tokenizer: str) -> TokenizerRecipe | None:
     """Return the recipe that a ``tokenizer:`` entry names; None if it names no recipe."""
+    name = name_of_recipe(tokenizer)
+    return None if name is None else load_tokenizer_recipe(name)
+
+
+def name_of_recipe(tokenizer: str) -> str | None:
+    """Return a ``tokenizer:`` entry that names a recipe, which is not read; None if it does not."""
     names = list_recipes()
     known = {*names, *(name.removeprefix(f"{TokenizerRecipe.folder}/") for name in names)}
     if is_model(tokenizer, TokenizerRecipe.folder):
         return None
     if tokenizer in known:
         remark_taken(tokenizer, "the recipe of a tokenizer to train first")
-        return load_tokenizer_recipe(tokenizer)
+        return tokenizer
     is_file = Path(tokenizer).suffix in (".yaml", ".yml") and not os.path.isdir(home(tokenizer))
-    return load_tokenizer_recipe(tokenizer) if is_file else None
+    return tokenizer if is_file else None
 
 
 def tokenizer_data(tokenizer: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spectok.cli.console import load_on_device, print_table
+from spectok.cli.evaluate import check_given
 from spectok.cli.models import check_picture
 from spectok.messages import count_images, note, progress, say
 
@@ -35,9 +36,12 @@ def codes(
     limit: Annotated[int, typer.Option(min=1, help="Largest number of test images.")] = 200,
 ) -> None:
     """Draw how often each code is used, and how much information it carries."""
+    check_picture(out)
+    for model in models:
+        check_given(model, data)
+
     from spectok_fqvae.pictures import draw_codes
 
-    check_picture(out)
     studies = {model: study_model(model, data, limit) for model in models}
     draw_codes(studies).savefig(out, dpi=150)
     columns = ["model", "codes", "used", "busiest code", "error without a code, mean"]

@@ -65,6 +65,42 @@ REFUSED = [
     ["sample", "--prior", "./nowhere", "--out", "s.png"],
     ["text-to-image", "a cat", "--model", "./nowhere", "--out", "s.png"],
     ["export", "./nowhere", "--out", "pipeline"],
+    ["ui", "nope"],
+    ["ui", "./nope"],
+    ["train", "vqvae", "data.path=./nowhere"],
+    ["train", "vqvae", "--data", "./empty"],
+    ["train", "vqvae", "init_from=runs/nope"],
+    ["train", "vqvae", "--output", "picture.png"],
+    ["train", "vqvae", "--output", "picture.png/run"],
+    ["train", "prior", "gpt/digits", "--tokenizer", "runs/tk"],
+    ["train", "prior", "--tokenizer", "vqvae"],
+    ["train", "prior", "--tokenizer", "./nope", "--data", "./nope"],
+    ["train", "prior", "--tokenizer", "vqvae/mnist", "--data", "./nope"],
+    ["train", "prior", "--tokenizer", "vqvae/mnist", "--data", "digits", "--text", "runs/nope"],
+    ["train", "prior", "--tokens", "runs/nope"],
+    ["train", "prior", "--tokenizer", "vqvae/mnist", "--output", "picture.png"],
+    ["train", "clip", "--data", "runs/nope"],
+    ["train", "clip", "--data", "shapes", "--output", "picture.png"],
+    ["train", "classifier", "--data", "./nope"],
+    ["train", "classifier", "--output", "picture.png"],
+    ["extract", "runs/nope", "--out", "z"],
+    ["extract", "vqvae/mnist", "--data", "./nope", "--out", "z"],
+    ["codes", "runs/nope", "--data", "digits", "--out", "z.png"],
+    ["codes", "vqvae/mnist", "--data", "./nope", "--out", "z.png"],
+    ["rd", "runs/nope", "--out", "z"],
+    ["compare", "vqvae", "qgvea"],
+    ["compare", "vqvae", "runs/nope"],
+    ["compare", "vqvae", "--data", "./nope"],
+    ["compare", "vqvae", "train.stepz=3"],
+    ["eval", "vqvae/mnist", "--data", "./nope"],
+    ["eval", "--verify", "runs/nope"],
+    ["doctor", "vqvae/mnist", "--data", "./nope"],
+    ["import", "nope.pt", "--format", "taming", "--out", "z"],
+    ["import", "picture.png", "--format", "tamming", "--out", "z"],
+    ["decode", "vqvae/mnist", "nope.npz", "--out", "z"],
+    ["sample", "--prior", "tokenizer", "--out", "s.png"],
+    ["resume", "run", "train.batch_size=8"],
+    ["resume", "run", "train.steps=2"],
 ]
 
 
@@ -88,6 +124,14 @@ def test_listing_and_help_import_no_network_library(tmp_path):
 
 def test_what_is_refused_is_refused_before_a_network_library_is_imported(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "config.json").write_text('{"_class_name": "VQVAE"}')
+    newest = tmp_path / "run" / "checkpoints" / "step-00000009"
+    newest.mkdir(parents=True)
+    (newest / "manifest.json").write_text('{"samples_per_step": 4, "num_processes": 1}')
+    train = "{steps: 20, batch_size: 4, gradient_accumulation: 1}"
+    (tmp_path / "run" / "recipe.yaml").write_text(f"tokenizer: {{name: vqvae}}\ntrain: {train}\n")
     found = counted(NETWORKS + OTHERS, REFUSED, tmp_path)
     assert found == {" ".join(words): (2, []) for words in REFUSED}
 

@@ -42,13 +42,13 @@ def train_classifier(
     resume: ResumeOption = None,
 ) -> None:
     """Train a small image classifier, whose features then compare sets of images."""
-    from spectok.data.choice import data_override
-    from spectok.evaluation import ClassifierRecipe, load_classifier
-    from spectok.evaluation import train_classifier as run
+    from spectok.data.choice import check_choice, data_override
     from spectok.recipes.files import is_run_recipe
     from spectok.recipes.recipe import apply_overrides, read_recipe, resolve_recipe
 
     words = words or []
+    check_output(output, resume_of(resume))
+    check_choice(data)
     own_data = [data_override(data)] if data else []
     named = [word for word in words if "=" not in word]
     if len(named) > 1:
@@ -58,6 +58,10 @@ def train_classifier(
         raise ConfigError(
             f"{named[0]}: give a recipe of a classifier as a file, or images: --data {named[0]}"
         )
+
+    from spectok.evaluation import ClassifierRecipe, load_classifier
+    from spectok.evaluation import train_classifier as run
+
     raw = {} if file is None else read_recipe(str(file), ClassifierRecipe)
     changes = [*own_data, *(word for word in words if "=" in word)]
     recipe = resolve_recipe(apply_overrides(raw, changes), ClassifierRecipe)

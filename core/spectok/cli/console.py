@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectok.errors import ConfigError, DataError, InputError
+from spectok.errors import ConfigError, DataError, InputError, SpectokError
 from spectok.messages import note, progress, say
 from spectok.places import home, missing
 
@@ -131,6 +131,24 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     for path in found:
         check_regular(path, DataError)  # reading a pipe or a device would not end
     return found
+
+
+def check_file(path: Path, error: type[SpectokError], what: str) -> None:
+    """Check that a file is there, before anything is imported to read it.
+
+    Args:
+        path: The file.
+        error: What to raise.
+        what: What to give, for the message.
+
+    Raises:
+        SpectokError: Of the class ``error``: if it does not exist, or is no regular file.
+    """
+    from spectok.reading import check_regular
+
+    if not os.path.lexists(path):
+        raise error(f"{missing(path)}; give {what}")
+    check_regular(path, error)
 
 
 def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectok.cli.evaluate import DataSettings, Limit, held_out
+from spectok.cli.evaluate import DataSettings, Limit, check_given, held_out
 from spectok.cli.models import AsJson, Model, Subfolder
 from spectok.cli.train import Data
 from spectok.errors import ConfigError
-from spectok.loading import check_trained
 from spectok.messages import note, progress, say
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def doctor(
     wanted = data is not None or bool(overrides)
     if not wanted and (limit is not None or split is not None):
         raise ConfigError("--limit and --split are of images, and none are looked at; give --data")
-    check_trained(model)
+    check_given(model, data)
 
     import torch
 

@@ -126,8 +126,15 @@ def evaluate(
             "a card, and a picture, are of images at the tokenizer's own size; leave out --card "
             "and --picture ('spectok reconstruct --original' draws one)"
         )
-    if not verify and not card:
-        check_trained(model)
+    if verify and (limit is not None or split is not None or card or picture or own_sizes):
+        raise ConfigError(
+            "--verify measures what is claimed, on the images that were claimed; leave out "
+            "--split, --limit, --card, --picture, --original and --tile"
+        )
+    place = model if subfolder is None else os.path.join(model, subfolder)
+    folder = local_folder(place) if card else None
+    if not (verify and os.path.isfile(home(place))):  # a card, or a file that claims
+        check_given(model, data)
 
     from spectok.data import build_originals
     from spectok.evaluation import Evaluation, Networks, Sizing, evaluate_originals
@@ -140,16 +147,9 @@ def evaluate(
 
     networks = Networks(lpips_weights, lpips_network, inception_weights, classifier)
     how = Evaluation(batch_size, networks=networks)
-    place = model if subfolder is None else os.path.join(model, subfolder)
     if verify:
-        if limit is not None or split is not None or card or picture is not None or own_sizes:
-            raise ConfigError(
-                "--verify measures what is claimed, on the images that were claimed; leave out "
-                "--split, --limit, --card, --picture, --original and --tile"
-            )
         verify_claims(place, data, overrides or [], how, out)
         return
-    folder = local_folder(place) if card else None
     tokenizer = load_on_device(model, subfolder)
     shape = {"channels": tokenizer.image_shape[0], "image_size": tokenizer.image_shape[1]}
     settings = shape | {"split": split or "test", "limit": limit}
@@ -227,17 +227,20 @@ def compare(
     inception_weights: InceptionWeights = None,
 ) -> None:
     """Train or load several tokenizers on equal terms, and measure them by one protocol."""
+    names, own = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    check_competitors(names, data, own)
+
+    given = {"train.steps": steps, "train.batch_size": train_batch_size, "seed": seed}
+    overrides = [*own, *((key, value) for key, value in given.items() if value is not None)]
+    if train_batch_size is not None:
+        overrides.append(("train.gradient_accumulation", 1))
+    competitors = name_competitors(names, data, overrides)
+
     from spectok.evaluation import Evaluation, Networks
     from spectok.evaluation.comparison import check_terms, write_json
     from spectok.evaluation.comparison import compare as run
     from spectok.evaluation.report import remarks, table, write_report
 
-    own = [word for word in words if "=" in word]
-    given = {"train.steps": steps, "train.batch_size": train_batch_size, "seed": seed}
-    overrides = [*own, *((key, value) for key, value in given.items() if value is not None)]
-    if train_batch_size is not None:
-        overrides.append(("train.gradient_accumulation", 1))
-    competitors = name_competitors([w for w in words if "=" not in w], data, overrides)
     check_terms(competitors, bits, allow_unequal_bits=allow_unequal_bits)
     held_out_data = common_data(competitors, data, limit)
     folder = Path(output or Path("runs", f"{FOLDER}-{name_of_data(held_out_data)}"))
@@ -254,6 +257,22 @@ def compare(
         note(remark)
     say(f"table, numbers and picture: {folder}/comparison.md, .json, .png")
     say_next(["spectok", "eval", str(folder / next(iter(competitors)))])
+
+
+def check_given(model: str, data: str | None) -> None:
+    """Check that a trained tokenizer and its images are there, before anything reads them.
+
+    Args:
+        model: The argument MODEL.
+        data: The argument of ``--data``.
+
+    Raises:
+        SpectokError: Says which is not.
+    """
+    from spectok.data.choice import check_choice
+
+    check_trained(model)
+    check_choice(data)
 
 
 def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: list[str]) -> Any:
@@ -282,63 +301,107 @@ def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: 
     return validate_section(DataConfig, section["data"], "data")
 
 
+def check_competitors(names: list[str], data: str | None, overrides: list[str]) -> None:
+    """Check what is to be compared, before anything is imported to train or measure it.
+
+    Args:
+        names: Tokenizers.
+        data: The argument of ``--data``.
+        overrides: Settings for all.
+
+    Raises:
+        ConfigError: If no name is given, or there is no such recipe.
+        UnknownNameError: If a name is none that is known.
+        DataError: If images are not there.
+    """
+    from spectok.data.choice import check_places
+    from spectok.training.recipe import TokenizerRecipe
+
+    if not names:
+        raise ConfigError("nothing to compare; give keys, recipes or folders of trained models")
+    for name in names:
+        if not is_trained(name):
+            recipe, changes = recipe_to_train(name, data)
+            check_places(recipe, [*changes, *overrides], TokenizerRecipe)
+
+
 def name_competitors(
     names: list[str], data: str | None, overrides: list[Any]
 ) -> dict[str, Competitor]:
     """Return the tokenizers to compare, by label.
 
     Raises:
-        ConfigError: If no name is given, or two have the same label.
+        ConfigError: If two have the same label.
     """
-    from spectok.evaluation.comparison import find_competitor
     from spectok.loading import model_folder
-    from spectok.plugins.registry import list_tokenizers
-    from spectok.recipes.files import list_recipes
-    from spectok.trained.names import is_model
-    from spectok.training.recipe import TokenizerRecipe
+    from spectok.trained.names import find_model
 
-    if not names:
-        raise ConfigError("nothing to compare; give keys, recipes or folders of trained models")
+    trained = {name for name in names if is_trained(name)}
+    recipes = {name: resolve(name, data, overrides) for name in names if name not in trained}
+
+    from spectok.evaluation.comparison import find_competitor
+
     found: dict[str, Competitor] = {}
     for name in names:
-        installed = is_model(name, TokenizerRecipe.folder)
-        known = {*list_recipes(), *list_tokenizers()}
-        named = name in known or f"{TokenizerRecipe.folder}/{name}" in known
-        if named and not installed:
-            remark_taken(name, "a tokenizer to train")
-        is_folder = not named and os.path.isdir(home(name))
-        recipe = None if installed or is_folder else resolve(name, data, overrides)
         label = label_of(name)
         if label in found:
             raise ConfigError(
                 f"{found[label].source} and {name} would both be called {label!r}; give one of "
                 "them as a recipe file or folder of another name"
             )
-        given = recipe is not None or installed
-        found[label] = find_competitor(name if given else model_folder(name), recipe)
+        is_folder = name in trained and find_model(name) is None
+        source = model_folder(name) if is_folder else name
+        found[label] = find_competitor(source, recipes.get(name))
     return found
 
 
+def is_trained(name: str) -> bool:
+    """Return whether what is to be compared is a trained model: by its name, or its folder."""
+    from spectok.plugins.registry import list_tokenizers
+    from spectok.recipes.files import list_recipes
+    from spectok.trained.names import is_model
+    from spectok.training.recipe import TokenizerRecipe
+
+    if is_model(name, TokenizerRecipe.folder):
+        return True
+    known = {*list_recipes(), *list_tokenizers()}
+    if name in known or f"{TokenizerRecipe.folder}/{name}" in known:
+        remark_taken(name, "a tokenizer to train")
+        return False
+    return os.path.isdir(home(name))
+
+
+def recipe_to_train(name: str, data: str | None) -> tuple[str, list[Any]]:
+    """Return the recipe to train, and the override for its data; one made for both comes first.
+
+    Args:
+        name: A key, a recipe or a file.
+        data: The argument of ``--data``.
+    """
+    from spectok.data.choice import data_override
+    from spectok.recipes.files import list_recipes
+
+    prepared = f"{FOLDER}/{data or DEFAULT_DATA}/{name}"
+    chosen = prepared if prepared in list_recipes() else recipe_for(name, data)
+    if chosen is not None:
+        return chosen, []
+    return name, [] if data is None else [data_override(data)]
+
+
 def resolve(name: str, data: str | None, overrides: list[Any]) -> TokenizerRecipe:
-    """Return the recipe to train; a key's recipe for comparisons on the data has precedence.
+    """Return the recipe to train.
 
     Args:
         name: A key, a recipe or a file.
         data: The argument of ``--data``.
         overrides: Settings for all.
     """
-    from spectok.data.choice import data_override
-    from spectok.recipes.files import list_recipes
     from spectok.training.recipe import load_tokenizer_recipe
 
-    prepared = f"{FOLDER}/{data or DEFAULT_DATA}/{name}"
-    chosen = prepared if prepared in list_recipes() else recipe_for(name, data)
-    if chosen is not None:
-        return load_tokenizer_recipe(chosen, overrides)
-    recipe = load_tokenizer_recipe(name)
-    if data is None or data == recipe.data.name:
-        return load_tokenizer_recipe(name, overrides)
-    return load_tokenizer_recipe(name, [data_override(data), *overrides])
+    recipe, changes = recipe_to_train(name, data)
+    if changes and data == load_tokenizer_recipe(recipe).data.name:
+        changes = []  # its own settings of these data stay
+    return load_tokenizer_recipe(recipe, [*changes, *overrides])
 
 
 def label_of(name: str) -> str:

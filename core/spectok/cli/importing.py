@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from spectok.cli.console import say_next
-from spectok.errors import ConfigError
+from spectok.cli.console import check_file, say_next
+from spectok.errors import CheckpointError, ConfigError
 from spectok.messages import say
+from spectok.plugins import registry
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -28,10 +29,13 @@ def import_model(
     ] = 256,
 ) -> None:
     """Turn a checkpoint of another project into a model that can be used and trained further."""
-    from spectok.foreign.importing import import_checkpoint
-
+    registry.check_name("checkpoint_format", format)
+    check_file(file, CheckpointError, "the checkpoint")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} exists and is not an empty folder; choose a new one")
+
+    from spectok.foreign.importing import import_checkpoint
+
     tokenizer = import_checkpoint(file, format, image_size)
     tokenizer.save_pretrained(out)
     count = sum(parameter.numel() for parameter in tokenizer.parameters())

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from spectok.cli.console import load_on_device, say_next, this_command
-from spectok.cli.evaluate import Limit, held_out
+from spectok.cli.evaluate import Limit, check_given, held_out
 from spectok.cli.train import Data
+from spectok.errors import ConfigError
 from spectok.messages import count_images, say
 
 
@@ -35,6 +36,10 @@ def rd(
 ) -> None:
     """Measure the real files of tokenizers against JPEG, WebP and AVIF at the same images."""
     models = [word for word in words if "=" not in word]
+    if not models:
+        raise ConfigError("no tokenizer is named; give the folders or names of trained ones")
+    for model in models:
+        check_given(model, data)
     tokenizers = {model: load_on_device(model) for model in models}
 
     import torch
@@ -42,15 +47,13 @@ def rd(
     from spectok.codec import Codec
     from spectok.codec.rate_distortion import draw_rates, measure_rates, to_markdown
     from spectok.data import build_dataset
-    from spectok.errors import ConfigError, DataError
+    from spectok.errors import DataError
     from spectok.evaluation.comparison import write_json
     from spectok.evaluation.protocol import make_protocol
     from spectok.machine import describe_machine
     from spectok.modeling import model_fingerprint
     from spectok.writing import whole_file, write_text
 
-    if not models:
-        raise ConfigError("no tokenizer is named; give the folders or names of trained ones")
     channels, size = tokenizers[models[0]].image_shape[:2]
     settings = {"channels": channels, "image_size": size, "split": split, "limit": limit}
     overrides = [word for word in words if "=" in word]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectok.cli.completing import complete_folder
-from spectok.errors import ConfigError
+from spectok.errors import CheckpointError, ConfigError
 from spectok.messages import say
 from spectok.places import home, may_be_hub_id, missing
 from spectok.plugins.registry import list_models
@@ -20,7 +20,9 @@ from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE, list_recipes
 if TYPE_CHECKING:
     from typer.core import TyperGroup
 
-MODEL = "model"
+MODEL, MANIFEST = "model", "manifest.json"
+LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where torchrun and kinds of MPI tell a process how many there are."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -54,6 +56,7 @@ def resume(
     changed = apply_overrides(recorded, changes)
     all_known = check_changes(recorded, changed)
     check_places(run, changed)
+    check_training(folder, changed)
     if all_known and (done := steps_of_finished(folder, changed)) is not None:
         say(how_to_lengthen(run, done, changed))
         return
@@ -143,12 +146,54 @@ def check_places(run: str, recipe: Mapping[str, Any]) -> None:
             )
 
 
+def check_training(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Refuse fewer steps than were taken, or other samples per step, where the files tell.
+
+    What they do not tell, such as those of a damaged checkpoint, is left to the training.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    from spectok.reading import read_json
+    from spectok.training.same_run import check_samples_per_step, check_steps_taken
+
+    train: Any = recipe.get("train")
+    newest = newest_checkpoint(folder)
+    if newest is None or not isinstance(train, Mapping):
+        return
+    if isinstance(steps := train.get("steps"), int):
+        check_steps_taken(step_of(newest), steps)
+    try:
+        recorded = read_json(newest / MANIFEST, CheckpointError)
+        samples = train["batch_size"] * train["gradient_accumulation"] * num_processes()
+        check_samples_per_step(recorded, samples)
+    except (CheckpointError, KeyError, TypeError):
+        return
+
+
+def num_processes() -> int:
+    """Return the number of processes of this launch, as its launcher tells them; 1 without one."""
+    told = (os.environ.get(name, "") for name in LAUNCHERS)
+    return next((int(number) for number in told if number.isdecimal()), 1)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a run, whole or damaged; None if there is none."""
+    found = [p for p in (folder / CHECKPOINTS).glob("step-*") if p.name[5:].isdecimal()]
+    return max(found, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(checkpoint.name[5:])
+
+
 def steps_of_finished(folder: Path, recipe: Mapping[str, Any]) -> int | None:
     """Return how many steps a run took if it took all that its recipe says; None if not."""
     train: Any = recipe.get("train")
     steps = train.get("steps") if isinstance(train, Mapping) else None
-    names = (path.name for path in (folder / CHECKPOINTS).glob("step-*"))
-    taken = max((int(n[5:]) for n in names if n[5:].isdecimal()), default=0)
+    newest = newest_checkpoint(folder)
+    taken = 0 if newest is None else step_of(newest)
     finished = os.path.isdir(folder / MODEL) and taken > 0 and taken == steps
     return taken if finished else None
 

@@ -12,6 +12,7 @@ import typer
 from spectok.cli.console import (
     BATCH_SIZE,
     batches,
+    check_file,
     find_images,
     load_on_device,
     naming,
@@ -31,7 +32,8 @@ from spectok.cli.models import (
     Tile,
     check_sizing,
 )
-from spectok.errors import ConfigError
+from spectok.errors import ConfigError, DataError
+from spectok.loading import check_trained
 from spectok.messages import count_images, progress, say
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ def decode(
     subfolder: Subfolder = None,
 ) -> None:
     """Turn tokens into images."""
+    check_trained(model)
+    check_file(tokens, DataError, "a file that 'spectok encode' wrote")
     tokenizer = load_on_device(model, subfolder)
 
     import torch

@@ -129,16 +129,17 @@ def train_tokenizer(
     resume: ResumeOption = None,
 ) -> None:
     """Train a tokenizer."""
-    from spectok.data.choice import check_choice, data_override
-    from spectok.training.recipe import load_tokenizer_recipe
+    from spectok.data.choice import check_places, data_override
+    from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
 
     check_settings(overrides or [])
+    check_output(output, resume_of(resume))
     recipe = named_recipe(recipe, resume)
     prepared = recipe_for(recipe, data)
-    if data and prepared is None:
-        check_choice(data)
     own_data = [data_override(data)] if data and prepared is None else []
-    resolved = load_tokenizer_recipe(prepared or recipe, [*own_data, *(overrides or [])])
+    changes = [*own_data, *(overrides or [])]
+    check_places(prepared or recipe, changes, TokenizerRecipe)
+    resolved = load_tokenizer_recipe(prepared or recipe, changes)
     folder = Path(home(output or resolved.output or default_output(recipe, resolved)))
     check_output(folder, resume_of(resume))
 
@@ -243,12 +244,25 @@ def name_of_data(data: DataConfig) -> str:
     return images.absolute().parent.name if is_pattern else images.stem
 
 
-def check_output(folder: Path, resume: Resume) -> None:
-    """Refuse to overwrite a finished run.
+def check_output(output: str | Path | None, resume: Resume) -> None:
+    """Refuse a folder that cannot be one of a run, or to overwrite a finished run.
+
+    Args:
+        output: Folder of the run. None: it is not known yet.
+        resume: What was said about going on.
 
     Raises:
-        ConfigError: If the folder holds a trained model and ``--resume`` was not given.
+        ConfigError: If it is a file or inside one, or may not be written to; or if it holds a
+            trained model and ``--resume`` was not given.
     """
+    if output is None:
+        return
+    folder = Path(home(output))
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        raise ConfigError(f"--output {folder}: {existing} is no directory; give another folder")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"--output {folder} cannot be written; give a folder of your own")
     if (folder / "model" / "config.json").is_file() and not resume:
         raise ConfigError(
             f"{folder} holds a finished run; give another --output, or --resume to train it "

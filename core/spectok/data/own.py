@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spectok.data.data_config import kind_of_path
-from spectok.data.listing import local_path
+from spectok.data.listing import local_path, walk
 from spectok.data.sources import DatasetCard, DatasetSource
 from spectok.errors import ConfigError, DataError
 from spectok.places import missing
@@ -50,17 +50,22 @@ def own_data() -> dict[str, DatasetSource]:
 
 
 def check_exists(path: str, kind: str) -> None:
-    """Check that there is something at a local path; patterns and hub ids are not looked at.
+    """Check that images may be at a local path; patterns and hub ids are not looked at.
 
     Args:
         path: Local path, pattern, or hub id.
         kind: How it is read.
 
     Raises:
-        DataError: If nothing is there.
+        DataError: If nothing is there, or neither is a directory for images nor holds a file.
     """
-    if kind in ("folder", "parquet") and not local_path(path).exists():
+    local = local_path(path)
+    if kind in ("folder", "parquet") and not local.exists():
         raise DataError(f"{missing(path)}; give {_SUMMARIES[kind]}")
+    if kind == "folder" and not local.is_dir():
+        raise DataError(f"{path} is not a directory; give {_SUMMARIES[kind]}")
+    if kind == "folder" and next(walk(local), None) is None:
+        raise DataError(f"{path} holds no image and no other file; put some there")
 
 
 def load_path(path: str, kind: str | None, config: DataConfig) -> Rows:

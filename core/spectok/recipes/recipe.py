@@ -64,6 +64,19 @@ class Recipe(Section):
         """Fill in what one section implies about another, before validation."""
         return raw
 
+    @classmethod
+    def check_places(cls, raw: Mapping[str, Any]) -> None:
+        """Check that what a recipe builds on, besides its images, is where it says.
+
+        Nothing is imported that computes, and no hub is asked.
+
+        Args:
+            raw: The recipe with its overrides, not yet validated.
+
+        Raises:
+            SpectokError: If something is not there.
+        """
+
 
 def load_recipe(
     name_or_path: str | os.PathLike[str],

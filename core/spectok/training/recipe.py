@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from spectok.data.data_config import DataConfig
 from spectok.data.own import OwnData
-from spectok.errors import ConfigError
+from spectok.errors import ConfigError, SpectokError
+from spectok.loading import check_trained
 from spectok.plugins import registry
 from spectok.recipes.recipe import Override, Recipe, load_recipe
 from spectok.recipes.schema import Registered, section_model
@@ -66,6 +67,19 @@ class TokenizerRecipe(Recipe):
             value = next(choice for choice in choices if choice is not None)
             tokenizer[theirs] = data[ours] = value
         return raw | {"tokenizer": tokenizer, "data": data}
+
+    @classmethod
+    def check_places(cls, raw: Mapping[str, Any]) -> None:
+        """Check that the tokenizer whose weights to start from is there.
+
+        Raises:
+            ConfigError: If it is not, or has no weights.
+        """
+        if isinstance(source := raw.get("init_from"), str):
+            try:
+                check_trained(source)
+            except SpectokError as error:
+                raise ConfigError(f"init_from: {error}") from error
 
 
 def load_tokenizer_recipe(

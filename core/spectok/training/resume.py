@@ -29,7 +29,12 @@ from spectok.training.checkpoint import (
 )
 from spectok.training.contracts import Resume, Run
 from spectok.training.optimizer import learning_rate_factor
-from spectok.training.same_run import PLACES, check_same_run
+from spectok.training.same_run import (
+    PLACES,
+    check_same_run,
+    check_samples_per_step,
+    check_steps_taken,
+)
 from spectok.training.train_config import TrainConfig
 from spectok.writing import write_text
 
@@ -118,11 +123,7 @@ def check_steps(recorded: dict[str, Any], config: TrainConfig) -> None:
             and ``config.reschedule`` is off.
     """
     step, train = recorded["step"], _settings(recorded).get("train") or {}
-    if config.steps < step:
-        raise ConfigError(
-            f"train.steps: {config.steps} is less than the {step} steps that the run to resume has "
-            f"taken; give more, or start a new run in another output folder"
-        )
+    check_steps_taken(step, config.steps)
     known = {key: value for key, value in train.items() if key in TrainConfig.model_fields}
     before = TrainConfig.model_validate(known)
     if step == config.steps or not train:
@@ -219,12 +220,7 @@ def _tidy(run: Run, damaged: Iterable[Path]) -> None:
 
 
 def _check_same_data(recorded: dict[str, Any], current: dict[str, Any]) -> None:
-    if recorded["samples_per_step"] != current["samples_per_step"]:
-        raise ConfigError(
-            f"the run to resume took {recorded['samples_per_step']} samples per step, this one "
-            f"takes {current['samples_per_step']}; train.batch_size x train.gradient_accumulation "
-            f"x processes must stay the same (it had {recorded['num_processes']} processes)"
-        )
+    check_samples_per_step(recorded, current["samples_per_step"])
     if any(recorded[key] != current[key] for key in ("num_samples", "data")):
         raise ConfigError(
             f"the data differ from those of the run to resume: it had {recorded['num_samples']} "

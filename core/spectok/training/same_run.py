@@ -54,6 +54,41 @@ def check_same_run(
         raise ConfigError(*differing)
 
 
+def check_samples_per_step(recorded: Mapping[str, Any], samples: int) -> None:
+    """Refuse another number of samples per step than a run had: its order of the data would change.
+
+    Args:
+        recorded: The manifest of the checkpoint to go on from.
+        samples: Samples per step of all processes, as the run wants to go on.
+
+    Raises:
+        ConfigError: If the numbers differ.
+    """
+    if recorded["samples_per_step"] != samples:
+        raise ConfigError(
+            f"the run to resume took {recorded['samples_per_step']} samples per step, this one "
+            f"takes {samples}; train.batch_size x train.gradient_accumulation "
+            f"x processes must stay the same (it had {recorded['num_processes']} processes)"
+        )
+
+
+def check_steps_taken(taken: int, steps: int) -> None:
+    """Refuse to end a run before a step that it has taken.
+
+    Args:
+        taken: Steps that the run has taken.
+        steps: How many it is to take in all.
+
+    Raises:
+        ConfigError: If that is fewer.
+    """
+    if steps < taken:
+        raise ConfigError(
+            f"train.steps: {steps} is less than the {taken} steps that the run to resume has "
+            f"taken; give more, or start a new run in another output folder"
+        )
+
+
 def _are_given(*places: Any) -> bool:
     return all(isinstance(place, str) for place in places)
 

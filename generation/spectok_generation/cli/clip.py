@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from spectok.cli.console import say_next
-from spectok.cli.train import ResumableCommand, ResumeOption, named_recipe, resume_of
+from spectok.cli.train import (
+    ResumableCommand,
+    ResumeOption,
+    check_output,
+    named_recipe,
+    resume_of,
+)
 from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok.places import home
@@ -38,14 +44,17 @@ def train_clip(
     resume: ResumeOption = None,
 ) -> None:
     """Train a small CLIP on captioned images, to read texts for a prior."""
+    from spectok.data.choice import check_section
     from spectok_generation.text.clip_recipe import default_output, load_clip_recipe
 
     words = words or []
     named = [word for word in words if "=" not in word]
     if len(named) > 1 or not (named or data):
         raise ConfigError("give one recipe, or captioned images: spectok train clip --data shapes")
+    check_output(output, resume_of(resume))
     name = named_recipe(named[0], resume) if named else None
     recipe = load_clip_recipe(name, [word for word in words if "=" in word], data)
+    check_section(recipe.data.model_dump())
     folder = Path(home(output or recipe.output or default_output(name, recipe)))
 
     from spectok_generation.text.clip import train_clip as run

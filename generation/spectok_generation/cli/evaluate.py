@@ -18,6 +18,7 @@ from spectok.cli.evaluate import (
 )
 from spectok.cli.train import Data
 from spectok.cli.verifying import tell_verified
+from spectok.data.choice import check_choice
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
 from spectok_generation.cli import sampling
@@ -112,6 +113,7 @@ def evaluate(
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     sampling.check_subfolder(subfolder, tokenizer)
     folder = prior_folder(prior)
+    check_choice(data)
 
     from spectok.data import build_dataset
     from spectok.evaluation import Networks

@@ -12,7 +12,7 @@ from spectok.cli.console import say_next
 from spectok.cli.models import AsJson, count_parameters, describe_tokens, show_facts
 from spectok.loading import model_folder
 from spectok_generation.cli import sampling
-from spectok_generation.folders import prior_folder
+from spectok_generation.folders import draws, holds_prior, is_pipeline, prior_folder
 
 if TYPE_CHECKING:
     from spectok_generation.priors import Prior
@@ -29,9 +29,6 @@ class PriorCommand(ModelCommand):
         word = model_folder(word)
         if not os.path.isdir(word):
             return False
-        from spectok_generation.pipeline_folder import draws
-        from spectok_generation.priors.factory import holds_prior
-
         return draws(word) or holds_prior(word)
 
 
@@ -50,7 +47,7 @@ def info(
     """Show what a prior draws, given what, and the tokens it draws them in."""
     folder = prior_folder(prior)
 
-    from spectok_generation.pipeline_folder import is_pipeline, load_component
+    from spectok_generation.pipeline_folder import load_component
     from spectok_generation.priors import load_prior
 
     inside = is_pipeline(folder)

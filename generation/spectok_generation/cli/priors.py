@@ -12,6 +12,7 @@ from spectok.cli.console import say_next
 from spectok.cli.train import (
     ResumableCommand,
     ResumeOption,
+    check_output,
     check_settings,
     named_recipe,
     resume_of,
@@ -67,17 +68,21 @@ def train_prior(
     subfolder: Subfolder = None,
 ) -> None:
     """Train a prior on the tokens of a trained tokenizer."""
-    from spectok_generation.prior_recipe import default_output, load_prior_recipe
+    from spectok.data.choice import check_places, data_override
+    from spectok_generation.prior_recipe import PriorRecipe, default_output, load_prior_recipe
 
     words = words or []
     named = [word for word in words if "=" not in word]
     check_settings(named[1:])
     if len(named) > 1:
         raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
+    check_output(output, resume_of(resume))
     name = named_recipe(named[0], resume) if named else PRIOR
     given = [("tokenizer", tokenizer), ("tokens", tokens), ("text.encoder", text)]
     given.append(("tokenizer_subfolder", subfolder))
     overrides = [*[pair for pair in given if pair[1]], *[word for word in words if "=" in word]]
+    own_data = [data_override(data)] if data else []
+    check_places(name, [*own_data, *overrides], PriorRecipe)
     recipe = load_prior_recipe(name, overrides, data)
     folder = Path(home(output or recipe.output or default_output(name, recipe)))
 
@@ -110,12 +115,18 @@ def extract(
     subfolder: Annotated[str | None, typer.Option(help="Folder inside the tokenizer's.")] = None,
 ) -> None:
     """Write the tokens of a whole data set to disk, a few bits per index."""
+    from spectok.data.choice import check_section
+    from spectok.loading import check_trained
+    from spectok_generation.prior_recipe import load_data
+
+    check_trained(tokenizer)
+    config = load_data(tokenizer, data, overrides or [])
+    check_section(config.model_dump())
+
     from spectok.loading import load_trained
     from spectok_generation.extraction import Extraction
-    from spectok_generation.prior_recipe import load_data
     from spectok_generation.training import extract_data
 
-    config = load_data(tokenizer, data, overrides or [])
     how = Extraction(copies, batch_size=batch_size, num_workers=num_workers)
     with process_device() as device:
         model = load_trained(tokenizer, subfolder=subfolder).to(device)

@@ -9,7 +9,9 @@ import typer
 
 from spectok.cli.completing import complete_model
 from spectok.errors import ConfigError
+from spectok.loading import check_trained
 from spectok.messages import say
+from spectok.trained import KINDS
 
 PORT = 7860
 
@@ -38,6 +40,9 @@ def ui(
         raise ConfigError(
             "the page needs the library gradio; install it by pip install 'spectok[ui]'"
         )
+    for name in models or []:
+        check_trained(name, KINDS)
+
     from spectok_generation.playground.subjects import Subjects, check_names
 
     names = check_names(models or [])

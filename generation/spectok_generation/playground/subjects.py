@@ -20,10 +20,8 @@ from spectok.errors import ConfigError
 from spectok.images import to_pil
 from spectok.loading import check_trained, load_trained, model_folder
 from spectok.plugins import registry
-from spectok_generation.folders import prior_folder
+from spectok_generation.folders import draws, holds_prior, prior_folder
 from spectok_generation.pairs import load_encoder, load_pair
-from spectok_generation.pipeline_folder import draws
-from spectok_generation.priors.factory import holds_prior
 from spectok_generation.text.encoder import TextEncoder
 
 NUM_DIGITS = 12

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from pathlib import Path
 from typing import Any
 
 from spectok import TokenSpec
-from spectok.errors import CheckpointError, ConfigError
-from spectok.loading import model_folder
+from spectok.errors import ConfigError
 from spectok.plugins import registry
 from spectok.recipes.options import SUPPLIED, validate_options
-from spectok.saved_config import read_config, saved_class
-from spectok_generation.folders import prior_folder
+from spectok_generation.folders import class_of_prior, prior_folder
 from spectok_generation.priors.base import Prior
 
 
@@ -82,16 +79,6 @@ def check_reads_text(name: str, cls: type[Prior]) -> None:
         raise ConfigError(f"prior.name: {name} reads no text; these do: {', '.join(reading)}")
 
 
-def holds_prior(path: str | os.PathLike[str]) -> bool:
-    """Return whether a folder, or that of a run, holds a prior of a registered class."""
-    names = registry.class_names("prior").values()
-    try:
-        folder = Path(model_folder(os.fspath(path)))
-        return saved_class(read_config(folder), str(folder)) in names
-    except CheckpointError:
-        return False
-
-
 def load_prior(path: str | os.PathLike[str], *, trust: bool = False) -> Prior:
     """Load a trained prior of any registered class, in eval mode.
 
@@ -103,11 +90,5 @@ def load_prior(path: str | os.PathLike[str], *, trust: bool = False) -> Prior:
         CheckpointError: If it is missing, no plugin provides its class, or weights do not fit.
     """
     folder = prior_folder(path)
-    wanted = saved_class(read_config(folder), str(folder))
-    classes = registry.classes_named("prior", wanted)
-    if not classes:
-        raise CheckpointError(
-            f"{folder} holds a {wanted[:80]}, which no installed plugin provides as a prior; "
-            f"installed: {', '.join(sorted(registry.class_names('prior').values()))}"
-        )
-    return classes[-1].from_pretrained(folder, trust=trust)
+    cls = registry.classes_named("prior", class_of_prior(folder))[-1]
+    return cls.from_pretrained(folder, trust=trust)

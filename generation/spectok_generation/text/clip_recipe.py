@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -11,11 +12,18 @@ from pydantic import Field
 from spectok.data.choice import data_override
 from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
+from spectok.places import home, is_path, missing
 from spectok.reading import read_text
 from spectok.recipes.files import RUN_RECIPE, list_recipes
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, Section
 from spectok.training.train_config import TrainConfig
+
+WITHOUT = (
+    "give a local file (text.pretrained=FILE.safetensors) or folder, or fit a small one: "
+    "spectok train clip --data DATA"
+)
+"""What to do without the text encoder that was given."""
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -123,6 +131,19 @@ def clip_recipe_file(name: str) -> Path | None:
     found = recipes.get(name) or recipes.get(f"{ClipRecipe.folder}/{name}")
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else found
     return path if path is not None and _is_clip(path) else None
+
+
+def check_encoder(name: str) -> None:
+    """Check that a text encoder given as a path is there.
+
+    Args:
+        name: Folder of a CLIP, or the name of an open_clip model, none of which has a ``/``.
+
+    Raises:
+        ConfigError: If it is a path, and nothing is there.
+    """
+    if ("/" in name or is_path(name)) and not os.path.lexists(home(name)):
+        raise ConfigError(f"text.encoder: {missing(name)}; {WITHOUT}")
 
 
 def _is_clip(path: Path) -> bool:

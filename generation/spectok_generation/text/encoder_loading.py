@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from spectok.bounds import bounded_building, check_numbers
 from spectok.errors import CheckpointError, ConfigError, SpectokError, did_you_mean, shown
-from spectok.places import home, is_path, missing
+from spectok.places import home
 from spectok.reading import read_json
 from spectok.weights import (
     StoredTensor,
@@ -23,6 +23,7 @@ from spectok.weights import (
     read_headers,
     reading_reason,
 )
+from spectok_generation.text.clip_recipe import WITHOUT, check_encoder
 from spectok_generation.text.encoder import (
     CONFIG,
     TEXT_HALF,
@@ -38,10 +39,6 @@ NO_IMAGES = {"image_size": 1, "patch_size": 1, "width": 1, "head_width": 1, "lay
 """Sizes of the smallest image half; it is dropped after the model is built."""
 TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "strip_sep_token"}
 """What a folder may pass to its tokenizer; transformers takes options that run code."""
-WITHOUT = (
-    "give a local file (text.pretrained=FILE.safetensors) or folder, or fit a small one: "
-    "spectok train clip --data DATA"
-)
 
 
 def load_text_encoder(
@@ -96,8 +93,7 @@ def model_folder(name: str) -> Path | None:
 
 
 def _check_name(name: str) -> None:
-    if is_path(name):
-        raise ConfigError(f"text.encoder: {missing(name)}; {WITHOUT}")
+    check_encoder(name)
 
     import open_clip
 
