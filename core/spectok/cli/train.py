@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from spectok.cli.completing import complete_data, complete_recipe
 from spectok.cli.console import say_next
+from spectok.cli.resume import kind_of_run
 from spectok.errors import ConfigError
 from spectok.messages import say
 from spectok.places import home, is_path
@@ -78,7 +79,33 @@ class ResumableCommand(TyperCommand):
                 follows = rest and rest[0] == ResumeWord.auto.value
                 word = f"--resume={rest.pop(0) if follows else ResumeWord.always.value}"
             words.append(word)
-        return super().parse_args(ctx, words)
+        left = super().parse_args(ctx, words)
+        arguments = [p.name for p in self.params if p.param_type_name == "argument"]
+        for value in map(ctx.params.get, () if ctx.resilient_parsing else arguments):
+            for word in [value] if isinstance(value, str) else value or ():
+                self._check_kind(ctx, word)
+        return left
+
+    def _check_kind(self, ctx: Any, word: str) -> None:
+        """Refuse the run of another kind, whose recipe would be taken for one with many faults.
+
+        Raises:
+            ConfigError: Says what it is, and how it goes on.
+        """
+        from spectok.recipes.files import is_run_recipe, recipe_of_run
+        from spectok.recipes.yaml12 import read_yaml
+
+        is_own = is_run_recipe(Path(home(word)))
+        file = home(word) if is_own else ctx.params.get("resume") and recipe_of_run(word)
+        if not file or not os.path.isfile(file):
+            return
+        folder = Path(file).parent
+        kind = kind_of_run(read_yaml(file), folder, ctx.parent.command)
+        if kind != self.name:
+            raise ConfigError(
+                f"{word} is of the run of a {kind}; go on with it: "
+                f"{shlex.join(['spectok', 'resume', str(folder)])}"
+            )
 
 
 def resume_of(word: ResumeWord | None) -> Resume:
