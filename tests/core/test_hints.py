@@ -65,3 +65,36 @@ def test_a_shell_completes_names(line, offered, not_offered, tmp_path):
     )
     assert offered in done.stdout.split(), done.stderr
     assert not_offered not in done.stdout.split()
+
+
+RUNS = {
+    "prior": "prior: {name: gpt}\ntokenizer: vqvae/mnist\ntrain: {steps: 3}\n",
+    "tokenizer": "tokenizer: {name: vqvae}\ntrain: {steps: 3}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [("prior", []), ("tokenizer", ["prior"]), ("prior", ["clip"]), ("tokenizer", ["classifier"])],
+)
+def test_a_run_under_the_command_of_another_kind_is_named_and_goes_on_with_resume(
+    refused, kind, command, tmp_path, monkeypatch
+):
+    (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "my run" / "recipe.yaml").write_text(RUNS[kind])
+    monkeypatch.chdir(tmp_path)
+    for words in (["my run", "--resume"], ["my run/recipe.yaml"]):
+        told = refused("train", *command, *words)
+        assert told == (
+            f"{words[0]} is of the run of a {kind}; go on with it: spectok resume 'my run'"
+        )
+
+
+@pytest.mark.parametrize("command", [[], ["prior"], ["clip"], ["classifier"]])
+def test_a_folder_of_images_in_place_of_a_recipe_is_given_as_data(
+    refused, command, tmp_path, monkeypatch
+):
+    (tmp_path / "my pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    told = refused("train", *command, "my pictures/")
+    assert told.endswith("images to train on are given as --data 'my pictures/'")

@@ -43,7 +43,7 @@ def train_classifier(
 ) -> None:
     """Train a small image classifier, whose features then compare sets of images."""
     from spectok.data.choice import check_choice, data_override
-    from spectok.recipes.files import is_run_recipe
+    from spectok.recipes.files import is_run_recipe, refuse_folder
     from spectok.recipes.recipe import apply_overrides, read_recipe, resolve_recipe
 
     words = words or []
@@ -55,9 +55,8 @@ def train_classifier(
         raise ConfigError(f"give one recipe, not {len(named)}: {' '.join(named)}")
     file = Path(home(named_recipe(named[0], resume))) if named else None
     if file is not None and file.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"{named[0]}: give a recipe of a classifier as a file, or images: --data {named[0]}"
-        )
+        refuse_folder(named[0])
+        raise ConfigError(f"{named[0]}: give a recipe of a classifier as a file, or images: --data")
 
     from spectok.evaluation import ClassifierRecipe, load_classifier
     from spectok.evaluation import train_classifier as run

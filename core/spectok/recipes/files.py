@@ -7,10 +7,11 @@ A recipe's name is its path below a recipe folder without the suffix, such as
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
-from spectok.errors import PluginError, shown
+from spectok.errors import ConfigError, PluginError, shown
 from spectok.places import home
 from spectok.plugins.loading import Plugin, installed
 
@@ -35,6 +36,27 @@ def recipe_of_run(name: str) -> str | None:
         return None
     path = Path(home(name), RUN_RECIPE)
     return str(path) if os.path.isfile(path) else None
+
+
+def refuse_folder(name: str) -> None:
+    """Refuse the folder of a run, or any other, that was given for a recipe.
+
+    Args:
+        name: What was given, and is no recipe's name.
+
+    Raises:
+        ConfigError: If it is a folder; says what to do with it.
+    """
+    if own := recipe_of_run(name):
+        raise ConfigError(
+            f"{name} is the folder of a run; go on with it: "
+            f"{shlex.join(['spectok', 'resume', name])}; or train by its recipe: {shlex.quote(own)}"
+        )
+    if os.path.isdir(home(name)):
+        raise ConfigError(
+            f"{name} is a folder, not a recipe; images to train on are given as --data "
+            f"{shlex.quote(name)}"
+        )
 
 
 def data_of_run(model: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from spectok.errors import SHOWN, ConfigError, UnknownNameError, shown
 from spectok.places import missing
 from spectok.plugins import registry
-from spectok.recipes.files import RUN_RECIPE, is_run_recipe, list_recipes
+from spectok.recipes.files import is_run_recipe, list_recipes, refuse_folder
 from spectok.recipes.options import SUPPLIED, check_keys, validate_named, validate_registered
 from spectok.recipes.schema import (
     Registered,
@@ -218,14 +218,11 @@ def _find(name: str, model: type[Recipe]) -> Path | None:
     for candidate in (name, f"{model.folder}/{name}"):
         if candidate in recipes:
             return recipes[candidate]
-    own = Path(name).expanduser() / RUN_RECIPE
-    if os.path.isfile(own):
-        raise ConfigError(
-            f"{name} is the folder of a run; go on with it: spectok resume {name}; or train by its "
-            f"recipe: {own}"
-        )
+    refuse_folder(name)
     if "/" in name:
-        raise ConfigError(f"no recipe {name}{_near(name, recipes)}; see 'spectok list recipes'")
+        near = _near(name, recipes)
+        what = f"no recipe {name}{near}" if near else f"no recipe {name}: {missing(name)}"
+        raise ConfigError(f"{what}; see 'spectok list recipes'")
     note = "The name of a recipe ('spectok list recipes') or a YAML file also works"
     raise UnknownNameError(model.main, name, keys, note)
 

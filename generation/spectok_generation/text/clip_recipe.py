@@ -14,7 +14,7 @@ from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
 from spectok.places import home, is_path, missing
 from spectok.reading import read_text
-from spectok.recipes.files import RUN_RECIPE, list_recipes
+from spectok.recipes.files import RUN_RECIPE, list_recipes, refuse_folder
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
 from spectok.recipes.schema import Registered, Section
 from spectok.training.train_config import TrainConfig
@@ -103,6 +103,7 @@ def load_clip_recipe(
     """
     found = clip_recipe_file(name or f"clip/{data}")
     if name is not None and found is None:
+        refuse_folder(name)
         known = ", ".join(recipe for recipe, path in list_recipes().items() if _is_clip(path))
         raise ConfigError(
             f"there is no recipe {name} of a CLIP; choose from {known}, or give a YAML file"
