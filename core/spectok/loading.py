@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectok.errors import CheckpointError, ConfigError
-from spectok.places import home, is_path, may_be_hub_id, missing, remark_taken
+from spectok.places import (
+    home,
+    is_path,
+    may_be_hub_id,
+    missing,
+    names_a_place,
+    remark_taken,
+)
 from spectok.plugins import registry
+from spectok.recipes.files import command_of_recipe, find_recipe
 from spectok.saving import HUB_OPTIONS, LOADING_OPTIONS, check_loading_options
 from spectok.trained.names import find_model, similar_model
 
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
 
 TOKENIZERS = ("tokenizer", "pipeline")
 """Kinds of trained models that a tokenizer is loaded from; a pipeline has one in it."""
+UNTRAINED = "the key of an untrained tokenizer"
 FOREIGN_OPTIONS = (*LOADING_OPTIONS, "image_size")
 """What loading a model takes if another library saved it."""
 IGNORED_OPTIONS = (*HUB_OPTIONS, "low_cpu_mem_usage")
@@ -60,10 +70,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
         folder = root_folder(name, overrides.get("subfolder"))
         if os.path.isdir(folder):
             return load_folder(folder, **overrides)
-        if may_be_hub_id(name):
+        if may_be_hub_id(name) and find_recipe(name) is None:
             return _load_from_hub(name, **overrides)
     _check_key(name)
-    remark_taken(name, "the key of an untrained tokenizer")
+    remark_taken(name, UNTRAINED)
 
     from spectok.recipes.options import validate_options
 
@@ -72,7 +82,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **overrides: Any) -> Im
 
 
 def _check_key(name: str) -> None:
-    if ("/" in name or is_path(name)) and name not in registry.list_tokenizers():
+    if name not in registry.list_tokenizers() and names_a_place(name):
         raise CheckpointError(
             f"{not_there(name)}; give a key, the folder of a saved model, or a hub id"
         )
@@ -85,6 +95,9 @@ def not_there(name: str) -> str:
     """Return what a message says of a model that is not on this machine."""
     if os.path.exists(home(name)):
         return f"{name} is a file, and no directory"
+    if recipe := find_recipe(name):
+        command = shlex.join(["spectok", "train", *command_of_recipe(recipe), name])
+        return f"{name} is a recipe, not a trained model: {command} trains it"
     similar = "" if is_path(name) else similar_model(name)
     return f"{name} does not exist{similar}" if similar else missing(name)
 
@@ -142,12 +155,13 @@ def check_trained(path: str | os.PathLike[str], kinds: Sequence[str] = TOKENIZER
         )
     if find_model(name, kinds) or os.path.isdir(home(name)):
         return name
-    if "/" in name and not may_be_hub_id(name):
+    if may_be_hub_id(name) and find_recipe(name) is None:
+        return name
+    if names_a_place(name):
         raise CheckpointError(
             f"{not_there(name)}; give the folder of a trained model or of its run, or a hub id"
         )
-    if not may_be_hub_id(name):
-        _check_key(name)
+    _check_key(name)
     return name
 
 

@@ -19,7 +19,8 @@ from spectok.messages import note
 HUB_ID = re.compile(r"(?![.-])[\w.-]{1,95}(?<![.-])/(?![.-])[\w.-]{1,95}(?<![.-])", re.ASCII)
 """``owner/name`` as the Hugging Face Hub allows it."""
 FILES = (
-    *(".bin", ".ckpt", ".csv", ".jpeg", ".jpg", ".json", ".npz", ".parquet", ".png", ".pt", ".pth"),
+    *(".bin", ".ckpt", ".csv", ".git", ".jpeg", ".jpg", ".json", ".npz", ".parquet", ".png"),
+    *(".pt", ".pth"),
     *(".safetensors", ".tar", ".txt", ".webp", ".yaml", ".yml", ".zip"),
 )
 """Endings of files, which no id on a hub has."""
@@ -43,13 +44,26 @@ def may_be_hub_id(text: str) -> bool:
     """Return whether a text that is no folder here may be ``owner/name`` on a hub.
 
     It may not if it is written as a path, has a character that ids lack, ends like a file, or its
-    first half is a folder here, or one that commands make.
+    first half is here, or called like a folder that commands make.
     """
     if is_path(text) or not HUB_ID.fullmatch(text) or "--" in text or ".." in text:
         return False
-    owner, _, name = text.partition("/")
-    is_file = os.path.splitext(name)[1].lower() in FILES
-    return not is_file and owner not in OWN_FOLDERS and not os.path.isdir(owner)
+    owner, _, _ = text.partition("/")
+    is_own = owner.lower() in OWN_FOLDERS or os.path.lexists(owner)
+    return not is_own and not _ends_like_a_file(text)
+
+
+def names_a_place(text: str) -> bool:
+    """Return whether a text, if nothing is registered by it, was meant for a place.
+
+    It was if it has a separator, ends like a file, or something here is called so.
+    """
+    separated = is_path(text) or "/" in text or "\\" in text
+    return separated or _ends_like_a_file(text) or os.path.lexists(home(text))
+
+
+def _ends_like_a_file(text: str) -> bool:
+    return os.path.splitext(text)[1].lower() in FILES
 
 
 def missing(path: str | os.PathLike[str]) -> str:
@@ -62,6 +76,8 @@ def missing(path: str | os.PathLike[str]) -> str:
     whole = Path(home(given))
     above = next((part for part in whole.parents if os.path.isdir(part)), Path())
     name, *below = whole.parts[len(above.parts) :] or ("",)
+    if os.path.islink(link := above / name):
+        return f"{given} does not exist ({link} is a link to {os.readlink(link)}, which is gone)"
     return f"{given} does not exist{_instead(above, name, Path(*below))}"
 
 

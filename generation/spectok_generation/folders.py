@@ -1,6 +1,7 @@
 """Find the folder of a trained prior, and tell what it holds, before torch is imported to read it.
 
-A prior lies in a folder of its own, or with its tokenizer in that of a pipeline.
+A prior lies in a folder of its own, or with its tokenizer in that of a pipeline. Reading a file
+imports numpy, which commands that only list their help do not, so that comes last.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from typing import Any
 from spectok.errors import CheckpointError
 from spectok.loading import model_folder, not_there
 from spectok.plugins import registry
-from spectok.reading import read_json
-from spectok.saved_config import read_config, saved_class
 from spectok.saving import was_cut_short
 from spectok.trained.names import find_model
 
@@ -49,6 +48,8 @@ def class_of_prior(folder: Path) -> str:
     Raises:
         CheckpointError: If it holds none, or one of a class that no plugin provides.
     """
+    from spectok.saved_config import read_config, saved_class
+
     wanted, known = saved_class(read_config(folder), str(folder)), registry.class_names("prior")
     if wanted not in known.values():
         raise CheckpointError(
@@ -89,6 +90,8 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: If the folder holds no pipeline, or the file is damaged.
     """
+    from spectok.reading import read_json
+
     if not is_pipeline(path):
         if was_cut_short(Path(path)):
             raise CheckpointError(

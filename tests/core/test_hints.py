@@ -90,6 +90,25 @@ def test_a_run_under_the_command_of_another_kind_is_named_and_goes_on_with_resum
         )
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["list", "recipe"], "(did you mean 'recipes'?)"),
+        (["train", "vqvae", "tokenizer.nme=vq"], "tokenizer.nme: unknown key (did you mean 'name'"),
+        (
+            ["train", "vqvae", "tokenizer.quantizer.nme=vq"],
+            "tokenizer.quantizer.nme: unknown key (did you mean 'name'",
+        ),
+        (["resume", ""], "the name of a run is empty"),
+        (["info", "clip/shapes"], "spectok train clip clip/shapes trains it"),
+    ],
+)
+def test_other_slips(refused, words, told):
+    line = refused(*words)
+    assert told in line
+    assert "Value error" not in line
+
+
 @pytest.mark.parametrize("command", [[], ["prior"], ["clip"], ["classifier"]])
 def test_a_folder_of_images_in_place_of_a_recipe_is_given_as_data(
     refused, command, tmp_path, monkeypatch

@@ -19,15 +19,19 @@ from spectok.loading import check_trained, load_trained
 from spectok.places import may_be_hub_id, missing
 from spectok.testing.small import small_tokenizer
 from spectok.training.recipe import load_tokenizer_recipe
+from spectok_generation import load_prior
 
 PATHS = ["runs/none", "./a/b", "a/b/", "~/a", "/a/b", "a/b/c", "my a/b", "a/b.yaml", "here/b"]
-PATHS += ["a/-b", "a--b/c", "é/b", "a/b.parquet", "../a"]
+PATHS += ["a/-b", "a--b/c", "é/b", "a/b.parquet", "../a", "a/b.git", "Runs/none", "models\\x"]
+PATHS += ["file.txt", "file.txt/x", "none.txt", "gone", "gone/x", "C:\\models\\x"]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty directory to be in, which holds a folder ``here`` and is the home directory."""
+    """A directory to be in, the home directory, with a folder, a file and a link to nothing."""
     (tmp_path / "here" / "nine").mkdir(parents=True)
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "gone").symlink_to("nothing")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     places._say.cache_clear()
@@ -68,12 +72,42 @@ def test_an_owner_and_a_name_may_be_on_a_hub(name, here):
         ("here/other", "(here holds nine)"),
         ("here/x/y", "(there is no here/x)"),
         ("runs/none", "(there is no runs)"),
+        ("gone", "(gone is a link to nothing, which is gone)"),
     ],
 )
 def test_a_message_names_what_is_there_instead(path, told, here):
     assert missing(path) == f"{path} does not exist {told}"
     with pytest.raises(DataError, match=re.escape(f"./{path} does not exist")):
         check_choice(f"./{path}")
+
+
+def test_what_is_called_like_a_file_is_data_that_does_not_exist(here):
+    for path, told in (("none.txt", "none.txt does not exist"), ("file.txt", "is not a directory")):
+        with pytest.raises(DataError, match=told):
+            check_choice(path)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_trained, check_trained, load_prior])
+def test_an_empty_name_does_not_mean_this_directory(load, here):
+    small_tokenizer("vqvae").save_pretrained(here)
+    with pytest.raises(CheckpointError, match="the name of a model is empty"):
+        load("")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("clip/shapes", "spectok train clip clip/shapes"),
+        ("gpt/digits", "spectok train prior gpt/digits"),
+        ("qgvae/digits", "spectok train qgvae/digits"),
+        ("tokenizers/qgvae/digits", "spectok train tokenizers/qgvae/digits"),
+    ],
+)
+def test_the_name_of_a_recipe_is_never_sent_to_a_hub(name, command, here, no_hub):
+    told = f"{name} is a recipe, not a trained model: {command} trains it"
+    for load in (load_tokenizer, load_trained, check_trained, load_prior):
+        with pytest.raises(CheckpointError, match=told):
+            load(name)
 
 
 def test_home_is_known_everywhere(here, capsys):
@@ -98,6 +132,7 @@ def test_a_registered_name_comes_before_a_folder_and_a_note_says_how_to_get_it(h
     assert data_override("digits") == ("data", {"name": "digits"})
     assert name_competitors(["vqvae"], None, [])["vqvae"].recipe is not None
     noted = capsys.readouterr().err
+    assert noted.count("vqvae is taken for") == 1
     for name in ("vqvae", "digits"):
         assert f"note: {name} is taken for" in noted
         assert f"write ./{name}\n" in noted

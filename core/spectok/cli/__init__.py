@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -36,7 +37,7 @@ from spectok.cli import (
     train,
 )
 from spectok.cli.console import WORDS
-from spectok.errors import PluginError, SpectokError, one_line
+from spectok.errors import PluginError, SpectokError, did_you_mean, one_line
 from spectok.interruption import Interrupted
 from spectok.messages import is_main_process
 from spectok.places import home
@@ -233,7 +234,10 @@ def _lines(error: Any) -> Iterable[str]:
         return [f"{error.filename}: {error.strerror}" if error.filename else str(error)]
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "spectok"
-    message = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split()).replace("Value error, ", "")
+    if found := re.search("'([^']*)' is not one of (.*)", message):
+        choices = re.findall("'([^']*)'", found[2])
+        message = message.removesuffix(".") + did_you_mean(found[1], choices)
     option = getattr(error, "option_name", "") or ""
     if command.startswith("spectok train") and option.startswith("--"):
         meant = train.option_as_setting(option, WORDS.get([]))

@@ -38,7 +38,7 @@ from spectok.cli.train import (
 )
 from spectok.cli.verifying import local_folder, verify_claims
 from spectok.errors import ConfigError
-from spectok.loading import check_trained
+from spectok.loading import UNTRAINED, check_trained
 from spectok.messages import count_images, note, progress, say
 from spectok.places import home, remark_taken
 
@@ -366,7 +366,7 @@ def is_trained(name: str) -> bool:
         return True
     known = {*list_recipes(), *list_tokenizers()}
     if name in known or f"{TokenizerRecipe.folder}/{name}" in known:
-        remark_taken(name, "a tokenizer to train")
+        remark_taken(name, UNTRAINED if name in list_tokenizers() else "a tokenizer to train")
         return False
     return os.path.isdir(home(name))
 

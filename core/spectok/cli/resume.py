@@ -72,6 +72,8 @@ def find_run(name: str) -> Path:
         ConfigError: If it is none.
     """
     given = Path(home(name))
+    if not name:
+        raise ConfigError("the name of a run is empty; for this directory, give '.'")
     if name in list_models():
         raise ConfigError(
             f"{name} is a trained model that is installed, not a run; 'spectok info {name}' shows "
@@ -142,7 +144,8 @@ def check_places(run: str, recipe: Mapping[str, Any]) -> None:
             continue
         if not os.path.lexists(home(place)) and not may_be_hub_id(place):
             raise ConfigError(
-                f"{key}: {missing(place)}; where it was moved: spectok resume {run} {key}=PLACE"
+                f"{key}: {missing(place)}; where it was moved: "
+                f"{shlex.join(['spectok', 'resume', run])} {key}=PLACE"
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from spectok.data.data_config import kind_of_path
 from spectok.data.listing import local_path
 from spectok.data.own import check_exists, own_data
 from spectok.errors import UnknownNameError
-from spectok.places import is_path, remark_taken
+from spectok.places import names_a_place, remark_taken
 from spectok.plugins import registry
 from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe
 
@@ -26,7 +25,7 @@ def data_override(choice: str) -> Override:
     if choice in registry.names("dataset"):
         remark_taken(choice, "the registered data set")
         return "data", {"name": choice}
-    if "/" not in choice and not is_path(choice) and not os.path.exists(local_path(choice)):
+    if not local_path(choice).exists() and not names_a_place(choice):
         note = "A directory of images, a parquet file, tar shards or a hub id also work"
         raise UnknownNameError("dataset", choice, registry.names("dataset"), note)
     return "data", {"name": kind_of_path(choice), "path": choice}

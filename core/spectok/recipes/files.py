@@ -17,6 +17,8 @@ from spectok.plugins.loading import Plugin, installed
 
 NOT_RECIPES = ("accelerate",)
 """Folders of ``configs/`` that hold settings of other programs."""
+COMMON = ("data", "train", "text", "losses", "adversarial")
+"""Sections that recipes of several kinds have."""
 RUN_RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 """What every run keeps in its folder."""
 
@@ -36,6 +38,30 @@ def recipe_of_run(name: str) -> str | None:
         return None
     path = Path(home(name), RUN_RECIPE)
     return str(path) if os.path.isfile(path) else None
+
+
+def find_recipe(name: str) -> Path | None:
+    """Return the file of a recipe, named with or without its first folder; None if there is none.
+
+    Args:
+        name: Anything.
+    """
+    recipes = list_recipes()
+    shorter = {recipe.partition("/")[2]: path for recipe, path in recipes.items()}
+    return recipes.get(name) or shorter.get(name)
+
+
+def command_of_recipe(path: Path) -> list[str]:
+    """Return the word after ``spectok train`` that trains a recipe, called like its main section.
+
+    Returns:
+        Nothing for a tokenizer's, which needs none.
+    """
+    from spectok.recipes.yaml12 import read_yaml
+
+    recipe = read_yaml(path)
+    own = [name for name in recipe if isinstance(recipe[name], dict) and name not in COMMON]
+    return [] if "tokenizer" in own else own[:1]
 
 
 def refuse_folder(name: str) -> None:

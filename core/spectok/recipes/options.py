@@ -50,7 +50,9 @@ def validate_named(kind: str, value: Any, path: str = "") -> dict[str, Any]:
         target = registry.get_registered(kind, name)
     except UnknownNameError as error:
         raise ConfigError(f"{path}.name: {error}") from error
-    return {"name": name} | validate_options(target, rest, path, SUPPLIED.get(kind, ()))
+    return {"name": name} | validate_options(
+        target, rest, path, SUPPLIED.get(kind, ()), also=("name",)
+    )
 
 
 def validate_options(
@@ -58,8 +60,16 @@ def validate_options(
     options: Mapping[str, Any],
     path: str,
     supplied: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Validate keyword options against a constructor's signature; fill in defaults.
+
+    Args:
+        function: The class, or a function.
+        options: What was given.
+        path: Dotted path of the section, for messages.
+        supplied: Arguments that the caller provides and a recipe may not.
+        also: Keys beside the options, which a slip may have meant.
 
     Raises:
         ConfigError: One line per problem, each with its dotted path.
@@ -71,7 +81,7 @@ def validate_options(
         raise ConfigError(
             f"{join_path(path, twice[0])}: is now called {renamed[twice[0]]!r}, which is given too"
         )
-    return validate_registered(section_model(function, supplied), current, path)
+    return validate_registered(section_model(function, supplied), current, path, also)
 
 
 def check_keys(
@@ -98,18 +108,24 @@ def check_keys(
     allowed = [key for key in known if key not in supplied]
     wrong = [key for key in options if key not in {"name", *allowed, *renamed}]
     if wrong:
-        raise ConfigError(*(str(unknown_key(path, key, allowed)) for key in wrong))
+        raise ConfigError(*(str(unknown_key(path, key, allowed, ("name",))) for key in wrong))
 
 
 def validate_registered(
-    model: type[BaseModel], options: Mapping[str, Any], path: str
+    model: type[BaseModel], options: Mapping[str, Any], path: str, also: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Validate a section and the registered objects that its fields name; fill in defaults.
+
+    Args:
+        model: The section.
+        options: What was given for it.
+        path: Its dotted path, for messages.
+        also: Keys beside its fields, which a slip may have meant.
 
     Raises:
         ConfigError: One line per problem, each with its dotted path.
     """
-    resolved = validate_section(model, _with_default_names(model, options), path)
+    resolved = validate_section(model, _with_default_names(model, options), path, also)
     dumped = resolved.model_dump(mode="json")
     for name, field in model.model_fields.items():
         for marker in field.metadata:

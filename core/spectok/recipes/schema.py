@@ -68,8 +68,16 @@ def section_model(function: Callable[..., Any], supplied: tuple[str, ...] = ()) 
     return create_model(getattr(function, "__name__", "Options"), __base__=Section, **fields)
 
 
-def validate_section(model: type[SectionT], data: Any, path: str) -> SectionT:
+def validate_section(
+    model: type[SectionT], data: Any, path: str, also: tuple[str, ...] = ()
+) -> SectionT:
     """Validate one section; turn pydantic's report into one line per problem.
+
+    Args:
+        model: The section.
+        data: What was given for it.
+        path: Its dotted path, for messages.
+        also: Keys beside the section's own, which a slip may have meant.
 
     Raises:
         ConfigError: With the dotted path, the value and, for a key, the closest known one.
@@ -79,7 +87,7 @@ def validate_section(model: type[SectionT], data: Any, path: str) -> SectionT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(problem, model, path) for problem in error.errors()]
+        lines = [_explain(problem, model, path, also) for problem in error.errors()]
         raise ConfigError(*lines) from error
 
 
@@ -97,20 +105,27 @@ def _unfit_values(value: Any, path: str) -> Iterator[str]:
             yield from _unfit_values(part, path)
 
 
-def unknown_key(path: str, key: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a key that a section does not have."""
+def unknown_key(path: str, key: str, known: Iterable[str], also: Iterable[str] = ()) -> ConfigError:
+    """Return the error for a key that a section does not have.
+
+    Args:
+        path: Dotted path of the section.
+        key: The key.
+        known: The keys of the section.
+        also: Keys beside these, which a slip may have meant.
+    """
     known = list(known)
     listing = ", ".join(known) or "none"
-    return ConfigError(
-        f"{join_path(path, key)}: unknown key{suggest(key, known)}; known: {listing}"
-    )
+    hint = suggest(key, [*known, *also])
+    return ConfigError(f"{join_path(path, key)}: unknown key{hint}; known: {listing}")
 
 
-def _explain(problem: Any, model: type[BaseModel], path: str) -> str:
+def _explain(problem: Any, model: type[BaseModel], path: str, also: tuple[str, ...]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         section, _, key = join_path(path, where).rpartition(".")
-        return str(unknown_key(section, key, _known_at(model, problem["loc"][:-1])))
+        inside = problem["loc"][:-1]
+        return str(unknown_key(section, key, _known_at(model, inside), () if inside else also))
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if problem["type"] == "missing" else f" (got {shown(problem['input'])})"
     return f"{join_path(path, where)}: {message}{given}"

@@ -29,8 +29,10 @@ def find_model(name: str, kinds: Sequence[str] = KINDS) -> Path | None:
 
     Raises:
         ConfigError: If it is a model of another kind.
-        CheckpointError: If its folder is missing.
+        CheckpointError: If its folder is missing, or the name is empty.
     """
+    if not name:  # as a shell's variable that is not set; a path would mean this directory
+        raise CheckpointError("the name of a model is empty; for this directory, give '.'")
     if is_path(name) or name not in registry.names("model"):
         return None
     model: TrainedModel = registry.get_registered("model", name)

@@ -18,7 +18,6 @@ from spectok.cli.evaluate import (
 )
 from spectok.cli.train import Data
 from spectok.cli.verifying import tell_verified
-from spectok.data.choice import check_choice
 from spectok.errors import ConfigError
 from spectok.messages import count_images, note, progress, say
 from spectok_generation.cli import sampling
@@ -113,6 +112,9 @@ def evaluate(
         raise ConfigError(f"--out {out} does not end in .json; give a name such as result.json")
     sampling.check_subfolder(subfolder, tokenizer)
     folder = prior_folder(prior)
+
+    from spectok.data.choice import check_choice
+
     check_choice(data)
 
     from spectok.data import build_dataset

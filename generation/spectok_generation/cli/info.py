@@ -26,7 +26,7 @@ class PriorCommand(ModelCommand):
 
     def takes(self, word: str) -> bool:
         """Return whether a word is the folder of a prior, of its run, or of a pipeline."""
-        word = model_folder(word)
+        word = model_folder(word) if word else ""
         if not os.path.isdir(word):
             return False
         return draws(word) or holds_prior(word)
