@@ -165,7 +165,8 @@ def train_tokenizer(
     prepared = recipe_for(recipe, data)
     own_data = [data_override(data)] if data and prepared is None else []
     changes = [*own_data, *(overrides or [])]
-    check_places(prepared or recipe, changes, TokenizerRecipe)
+    if resume is None:  # a run that goes on has what it needs, or is told by its trainer
+        check_places(prepared or recipe, changes, TokenizerRecipe)
     resolved = load_tokenizer_recipe(prepared or recipe, changes)
     folder = Path(home(output or resolved.output or default_output(recipe, resolved)))
     check_output(folder, resume_of(resume))

@@ -82,7 +82,8 @@ def train_prior(
     given.append(("tokenizer_subfolder", subfolder))
     overrides = [*[pair for pair in given if pair[1]], *[word for word in words if "=" in word]]
     own_data = [data_override(data)] if data else []
-    check_places(name, [*own_data, *overrides], PriorRecipe)
+    if resume is None:  # a run that goes on has what it needs, or is told by its trainer
+        check_places(name, [*own_data, *overrides], PriorRecipe)
     recipe = load_prior_recipe(name, overrides, data)
     folder = Path(home(output or recipe.output or default_output(name, recipe)))
 
