@@ -10,7 +10,7 @@ import pytest
 
 from spectok import hub, load_tokenizer, places
 from spectok.cli import main
-from spectok.cli.evaluate import name_competitors
+from spectok.cli.competitors import name_competitors
 from spectok.data.choice import check_choice, data_override
 from spectok.data.data_config import DataConfig, kind_of_path
 from spectok.data.tables import read_hub

@@ -12,7 +12,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
-from spectok.cli.evaluate import name_competitors
+from spectok.cli.competitors import name_competitors
 from spectok.data.splits import default_held_out
 from spectok.evaluation.comparison import check_terms
 from spectok.loading import load_tokenizer

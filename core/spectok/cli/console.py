@@ -133,13 +133,13 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     return found
 
 
-def check_file(path: Path, error: type[SpectokError], what: str) -> None:
+def check_file(path: Path, error: type[SpectokError], remedy: str) -> None:
     """Check that a file is there, before anything is imported to read it.
 
     Args:
         path: The file.
         error: What to raise.
-        what: What to give, for the message.
+        remedy: The end of the message.
 
     Raises:
         SpectokError: Of the class ``error``: if it does not exist, or is no regular file.
@@ -147,7 +147,7 @@ def check_file(path: Path, error: type[SpectokError], what: str) -> None:
     from spectok.reading import check_regular
 
     if not os.path.lexists(path):
-        raise error(f"{missing(path)}; give {what}")
+        raise error(f"{missing(path)}; {remedy}")
     check_regular(path, error)
 
 

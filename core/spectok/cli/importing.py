@@ -30,7 +30,7 @@ def import_model(
 ) -> None:
     """Turn a checkpoint of another project into a model that can be used and trained further."""
     registry.check_name("checkpoint_format", format)
-    check_file(file, CheckpointError, "the checkpoint")
+    check_file(file, CheckpointError, "give the file of a checkpoint")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} exists and is not an empty folder; choose a new one")
 

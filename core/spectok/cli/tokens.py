@@ -103,7 +103,7 @@ def decode(
 ) -> None:
     """Turn tokens into images."""
     check_trained(model)
-    check_file(tokens, DataError, "a file that 'spectok encode' wrote")
+    check_file(tokens, DataError, "'spectok encode' writes such a file")
     tokenizer = load_on_device(model, subfolder)
 
     import torch
