@@ -106,7 +106,7 @@ REFUSED = [
 
 def python(code, *arguments, cwd):
     words = [sys.executable, "-c", code, *map(json.dumps, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

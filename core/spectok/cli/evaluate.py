@@ -42,7 +42,7 @@ from spectok.messages import count_images, note, progress, say
 from spectok.places import home
 
 if TYPE_CHECKING:
-    pass
+    from spectok.evaluation.comparison import Competitor
 
 SHOWN = 8  # images
 
