@@ -35,11 +35,10 @@ from spectok.cli.train import (
     Data,
     name_of_data,
 )
-from spectok.cli.verifying import local_folder, verify_claims
+from spectok.cli.verifying import check_claims, local_folder, verify_claims
 from spectok.errors import ConfigError
 from spectok.loading import check_trained
 from spectok.messages import count_images, note, progress, say
-from spectok.places import home
 
 if TYPE_CHECKING:
     from spectok.evaluation.comparison import Competitor
@@ -130,7 +129,9 @@ def evaluate(
         )
     place = model if subfolder is None else os.path.join(model, subfolder)
     folder = local_folder(place) if card else None
-    if not (verify and os.path.isfile(home(place))):  # a card, or a file that claims
+    if verify:
+        check_claims(place)
+    else:
         check_given(model, data)
 
     from spectok.data import build_originals

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from spectok.cli.console import load_on_device, print_table
-from spectok.errors import ConfigError
+from spectok.errors import CheckpointError, ConfigError
 from spectok.messages import progress, say
+from spectok.places import missing
 
 if TYPE_CHECKING:
     from spectok.cards import Claim
@@ -99,6 +100,24 @@ def show_checks(checks: list[Check]) -> None:
     """Print what was claimed and what was found."""
     columns = ["", "claimed", "measured", "difference", "tolerance", ""]
     print_table(columns, [_row(check) for check in checks])
+
+
+def check_claims(place: str) -> None:
+    """Check that there is something that may claim numbers, before anything is imported to read it.
+
+    Args:
+        place: Folder of a model, its card, or a JSON file.
+
+    Raises:
+        CheckpointError: If nothing is there.
+    """
+    from spectok.loading import model_folder
+
+    if not os.path.exists(model_folder(place)):
+        raise CheckpointError(
+            f"{missing(place)}; it is no folder of a model, no card and no JSON file; give one of "
+            f"these"
+        )
 
 
 def local_folder(model: str) -> Path:
