@@ -78,12 +78,14 @@ def find(
         TrainingError: If training would refuse its settings on any machine.
     """
     from spectok.training import load_tokenizer_recipe
-    from spectok.training.launch import check_settings
-    from spectok.training.sharding import check_can_shard
     from spectok_generation.prior_recipe import load_prior_recipe
 
     if is_prior(name, overrides):
         prior = load_prior_recipe(name, overrides)
+
+        from spectok.training.launch import check_settings
+        from spectok.training.sharding import check_can_shard
+
         check_settings(prior.train)
         if fsdp:
             check_can_shard(prior.train)
@@ -97,10 +99,11 @@ def find(
             "--fsdp: tokenizers are not sharded, because quantizers edit whole codebooks between "
             "steps; leave it out"
         )
-    check_settings(tokenizer.train)
 
     from spectok.planning import Stored, tokenizer_subject
+    from spectok.training.launch import check_settings
 
+    check_settings(tokenizer.train)
     subject = tokenizer_subject(tokenizer, device)
     shape: Any = subject.batch["images"].shape
     return subject, Stored(int(shape[1:].numel())), tokenizer.train
