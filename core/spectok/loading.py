@@ -327,9 +327,12 @@ def _load_foreign(
     Raises:
         ConfigError: If an option is one that such models do not take.
     """
-    from spectok.modeling import find_device
+    import torch
+
+    from spectok.modeling import find_device, take_dtype
 
     options = {key: value for key, value in options.items() if key not in IGNORED_OPTIONS}
+    take_dtype(dict(options), torch.float32)  # refuses what is none
     if "dtype" in options:
         options["torch_dtype"] = options.pop("dtype")
     device = find_device(options.pop("device_map", None))

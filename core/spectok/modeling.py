@@ -152,10 +152,8 @@ class SpectokModel(ModelMixin, ConfigMixin):
         stored = read_headers(find_weights(folder, kwargs.get("variant")))
         cls._check(read_config(folder), stored, place, trust)
         auto = main_dtype(stored, cls._keep_in_fp32_modules or ())
-        given = {key: kwargs[key] for key in DTYPE_NAMES if key in kwargs}
-        kwargs |= {key: read_dtype(value, auto, key) for key, value in given.items()}
-        if len({kwargs[key] for key in given}) > 1:
-            raise ConfigError(f"{' and '.join(DTYPE_NAMES)} are two names of one option; give one")
+        if any(key in kwargs for key in DTYPE_NAMES):
+            kwargs["torch_dtype"] = take_dtype(kwargs, auto)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         try:
             loaded: Any = super().from_pretrained(folder, **kwargs)
@@ -323,6 +321,23 @@ def find_device(given: Any) -> torch.device | None:
             "out, or give one that is"
         ) from error
     return device
+
+
+def take_dtype(options: dict[str, Any], auto: torch.dtype) -> torch.dtype | None:
+    """Take the type that a model is loaded in out of the options, under either of its names.
+
+    Args:
+        options: Of loading.
+        auto: What ``"auto"`` stands for.
+
+    Raises:
+        ConfigError: If it is no type, or there are two.
+    """
+    given = {key: options.pop(key) for key in DTYPE_NAMES if key in options}
+    found = {read_dtype(value, auto, key) for key, value in given.items()}
+    if len(found) > 1:
+        raise ConfigError(f"{' and '.join(DTYPE_NAMES)} are two names of one option; give one")
+    return found.pop() if found else None
 
 
 def read_dtype(given: Any, auto: torch.dtype, key: str = "dtype") -> torch.dtype | None:

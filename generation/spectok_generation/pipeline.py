@@ -18,7 +18,7 @@ from spectok.errors import CheckpointError, ConfigError, InputError, shown
 from spectok.hub import download
 from spectok.images import to_pil
 from spectok.loading import not_there
-from spectok.modeling import find_device, read_dtype
+from spectok.modeling import DTYPE_NAMES, find_device, take_dtype
 from spectok.places import home, may_be_hub_id
 from spectok.saving import HUB_OPTIONS, resolve, saving, was_cut_short
 from spectok.trained.names import find_model, similar_model
@@ -35,7 +35,6 @@ from spectok_generation.sharing import is_count
 from spectok_generation.text.encoder import TextEncoder
 
 COMPONENTS = ("tokenizer", "prior", "text_encoder")
-TYPES = ("torch_dtype", "dtype")
 ENDINGS = (".json", ".safetensors", ".txt", ".model")
 """Endings of the files fetched from the hub: weights, configs and text tokenizers."""
 OUTPUT_TYPES: dict[str, Any] = {
@@ -140,11 +139,10 @@ class TokenPipeline(DiffusionPipeline):
             ConfigError: If an option is unknown.
         """
         parts = {name: kwargs.pop(name) for name in COMPONENTS if kwargs.get(name) is not None}
-        wanted = [kwargs.pop(name) for name in TYPES if name in kwargs]
-        dtype = read_dtype(wanted[0], torch.float32) if wanted else None
+        dtype = take_dtype(kwargs, torch.float32)
         device = find_device(kwargs.pop("device_map", None))
         if unknown := sorted(set(kwargs) - {*HUB_OPTIONS}):
-            known = (*COMPONENTS, *HUB_OPTIONS, *TYPES, "device_map", "trust")
+            known = (*COMPONENTS, *HUB_OPTIONS, *DTYPE_NAMES, "device_map", "trust")
             raise ConfigError(
                 f"loading a pipeline does not take {', '.join(unknown)}, only {', '.join(known)}"
             )
