@@ -52,9 +52,9 @@ def pictograms() -> list[tuple[Any, str]]:
 
     import pyarrow.parquet as parquet
 
-    path = Path(os.environ.get("SPECTOK_DATA", "")) / PICTOGRAMS
+    path = Path(os.environ.get("SPECTOK_TEST_DATA", "")) / PICTOGRAMS
     if not path.is_file():
-        pytest.skip(f"needs {PICTOGRAMS} in the folder that SPECTOK_DATA names")
+        pytest.skip(f"needs {PICTOGRAMS} in the folder that SPECTOK_TEST_DATA names")
     rows = parquet.read_table(path).slice(0, 60).to_pylist()
     return [(Image.open(io.BytesIO(row["image"]["bytes"])), row["caption"]) for row in rows]
 

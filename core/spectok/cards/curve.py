@@ -16,7 +16,8 @@ MAX_TERMS = 8
 def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
     """Return the loss and its terms over the steps: label -> (steps, values).
 
-    Values that are not positive are left out, since the axis is logarithmic.
+    Values that are not positive are left out, since the axis is logarithmic, and so is a term that
+    is all of the loss.
 
     Args:
         records: The lines of a run's log.
@@ -26,8 +27,9 @@ def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int]
     for name in ("loss", *names):
         points = [(r["step"], r[name]) for r in records if _is_positive(r.get(name))]
         if points:
-            steps, values = zip(*points)
-            found[name.removeprefix("loss/")] = (list(steps), list(values))
+            steps, values = map(list, zip(*points))
+            if (steps, values) not in found.values():
+                found[name.removeprefix("loss/")] = steps, values
     return found
 
 
@@ -48,6 +50,7 @@ def draw_curve(records: Sequence[Mapping[str, Any]], path: Path) -> bool:
     if not curves:
         return False
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -55,6 +58,8 @@ def draw_curve(records: Sequence[Mapping[str, Any]], path: Path) -> bool:
         marker = "." if len(steps) < 3 else None  # a line of one point would not show
         axes.plot(steps, values, label=label, linewidth=1.2, marker=marker)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers, not powers of ten
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # if few decades
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)

@@ -56,7 +56,9 @@ def train_classifier(
     file = Path(home(named_recipe(named[0], resume))) if named else None
     if file is not None and file.suffix not in (".yaml", ".yml"):
         refuse_folder(named[0])
-        raise ConfigError(f"{named[0]}: give a recipe of a classifier as a file, or images: --data")
+        raise ConfigError(
+            f"{named[0]}: give a recipe of a classifier as a file, or images: --data DATA"
+        )
 
     from spectok.evaluation import ClassifierRecipe, load_classifier
     from spectok.evaluation import train_classifier as run

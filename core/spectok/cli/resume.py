@@ -15,12 +15,11 @@ from spectok.errors import CheckpointError, ConfigError
 from spectok.messages import say
 from spectok.places import home, may_be_hub_id, missing
 from spectok.plugins.registry import list_models
-from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE, list_recipes
+from spectok.recipes.files import CHECKPOINTS, MANIFEST, MODEL, RUN_RECIPE, find_recipe
 
 if TYPE_CHECKING:
     from typer.core import TyperGroup
 
-MODEL, MANIFEST = "model", "manifest.json"
 LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where torchrun and kinds of MPI tell a process how many there are."""
 
@@ -55,7 +54,7 @@ def resume(
     command = kind_of_run(recorded, folder, root.commands["train"])
     changed = apply_overrides(recorded, changes)
     all_known = check_changes(recorded, changed)
-    check_places(run, changed)
+    check_still_there(run, changed)
     check_training(folder, changed)
     if all_known and (done := steps_of_finished(folder, changed)) is not None:
         say(how_to_lengthen(run, done, changed))
@@ -127,7 +126,7 @@ def check_changes(recorded: Mapping[str, Any], changed: Mapping[str, Any]) -> bo
     return new.keys() <= old.keys()
 
 
-def check_places(run: str, recipe: Mapping[str, Any]) -> None:
+def check_still_there(run: str, recipe: Mapping[str, Any]) -> None:
     """Check that what a run builds on is still where its recipe says.
 
     Raises:
@@ -135,12 +134,12 @@ def check_places(run: str, recipe: Mapping[str, Any]) -> None:
     """
     from spectok.training.same_run import PLACES, flatten
 
-    names = {*list_models(), *list_recipes()}
-    names |= {name.partition("/")[2] for name in list_recipes()}
     settings = flatten(recipe)
     for key in PLACES:
         place = settings.get(key)
-        if not isinstance(place, str) or "/" not in place or place in names:
+        if not isinstance(place, str) or "/" not in place:
+            continue
+        if place in list_models() or find_recipe(place) is not None:
             continue
         if not os.path.lexists(home(place)) and not may_be_hub_id(place):
             raise ConfigError(

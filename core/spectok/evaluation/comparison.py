@@ -32,7 +32,7 @@ from spectok.evaluation.terms import (
     terms_of,
 )
 from spectok.loading import load_tokenizer, model_folder
-from spectok.recipes.files import RUN_RECIPE
+from spectok.recipes.files import MODEL, RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
@@ -43,7 +43,6 @@ from spectok.training.train_config import INCIDENTAL
 from spectok.writing import write_text
 
 ALIKE = "tokenizers are compared on equal terms: make them equal"
-MODEL = "model"
 FREE = {"output", *(f"train.{name}" for name in INCIDENTAL)}
 """Settings that two runs of one recipe need not share."""
 

@@ -19,8 +19,10 @@ NOT_RECIPES = ("accelerate",)
 """Folders of ``configs/`` that hold settings of other programs."""
 COMMON = ("data", "train", "text", "losses", "adversarial")
 """Sections that recipes of several kinds have."""
-RUN_RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
-"""What every run keeps in its folder."""
+RUN_RECIPE, CHECKPOINTS, MODEL = "recipe.yaml", "checkpoints", "model"
+"""What every run keeps in its folder; the model when it has ended."""
+MANIFEST = "manifest.json"
+"""What every checkpoint has in its folder."""
 
 
 def is_run_recipe(path: Path) -> bool:

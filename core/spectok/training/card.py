@@ -13,10 +13,9 @@ from spectok.data.report import DataReport
 from spectok.machine import describe_machine
 from spectok.modeling import model_fingerprint
 from spectok.plugins.registry import get_dataset
+from spectok.recipes.files import MODEL
 from spectok.tokenizer import ImageTokenizer
 from spectok.training.log import LOG, read_log
-
-MODEL = "model"
 
 
 def write_run_card(

@@ -33,12 +33,13 @@ from torch import Tensor, nn
 
 from spectok.errors import CheckpointError, TrainingError
 from spectok.reading import check_regular, read_json
+from spectok.recipes.files import MANIFEST
 from spectok.saving import give_usual_permissions
 from spectok.weights import reading_reason
 from spectok.writing import flush
 
 FORMAT = 2
-MANIFEST, STATE = "manifest.json", "state.pt"
+STATE = "state.pt"
 CHECKSUM = "checksum"
 """Entry of a manifest: a hash of the others, but for the recipe, which is compared by itself."""
 PARTIAL, DAMAGED = ".partial", ".damaged"

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from spectok.errors import CheckpointError, ConfigError, DataError
 from spectok.messages import note
 from spectok.processes import from_main
-from spectok.recipes.files import CHECKPOINTS, RUN_RECIPE
+from spectok.recipes.files import CHECKPOINTS, MODEL, RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
 from spectok.recipes.yaml12 import dump_yaml
 from spectok.training.checkpoint import (
@@ -38,7 +38,6 @@ from spectok.training.same_run import (
 from spectok.training.train_config import TrainConfig
 from spectok.writing import write_text
 
-MODEL = "model"
 PACKAGES = ("spectok", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
