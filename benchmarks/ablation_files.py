@@ -59,7 +59,8 @@ class Ablation(Section):
             steps serves the whole family. Empty: the rates of the recipes.
         held_out: Test images. None: all.
         measures: What is measured besides: ``"bands"``, the error of rings of frequencies;
-            ``"prefixes"``, what the first 1, 2, 4, … tokens decode to.
+            ``"prefixes"``, what the first 1, 2, 4, … tokens decode to; ``"maps"``, how alike the
+            feature maps of an image are, of the first 8 tokens and of all.
         variants: Name -> variant.
     """
 
@@ -70,7 +71,7 @@ class Ablation(Section):
     seeds: int = Field(3, ge=1)
     rates: list[float] = Field(default_factory=list)
     held_out: int | None = Field(None, ge=1)
-    measures: list[Literal["bands", "prefixes"]] = Field(default_factory=list)
+    measures: list[Literal["bands", "maps", "prefixes"]] = Field(default_factory=list)
     variants: dict[str, Variant] = Field(min_length=1)
 
     def settings_of(self, name: str) -> dict[str, Any]:

@@ -34,7 +34,8 @@ USAGE = ("distinct_usage", "distinct_perplexity", "codebook_usage", "perplexity"
 NUMBERS = (*STANDARD, *USAGE, "bits_per_image", "parameters")
 SEED = 0  # of what a tokenizer draws while it is measured, if it draws
 START_IMAGES = 4096
-PREFIX_IMAGES = 500
+FEW_IMAGES = 500  # where images are decoded many times, or kept
+FIRST_MAPS = 8
 BATCH_SIZE = 64
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 MEASURED, REPLACED = "measured.json", ".replaced"
@@ -155,6 +156,8 @@ class Runs:
         numbers |= {"seconds": seconds_of_run(folder)} | result.get("bands", {})
         if "prefixes" in self.ablation.measures:
             numbers |= prefix_psnr(model, held_out)
+        if "maps" in self.ablation.measures:
+            numbers |= map_cosines(model, held_out)
         protocol = make_protocol(held_out, str(model.dtype).removeprefix("torch."), SEED, {})
         found = {"asked": asked, "protocol": protocol, "machine": describe_machine()}
         known = {key: value for key, value in numbers.items() if value is not None}
@@ -222,7 +225,7 @@ def prefix_psnr(model: ImageTokenizer, dataset: ImageDataset) -> dict[str, float
     in their place; ``first k, others at their mean``, which an unordered model was not trained for
     either, but which is the best that one can do without the images.
     """
-    count, size = min(PREFIX_IMAGES, len(dataset)), model.token_spec.num_tokens
+    count, size = min(FEW_IMAGES, len(dataset)), model.token_spec.num_tokens
     images = stack(dataset, range(count)).split(BATCH_SIZE)
     vectors = [model.embed(model.encode(batch)) for batch in images]
     mean = torch.cat(vectors).mean(0)
@@ -238,6 +241,23 @@ def prefix_psnr(model: ImageTokenizer, dataset: ImageDataset) -> dict[str, float
             means.append(psnr(batch, model.decoder(model.token_space.to_latents(filled))))
         found[f"first {k}"] = float(torch.cat(zeros).mean())
         found[f"first {k}, others at their mean"] = float(torch.cat(means).mean())
+    return found
+
+
+@torch.no_grad()
+def map_cosines(model: ImageTokenizer, dataset: ImageDataset) -> dict[str, float]:
+    """Return the mean absolute cosine between two feature maps of one image; 0 is orthogonal.
+
+    The maps are the channels of the latents, each less its mean, so that a constant says nothing.
+    """
+    images = stack(dataset, range(min(FEW_IMAGES, len(dataset)))).split(BATCH_SIZE)
+    maps = torch.cat([model.encode_latents(batch).flatten(2) for batch in images])  # (N, C, H·W)
+    directions = torch.nn.functional.normalize(maps - maps.mean(2, keepdim=True), dim=2)
+    cosines = (directions @ directions.mT).abs().mean(0)  # (C, C)
+    found = {}
+    for name, count in {f"first {FIRST_MAPS}": FIRST_MAPS, "all": len(cosines)}.items():
+        pairs = torch.triu_indices(count, count, 1).unbind()
+        found[f"cosine of {name} maps"] = float(cosines[pairs].mean())
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectok_fqvae.analysis import CodeStudy
 
-SMALL = 1e-3  # share of the information axis that is linear around zero
+SMALL = 1e-2  # share of the information axis that is linear around zero, where some are below
 
 
 def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
@@ -31,10 +31,17 @@ def draw_codes(studies: Mapping[str, CodeStudy]) -> Figure:
         if study.information is not None:
             right.plot(*descending(study.information), color=f"C{number}", label=name)
     left.axhline(1, color="0.6", linewidth=0.8, linestyle=":")  # equal use of all codes
-    left.set(ylabel="choices / mean over all codes", title="usage", yscale="symlog")
+    left.set(ylabel="choices / mean over all codes", title="usage")
+    left.set_yscale("symlog", linthresh=1, subs=(2, 5))  # unused codes are at zero
     left.set_ylim(bottom=0)
+    for pick in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        pick("{x:g}")
     right.set(ylabel="growth of the mean squared error", title="information of single codes")
-    right.set_yscale("symlog", linthresh=SMALL * right.get_ylim()[1])  # some are below zero
+    known = [study.information for study in studies.values() if study.information is not None]
+    if all(information.min() > 0 for information in known):
+        right.set_yscale("log")
+    else:
+        right.set_yscale("symlog", linthresh=SMALL * right.get_ylim()[1])
     for axes in (left, right):
         axes.set(xlabel="share of codes, largest first", xlim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)

@@ -54,11 +54,14 @@ def test_a_run_from_before_an_option_is_the_same_run_if_the_option_does_nothing(
     options = {"name": "vqvae2", "image_size": 16, "in_channels": 1, "channels": 8}
     raw = {"tokenizer": options, "data": {"name": "digits", "limit": 8}}
     written = resolve_recipe(raw, TokenizerRecipe).model_dump(mode="json", exclude_none=True)
-    del written["tokenizer"]["num_grids"]
+    del written["tokenizer"]["num_grids"], written["train"]["compile"]
     (tmp_path / "recipe.yaml").write_text(dump_yaml(written))
     check_run(resolve_recipe(raw, TokenizerRecipe), tmp_path)
     more = raw | {"tokenizer": options | {"num_grids": 3}}
     with pytest.raises(ConfigError, match=r"holds a run with tokenizer\.num_grids 2, not 3"):
+        check_run(resolve_recipe(more, TokenizerRecipe), tmp_path)
+    more = raw | {"train": {"compile": True}}
+    with pytest.raises(ConfigError, match=r"holds a run with train\.compile False, not True"):
         check_run(resolve_recipe(more, TokenizerRecipe), tmp_path)
 
 

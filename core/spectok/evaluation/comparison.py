@@ -34,10 +34,12 @@ from spectok.evaluation.terms import (
 from spectok.loading import load_tokenizer, model_folder
 from spectok.recipes.files import MODEL, RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
+from spectok.recipes.schema import Section
 from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
 from spectok.training.recipe import TokenizerRecipe
+from spectok.training.same_run import flatten
 from spectok.training.tokenizer import rehearse_tokenizer
 from spectok.training.train_config import INCIDENTAL
 from spectok.writing import write_text
@@ -193,8 +195,14 @@ def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
     if not path.is_file():
         return
     raw = read_yaml(path)
-    recorded = _flatten(upgrade_recipe(raw) if isinstance(raw, Mapping) else raw)
-    current = _flatten(recipe.model_dump(mode="json", exclude_none=True))
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path} holds no recipe; give another --output")
+    sections = {name: field.default for name, field in type(recipe).model_fields.items()}
+    known = {
+        name: of.model_dump(mode="json") for name, of in sections.items() if isinstance(of, Section)
+    }
+    recorded = flatten(known) | flatten(upgrade_recipe(raw))
+    current = flatten(recipe.model_dump(mode="json"))
     for key in sorted({*recorded, *current} - FREE):
         if recorded.get(key) != current.get(key):
             raise ConfigError(
@@ -264,13 +272,3 @@ def find_competitor(name: str, recipe: TokenizerRecipe | None) -> Competitor:
         folder = Path(model_folder(name))
         return Competitor(name, recipe_of_run(folder), folder)
     return Competitor(name, recipe)
-
-
-def _flatten(section: Any, path: str = "") -> dict[str, Any]:
-    """Return settings by dotted path, except those that are None."""
-    if not isinstance(section, Mapping):
-        return {} if section is None else {path: section}
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        found |= _flatten(value, f"{path}.{key}" if path else str(key))
-    return found
