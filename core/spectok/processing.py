@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,8 +40,8 @@ SETTINGS: dict[str, Any] = {
 class ImageProcessor:
     """Bring images of any kind and size to one batch in [-1, 1], and back to PIL images.
 
-    Images are resized (bicubic, antialiased) until they cover the size, then cropped to their
-    centre, as by :func:`spectok.data.files.load_image`.
+    Images are resized until they cover the size, then cropped to their centre, as by
+    :func:`spectok.data.files.load_image`.
 
     Args:
         image_shape: ``(C, H, W)`` of the batch, such as ``tokenizer.image_shape``.
@@ -111,8 +110,7 @@ class ImageProcessor:
         if (tall, wide) != (height, width):
             high = height * wide >= width * tall  # the height is what covers the size last
             size = [height, wide * height // tall] if high else [tall * width // wide, width]
-            kind: dict[str, Any] = {"mode": "bicubic", "antialias": True}
-            image = F.interpolate(image[None], size, **kind)[0]
+            image = _resize(image, size, self.filter)
         top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
         return image[:, top : top + height, left : left + width].clamp(-1, 1)
 
@@ -176,6 +174,19 @@ class ImageProcessor:
                     "that spectok does; prepare images yourself, or save the model again"
                 )
         return processor
+
+
+def _resize(
+    image: Float[Tensor, "c h w"], size: list[int], filter: str
+) -> Float[Tensor, "c height width"]:
+    """Return an image of another size, by the filters that Pillow has for other images."""
+    from PIL import Image
+
+    height, width = size
+    chosen = Image.Resampling[filter.upper()]
+    planes = (Image.fromarray(plane) for plane in image.cpu().numpy())
+    resized = np.stack([np.asarray(plane.resize((width, height), chosen)) for plane in planes])
+    return torch.from_numpy(resized).to(image.device)
 
 
 def is_own(folder: Path) -> bool:

@@ -87,6 +87,13 @@ def index_names(variant: str | None = None, stem: str = STEM) -> list[str]:
     return [f"{stem}.{INDEX}.{variant}.json", f"{stem}.{ENDING}.{variant}.index.json"]
 
 
+def variants(folder: Path, stem: str = STEM) -> list[str]:
+    """Return the variants that a folder has weights of, such as ``fp16``, sorted."""
+    pattern = re.compile(rf"{re.escape(stem)}\.([^.]+?)(-\d+-of-\d+)?\.{ENDING}")
+    matches = (pattern.fullmatch(path.name) for path in folder.glob(f"{stem}.*"))
+    return sorted({match[1] for match in matches if match})
+
+
 def find_weights(
     folder: Path,
     variant: str | None = None,
@@ -119,9 +126,11 @@ def find_weights(
     if not found and not exist:
         return [single]
     if not found:
+        there = variants(folder, stem)
+        give = f"; it has the variant {there[0]}: give variant={there[0]!r}" if there else ""
         raise CheckpointError(
-            f"cannot load {folder}: it has no {single.name}, and pickles are not read; if files "
-            f"are missing, copy or save it again"
+            f"cannot load {folder}: it has no {single.name}{give}, and pickles are not read; if "
+            f"files are missing, copy or save it again"
         )
     if found[0] in earlier:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from spectok.errors import CheckpointError, DataError
 from spectok.machine import shown_path
 from spectok.messages import progress, say
+from spectok.reading import read_json, sha256_of_file
 from spectok.weights import fingerprint
 from spectok.writing import write_text
 
@@ -93,9 +94,9 @@ def cached_latents(
 ) -> LatentDataset:
     """Return a data set with its latents, which are computed unless they are on disk.
 
-    Their folder is named by a hash of the encoder's weights and config and of the data. Of several
-    processes, or several trainings, the first computes and the others wait. What was stopped goes
-    on where it was.
+    Their folder is named by a hash of the encoder's weights and config and of the data, and their
+    bytes are compared with their own hash. Of several processes, or several trainings, the first
+    computes and the others wait. What was stopped goes on where it was.
 
     Args:
         encoder: Images to latents; moved to the GPU and back, if there is one.
@@ -105,7 +106,7 @@ def cached_latents(
         with_images: Whether items carry the images, too.
 
     Raises:
-        CheckpointError: If they cannot be written.
+        CheckpointError: If they cannot be written, or were changed.
         DataError: If a latent is not finite.
     """
     folder = cache_folder() / name_of(encoder, config, dataset)
@@ -116,6 +117,7 @@ def cached_latents(
             if not (folder / HEADER).is_file():
                 fill(file, encoder, dataset, shape)
                 header = {"images": len(dataset), "shape": list(shape), "dtype": "float32"}
+                header |= {"sha256": sha256_of_file(file, CheckpointError)}
                 write_text(folder / HEADER, json.dumps(header) + "\n", CheckpointError)
             elif file.stat().st_size != len(dataset) * row_bytes(shape):
                 raise CheckpointError(f"{file} is cut short; remove the folder {folder}")
@@ -124,6 +126,12 @@ def cached_latents(
             f"latents cannot be written to {folder}: {error.strerror or error}; set {FOLDER} to a "
             f"folder with room for {len(dataset) * row_bytes(shape) >> 20:,} MiB"
         ) from error
+    recorded, found = (
+        read_json(folder / HEADER, CheckpointError),
+        sha256_of_file(file, CheckpointError),
+    )
+    if not isinstance(recorded, dict) or recorded.get("sha256") != found:
+        raise CheckpointError(f"{file} is damaged; remove the folder {folder}")
     say(f"latents of {len(dataset):,} images: {shown_path(folder)}")
     return LatentDataset(dataset, file, shape, with_images)
 

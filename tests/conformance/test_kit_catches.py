@@ -351,6 +351,19 @@ class OtherConfig(VQVAE):
         self.register_to_config(codebook_size=2 * codebook_size)
 
 
+class RoundedPositions(VQVAE):
+    """Computes positions in the precision that it is loaded in."""
+
+    @register_to_config
+    def __init__(self, image_size: int = 16, in_channels: int = 1, codebook_size: int = 32):
+        build = inspect.unwrap(VQVAE.__init__)
+        build(self, image_size, in_channels, codebook_size=codebook_size, channels=8)
+        self.register_buffer("positions", 1000 * torch.arange(7) / 7, persistent=False)
+
+    def recompute_buffers(self):
+        pass
+
+
 class BatchStatistics(VQVAE):
     """Normalises by the mean of the batch, in training and in eval."""
 
@@ -376,6 +389,7 @@ class BatchStatistics(VQVAE):
         (LearnsNothing, "test_loss_falls_on_eight_images"),
         (LosesOneLoss, "test_training_under_autocast_is_finite"),
         (OtherConfig, "test_config_survives_json"),
+        (RoundedPositions, "test_half_precision_loads_as_it_converts"),
         (BatchStatistics, "test_batch_of_two_equals_two_of_one"),
         (BatchStatistics, "test_accumulation_equals_one_big_step"),
     ],

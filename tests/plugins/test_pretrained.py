@@ -314,6 +314,21 @@ def test_in_bfloat16_the_quantizer_stays_float32(saved, name):
         assert tokenizer.decode(ids).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", ["amused", "chameleon"])  # whose pixels are scaled
+@torch.no_grad()
+def test_bfloat16_gives_the_same_ids_loaded_converted_and_saved(saved, name, tmp_path):
+    folder, _ = saved(name)
+    converted = load(folder, name).to(torch.bfloat16)
+    converted.save_pretrained(tmp_path)
+    ids = converted.encode(IMAGES)
+    for tokenizer in (
+        load(folder, name, torch_dtype="bfloat16"),
+        load_tokenizer(tmp_path, torch_dtype="auto"),
+    ):
+        assert tokenizer.dtype == torch.bfloat16
+        assert torch.equal(tokenizer.encode(IMAGES), ids)
+
+
 @pytest.mark.parametrize("name", ["chameleon", "apertus"])
 def test_what_has_no_decoder_says_so(saved, name):
     folder, model = saved(name)

@@ -436,3 +436,13 @@ def test_unordered_models_do_not_claim_prefixes():
 
 def test_the_quantizer_class_is_what_the_registry_gives():
     assert isinstance(voronoi(), VoronoiQuantizer)
+
+
+def test_positions_do_not_depend_on_the_precision_of_loading():
+    # a seventh is no number of bfloat16: its sines at 2^15 would be others
+    whole, half = (
+        dict(spectok.load_tokenizer("qgvae/mnist", torch_dtype=dtype).named_buffers())
+        for dtype in ("float32", "bfloat16")
+    )
+    for name in ("encoder.position", "decoder.network.position"):
+        assert torch.equal(half[name], whole[name].bfloat16())

@@ -159,7 +159,7 @@ def note_resizing(files: list[Path], image_shape: tuple[int, int, int]) -> None:
     resized = 0
     for file in files:
         try:
-            resized += inspect_image(file)[0] != (width, height)
+            resized += inspect_image(file).size != (width, height)
         except UnreadableImage:
             continue  # loading it will fail with the reason
     if resized:

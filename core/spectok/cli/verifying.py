@@ -121,17 +121,20 @@ def check_claims(place: str) -> None:
 
 
 def local_folder(model: str) -> Path:
-    """Return the folder of a model whose card is to be written.
+    """Return the folder of a model whose card is to be written; in a pipeline, the tokenizer's.
 
     Raises:
+        CheckpointError: If it is not clear which model of a pipeline is meant.
         ConfigError: If it is not on this machine.
     """
+    from spectok.foreign.opening import guess_subfolder
     from spectok.loading import model_folder
     from spectok.places import home
 
     if not os.path.isdir(home(model)):
         raise ConfigError(f"--card writes into the folder of a model, and {model} is none here")
-    return Path(model_folder(model))
+    folder = Path(model_folder(model))
+    return folder / guess_subfolder(folder, model)
 
 
 def _row(check: Check) -> list[str]:

@@ -39,7 +39,8 @@ class Checks:
         sizes: Number of images of each original (width, height).
         modes: Number of images of each original mode.
         pixels: The decoded images that can be read, (N, C, H, W).
-        num_bytes: Encoded size of each image that can be read; empty if images were decoded.
+        encoded: Encoded size of each image that can be read, and a checksum of parts of it; empty
+            if images were decoded.
         ranges: Least and greatest value of grey images of more than 8 bits; of the first ones only,
             if images were not decoded.
         ranges_of_8_bits: The same of images of 8 bits, up to the first that is not dark: of masks
@@ -52,7 +53,7 @@ class Checks:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     pixels: UInt8[np.ndarray, "n c h w"] | None = None
-    num_bytes: list[int] = field(default_factory=list)
+    encoded: list[tuple[int, int]] = field(default_factory=list)
     ranges: list[tuple[float, float]] = field(default_factory=list)
     ranges_of_8_bits: list[tuple[float, float]] = field(default_factory=list)
 
@@ -101,15 +102,15 @@ def inspect_rows(rows: Rows, preprocessing: Preprocessing) -> Checks:
     for index in range(len(rows)):
         try:
             reference = rows.images[index]
-            size, mode, num_bytes = inspect_image(reference)
-            preprocessing.check_header(size, mode)
-            if checks.wants_range(mode, preprocessing.max_value):
+            header = inspect_image(reference)
+            preprocessing.check_header(header.size, header.mode)
+            if checks.wants_range(header.mode, preprocessing.max_value):
                 checks.add_range(open_image(reference))
         except UnreadableImage as error:
             checks.problems.append(Problem(rows.name(index), str(error)))
         else:
-            checks.add(index, size, mode)
-            checks.num_bytes.append(num_bytes)
+            checks.add(index, header.size, header.mode)
+            checks.encoded.append((header.num_bytes, header.sample))
     return checks
 
 

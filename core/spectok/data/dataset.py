@@ -207,8 +207,8 @@ def _readable_rows(rows: Rows, checks: Checks, name: str, skip_unreadable: bool)
 def _fingerprint(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> str:
     """Return a hash of the data and its preprocessing.
 
-    Images in memory are hashed by their pixels, others by name and encoded size: hashing their
-    contents would take as long as an epoch.
+    Images in memory are hashed by their pixels, others by name, encoded size and some bytes of
+    their start, middle and end: hashing their contents would take as long as an epoch.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(preprocessing.to_dict(), sort_keys=True).encode())
@@ -216,7 +216,7 @@ def _fingerprint(rows: Rows, checks: Checks, preprocessing: Preprocessing) -> st
         digest.update(np.ascontiguousarray(checks.pixels).data)
     else:
         names = [rows.name(index) for index in range(len(rows))]
-        digest.update(json.dumps([names, checks.num_bytes]).encode())
+        digest.update(json.dumps([names, checks.encoded]).encode())
     labels = rows.labels.tolist() if rows.labels is not None else None
     captions = [list(texts) for texts in rows.captions] if rows.captions is not None else None
     digest.update(json.dumps([labels, captions]).encode())

@@ -7,9 +7,10 @@ import logging
 import os
 import stat
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,7 +26,7 @@ IMAGE_SUFFIXES = {
 }
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
-_TAIL = 4096
+_PART = 4096
 _LONGEST_REASON = 200
 MAX_8_BIT, MAX_16_BIT = 255, 65535
 _EXPANSION, _SMALLEST_BOUND = 3000, 32 << 20
@@ -61,31 +62,46 @@ def open_image(reference: Any) -> Image.Image:
     return image
 
 
-def inspect_image(reference: Any) -> tuple[tuple[int, int], str, int]:
+class Header(NamedTuple):
+    """What is known of an image that was not decoded.
+
+    Attributes:
+        size: (width, height).
+        mode: Pillow's name of its pixels' type.
+        num_bytes: Size of the encoded data.
+        sample: Checksum of bytes of its start, its middle and its end.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    num_bytes: int
+    sample: int
+
+
+def inspect_image(reference: Any) -> Header:
     """Check an image by its header and its end, without decoding it where those are as usual.
 
     A JPEG or PNG file without an end mark near its end is cut short, or has something appended, as
     some cameras do; decoding it tells which.
-
-    Returns:
-        (width, height), mode, and size of the encoded data in bytes.
 
     Raises:
         UnreadableImage: If it is missing, not an image, or cut short.
     """
     if isinstance(reference, np.ndarray | Image.Image):
         image = open_image(reference)
-        return image.size, image.mode, image.width * image.height * len(image.getbands())
+        pixels = np.ascontiguousarray(image)
+        num_bytes = image.width * image.height * len(image.getbands())
+        return Header(image.size, image.mode, num_bytes, zlib.crc32(pixels.data))
     with _decoding(), _opened(reference) as stream:
         image = _open(stream)
         size, mode = image.size, image.mode
-        start, end, num_bytes = _ends(stream)
+        start, middle, end, num_bytes = _parts(stream)
         if (start.startswith(_JPEG_START) and _JPEG_END not in end) or (
             start.startswith(_PNG_START) and _PNG_END not in end
         ):
             stream.seek(0)
             _open(stream).load()
-    return size, mode, num_bytes
+    return Header(size, mode, num_bytes, zlib.crc32(start + middle + end))
 
 
 def is_deep(mode: str) -> bool:
@@ -214,13 +230,15 @@ def _bytes_or_path(reference: Mapping[str, Any]) -> bytes | str:
     return content
 
 
-def _ends(stream: BinaryIO) -> tuple[bytes, bytes, int]:
-    """Return the first bytes, the last bytes and the length of a stream."""
+def _parts(stream: BinaryIO) -> tuple[bytes, bytes, bytes, int]:
+    """Return the first bytes, some of the middle, the last bytes, and the length of a stream."""
     stream.seek(0)
-    start = stream.read(8)
+    start = stream.read(_PART)
     num_bytes = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, num_bytes - _TAIL))
-    return start, stream.read(), num_bytes
+    stream.seek(num_bytes // 2)
+    middle = stream.read(_PART)
+    stream.seek(max(0, num_bytes - _PART))
+    return start, middle, stream.read(), num_bytes
 
 
 def _reason(error: Exception) -> str:

@@ -77,10 +77,11 @@ def find_claims(path: str | os.PathLike[str]) -> Claimed:
             f"{what} no folder of a model, no card and no JSON file; give one of these"
         )
     try:
-        identify(open_folder(folder, "", os.fspath(folder)))
+        saved = open_folder(folder, None, os.fspath(folder))
+        identify(saved)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {REPEAT}") from error
-    return claims_of_folder(folder)
+    return claims_of_folder(saved.folder)
 
 
 def claims_of_folder(folder: Path) -> Claimed:

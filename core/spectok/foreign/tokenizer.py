@@ -13,17 +13,21 @@ from torch import Tensor
 
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.foreign.folder import ForeignFolder
+from spectok.messages import note
 from spectok.modeling import read_dtype
 from spectok.saved_config import CONFIG_NAME
 from spectok.saving import first_line
 from spectok.tokenizer import ImageTokenizer
 from spectok.weights import (
+    ENDING,
     StoredTensor,
     check_finite,
     check_fits,
     find_weights,
+    index_names,
     main_dtype,
     read_headers,
+    variants,
 )
 
 
@@ -86,7 +90,8 @@ class ForeignTokenizer(ImageTokenizer):
         Args:
             saved: Its folder and its config.
             image_size: Height and width, in pixels. None: what the model was made for.
-            variant: Part of the weights' names, such as ``"fp16"``.
+            variant: Part of the weights' names, such as ``"fp16"``. None: none, or the one that
+                there is.
             torch_dtype: Type of the weights, but the quantizer's; ``"auto"``: as saved.
             trust: See :meth:`SpectokModel.from_pretrained`.
 
@@ -96,6 +101,9 @@ class ForeignTokenizer(ImageTokenizer):
         """
         if image_size is not None and type(image_size) is not int:
             raise ConfigError(f"image_size {image_size!r} is no whole number of pixels")
+        if variant is None and (there := cls.only_variant(saved)) is not None:
+            note(f"{saved.place}: there are no other weights than of the variant {there}")
+            variant = there
         files = cls.weight_files(saved, variant)
         headers = read_headers(files)
         names = {name: own for name in headers if (own := cls.own_name(name, saved)) is not None}
@@ -112,6 +120,7 @@ class ForeignTokenizer(ImageTokenizer):
             wanted = torch.float32 if name.split(".")[0] in kept else dtype
             state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
         model.load_state_dict(state, assign=True)
+        model.to(dtype)  # what is not saved, such as the scale of pixels
         check_finite(model, saved.place)
         return model.eval()
 
@@ -126,6 +135,14 @@ class ForeignTokenizer(ImageTokenizer):
                 f"{saved.place}/{CONFIG_NAME} describes no model: {first_line(error)}; copy or "
                 f"save it again"
             ) from error
+
+    @classmethod
+    def only_variant(cls, saved: ForeignFolder) -> str | None:
+        """Return the variant of a folder's weights if it is the only one that it has."""
+        plain = (f"{cls.weights_stem}.{ENDING}", *index_names(None, cls.weights_stem))
+        found = variants(saved.folder, cls.weights_stem)
+        is_alone = len(found) == 1 and not any((saved.folder / name).exists() for name in plain)
+        return found[0] if is_alone else None
 
     @classmethod
     def weight_files(cls, saved: ForeignFolder, variant: str | None, exist: bool = True) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectok.metrics import split_by_codebook
 from spectok.quantizers import outermost_quantizers
@@ -236,6 +236,18 @@ class TokenizerConformance(Conformance[ImageLearner]):
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         rebuilt_shapes = {name: value.shape for name, value in rebuilt.state_dict().items()}
         expect(shapes == rebuilt_shapes, "a model built from its own config has other weights")
+
+    def test_half_precision_loads_as_it_converts(self, build: Build, tmp_path: Path) -> None:
+        """Loading in bfloat16 gives what converting does, buffers that are not saved included."""
+        model = self.fresh(build).model
+        model.save_pretrained(tmp_path)
+        converted = type(model).from_pretrained(tmp_path).to(torch.bfloat16)
+        loaded = type(model).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+        for of in (nn.Module.named_parameters, nn.Module.named_buffers):
+            wanted = dict(of(converted))
+            for name, found in of(loaded):
+                same = found.dtype == wanted[name].dtype and torch.equal(found, wanted[name])
+                expect(same, f"{name} is another when it is loaded in bfloat16")
 
     def _expect_images(self, found: Tensor, wanted: Tensor, what: str) -> None:
         apart = (found - wanted).abs().max().item()
