@@ -239,6 +239,8 @@ class TokenSpec:
             )
 
     def _check_shape(self, indices: Tensor) -> None:
+        if not isinstance(indices, Tensor):
+            raise TokenError(f"indices are a {type(indices).__name__}, not a tensor of int64")
         if indices.dtype != torch.int64:
             raise TokenError(f"indices have dtype {indices.dtype}; int64 is required: use .long()")
         if indices.ndim != 2 or indices.shape[1] != self.num_tokens:

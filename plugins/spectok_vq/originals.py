@@ -140,9 +140,12 @@ def _read_options(tensors: Mapping[str, Tensor], layout: Layout, image_size: int
         codebook_size, codebook_dim = tensors[CODES].shape
         z_channels = len(tensors["quant_conv.weight"][0])
     except (KeyError, ValueError, IndexError, TypeError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        if not blocks:
+            reason = f"none is called {layout.encoder_level}.0.{block}.0…"
         raise CheckpointError(
-            f"these tensors are not that network's ({type(error).__name__}: {error}); their "
-            f"names begin with {', '.join(sorted({n.split('.')[0] for n in tensors})[:8])}"
+            f"these tensors are not that network's: {reason}{_other_format(tensors, layout)}; "
+            f"their names begin with {', '.join(sorted({n.split('.')[0] for n in tensors})[:8])}"
         ) from error
     narrow = [w for w in {channels, *widths} if w % max(channels, 1) or w < 4 * MAX_GROUPS]
     if narrow:
@@ -162,6 +165,14 @@ def _read_options(tensors: Mapping[str, Tensor], layout: Layout, image_size: int
         "middle_attention": middle in tensors,
         "z_channels": z_channels,
     }
+
+
+def _other_format(tensors: Mapping[str, Tensor], layout: Layout) -> str:
+    """Return what to say where tensors have the names of another format."""
+    for name, other in {"taming": TAMING, "llamagen": LLAMAGEN}.items():
+        if other is not layout and any(n.startswith(f"{other.encoder_level}.") for n in tensors):
+            return f"; they are named as in the format {name}"
+    return ""
 
 
 def _numbers(tensors: Mapping[str, Tensor], pattern: str) -> list[tuple[int, int]]:

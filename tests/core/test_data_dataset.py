@@ -240,6 +240,17 @@ class TestImageDataset:
         ]
         assert len({base, *(d.fingerprint for d in others)}) == 6
 
+    def test_a_large_set_is_not_known_by_names_and_sizes_alone(self, tmp_path):
+        found = set()
+        for seed in range(2):
+            rng = np.random.default_rng(seed)
+            for number in range(3):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / f"{number}.bmp")
+            rows = Rows([str(tmp_path / f"{number}.bmp") for number in range(3)])
+            found.add(ImageDataset(rows, GREY, memory_limit=0).fingerprint)
+        assert len(found) == 2
+
     def test_fingerprint_of_digits_is_stable_across_machines_and_versions(self):
         dataset = build_dataset(DataConfig(image_size=8))
         assert dataset.fingerprint == "ab97986dae36328c0d68b1c60c779087"

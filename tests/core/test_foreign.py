@@ -17,6 +17,7 @@ from spectok.cli import main
 from spectok.errors import CheckpointError, ConfigError, PluginError
 from spectok.foreign import claims
 from spectok.foreign.claims import claimed, load_class
+from spectok.modeling import model_fingerprint
 from spectok.plugins import registry
 from spectok.testing.small import small_tokenizer
 
@@ -186,7 +187,7 @@ def test_a_class_that_nobody_claims_names_the_plugins_that_could(folder):
         rest = {k: v for k, v in config.items() if k != "_class_name"}
         write(folder / "config.json", rest | {key: value})
         message = refusal(folder)
-        assert f"holds a {value}, which no installed plugin provides" in message
+        assert f"holds the class {value}, which no installed plugin provides" in message
         own, _, others = message.partition("of other libraries: ")
         assert "VQVAE" in own
         assert "AutoencoderVidTok of diffusers (FSQ), " in others
@@ -196,6 +197,27 @@ def test_missing_weights_and_pickles_are_refused(folder):
     (folder / WEIGHTS).unlink()
     (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({}))
     assert f"it has no {WEIGHTS}, and pickles are not read" in refusal(folder)
+
+
+def test_the_card_of_a_pipelines_tokenizer_lies_beside_it(folder, tmp_path):
+    pipeline(tmp_path, vqvae=["diffusers", "VQModel"])
+    measured = ["--data", "shapes", "--limit", "4", "--card"]
+    for more in (measured, ["--verify"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", str(tmp_path), *more])
+        assert ended.value.code == 0
+        assert (folder / "README.md").is_file()
+        assert not (tmp_path / "README.md").exists()
+
+
+def test_the_only_variant_of_weights_is_taken_and_said(folder, capsys):
+    given, variant = load_tokenizer(folder), folder / "diffusion_pytorch_model.fp16.safetensors"
+    (folder / WEIGHTS).rename(variant)
+    capsys.readouterr()
+    assert model_fingerprint(load_tokenizer(folder)) == model_fingerprint(given)
+    assert "there are no other weights than of the variant fp16" in capsys.readouterr().err
+    shutil.copy(variant, folder / "diffusion_pytorch_model.bf16.safetensors")
+    assert "it has the variant bf16: give variant='bf16'" in refusal(folder)
 
 
 def test_a_wrong_subfolder_is_told_what_there_is(folder):
@@ -228,7 +250,7 @@ def test_a_hub_id_that_is_no_tokenizer_says_what_it_is(cache):
     root = cache / "models--someone--pipeline" / "snapshots" / COMMIT
     write(root / "config.json", {"model_type": "bert"})
     message = refusal("someone/pipeline", cache_dir=cache)
-    assert "someone/pipeline holds a bert, which no installed plugin provides" in message
+    assert "someone/pipeline holds the class bert, which no installed plugin provides" in message
 
 
 def test_weights_that_do_not_fit_are_refused(folder):

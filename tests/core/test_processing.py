@@ -73,6 +73,14 @@ def test_other_sizes_are_resized_and_cropped_as_files_are(tmp_path, shape):
         torch.testing.assert_close(processor(floats)[0], from_file, atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
+def test_floats_are_resized_by_the_filter_of_the_model(name):
+    pixels = np.random.default_rng(0).integers(60, 190, (48, 40, 3), dtype=np.uint8)  # not clipped
+    floats = torch.from_numpy(pixels.transpose(2, 0, 1).copy()) / 127.5 - 1
+    processor = ImageProcessor((3, 16, 16), name)
+    torch.testing.assert_close(processor(floats), processor(pixels), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -121,6 +121,8 @@ def test_each_place_has_its_own_limit():
 def test_type_and_length_are_checked():
     with pytest.raises(TokenError, match=r"dtype torch.int32; int64 is required: use .long\(\)"):
         GRID.validate(torch.zeros(1, 16, dtype=torch.int32))
+    with pytest.raises(TokenError, match="are a list, not a tensor"):
+        GRID.validate([[0] * 16])
     for shape in ((1, 15), (16,), (1, 4, 4)):
         with pytest.raises(TokenError) as caught:
             GRID.validate(torch.zeros(shape, dtype=torch.int64))

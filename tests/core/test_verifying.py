@@ -159,7 +159,7 @@ def test_one_pixel_of_one_image_fails(run, copied, pictures):
 
 
 def test_a_large_set_is_known_by_its_pixels_too(measured, pictures):
-    """Names and sizes of files, all that the fingerprint of a large set knows, are not enough."""
+    """Names, sizes and some bytes, which the fingerprint of a large set knows, are not enough."""
     tokenizer = load_trained(measured / "run")
     (claim,), _ = read_claims(measured / "run" / "model" / CARD)
     ours = replace(claim, data={"name": "folder", "split": "test", "image_size": 16, "channels": 1})

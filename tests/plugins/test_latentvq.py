@@ -319,6 +319,15 @@ def test_a_cache_that_was_stopped_goes_on(folders, counted):
         open_cache(folders)
 
 
+def test_a_cache_whose_bytes_were_changed_is_refused(folders):
+    file = open_cache(folders)[2].file
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged; remove the folder"):
+        open_cache(folders)
+
+
 def test_augmented_images_are_encoded_in_each_step(recipe, tmp_path, counted, capsys):
     result = train_tokenizer(recipe("data.horizontal_flip=true"), tmp_path / "run")
     assert "computed anew in each step, not cached" in capsys.readouterr().err

@@ -141,6 +141,22 @@ def test_what_is_missing_and_left_over_is_named(judge, tmp_path):
     )
 
 
+def test_another_format_and_other_numbers_are_told(judge, tmp_path):
+    tensors = renamed(judge, "taming")
+    save_file(tensors, tmp_path / "a.safetensors")
+    message = "none is called encoder.conv_blocks.0.res.0…; they are named as in the format taming"
+    with pytest.raises(CheckpointError, match=message):
+        import_checkpoint(tmp_path / "a.safetensors", "llamagen", SIZE)
+    whole = tensors["encoder.conv_in.weight"].mul(100).int()
+    save_file(tensors | {"encoder.conv_in.weight": whole}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"encoder.conv_in.weight holds torch.int32"):
+        import_checkpoint(tmp_path / "b.safetensors", "taming", SIZE)
+    del tensors["quant_conv.weight"]
+    save_file(tensors, tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match=r"network's: quant_conv.weight is missing;"):
+        import_checkpoint(tmp_path / "c.safetensors", "taming", SIZE)
+
+
 class Surprise:
     """An object that a checkpoint may hold."""
 

@@ -33,6 +33,19 @@ def this_command() -> str:
     return shlex.join(["spectok", *WORDS.get(sys.argv[1:])])
 
 
+def words_with(option: str, value: str) -> list[str]:
+    """Return the words of the command that runs, with another value of one of its options."""
+    words, kept = list(WORDS.get(sys.argv[1:])), []
+    end = words.index("--") if "--" in words else len(words)
+    options = iter(words[:end])
+    for word in options:
+        if word == option:
+            next(options, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return ["spectok", *kept, option, value, *words[end:]]
+
+
 def say_next(*commands: list[str]) -> None:
     """Print the commands to run next, quoted for a shell.
 

@@ -46,7 +46,7 @@ def take_tensors(
         ignored: Beginnings of their names that are no part of the tokenizer.
 
     Raises:
-        CheckpointError: Names tensors that are missing, left over or of the wrong shape.
+        CheckpointError: Names tensors that are missing, left over, or of the wrong shape or type.
     """
     import torch
 
@@ -63,6 +63,9 @@ def take_tensors(
     found = {}
     for ours, theirs in names.items():
         parts = [tensors[name] for name in theirs]
+        for name, part in zip(theirs, parts):
+            if not part.is_floating_point():
+                raise CheckpointError(f"{name} holds {part.dtype}, and no floating-point numbers")
         value = torch.cat(parts) if len(parts) > 1 else parts[0]
         if tuple(value.shape) != tuple(wanted[ours]):
             raise CheckpointError(

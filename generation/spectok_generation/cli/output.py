@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spectok.cli.console import words_with
 from spectok.errors import ConfigError
 from spectok.loading import model_folder
 from spectok.messages import count_images, note, progress, say
@@ -63,17 +64,15 @@ class Output:
         save_grid(enlarge(images), self.out, self.columns)
         say(f"{wanted.num_images} images: {self.out}")
 
-    def next_command(self, again: list[str], model: str, wanted: Wanted, trust: bool) -> list[str]:
-        """Return the words that draw the same with the next seed.
+    def next_command(self, model: str, wanted: Wanted, trust: bool) -> list[str]:
+        """Return the command that draws the same with the next seed.
 
         Args:
-            again: The command and what it draws from.
             model: The prior.
             wanted: What was drawn.
             trust: Whether ``--trust`` was given.
         """
-        more = ["--out", str(self.out), "--seed", str(wanted.seed + 1)]
-        return [*again, *more, *["--trust"] * trust]
+        return words_with("--seed", str(wanted.seed + 1))
 
 
 class Folder(Output):
@@ -103,8 +102,8 @@ class Folder(Output):
         say(f"{count_images(wanted.num_images)}, each a file: {self.out}")
         say(f"what each shows and how it was drawn: {manifest}")
 
-    def next_command(self, again: list[str], model: str, wanted: Wanted, trust: bool) -> list[str]:
-        """Return the words that measure the prior; see :meth:`Output.next_command`."""
+    def next_command(self, model: str, wanted: Wanted, trust: bool) -> list[str]:
+        """Return the command that measures the prior; see :meth:`Output.next_command`."""
         from spectok.recipes.files import RUN_RECIPE
 
         number = ["--num-images", str(max(2, wanted.num_images))]
@@ -112,7 +111,7 @@ class Folder(Output):
         runs = (place, place.absolute().parent)
         is_known = any((folder / RUN_RECIPE).is_file() for folder in runs)
         data = [] if is_known else ["--data", "DATA"]
-        return ["eval", model, *number, *data, *["--trust"] * trust]
+        return ["spectok", "eval", model, *number, *data, *["--trust"] * trust]
 
 
 def choose_output(out: str, batch_size: int, columns: int | None, compiled: bool) -> Output:

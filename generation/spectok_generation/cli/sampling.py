@@ -177,7 +177,7 @@ def sample(
         labels = choose_labels(model, num_images, label)
         wanted = Wanted(num_images, labels, seed=seed, options=options, known=known or None)
         output.draw(model.to(device), decoder.to(device), wanted)
-    say_next(["spectok", *output.next_command(["sample", "--prior", prior], prior, wanted, trust)])
+    say_next(output.next_command(prior, wanted, trust))
 
 
 def text_to_image(
@@ -231,5 +231,4 @@ def text_to_image(
         encoder = load_encoder(prior, model, text, pretrained, trust=trust)
         wanted = Wanted(num_images, prompts=[prompt], seed=seed, options=options)
         output.draw(prior.to(device), decoder.to(device), wanted, encoder.to(device))
-    again = ["text-to-image", prompt, "--model", model]
-    say_next(["spectok", *output.next_command(again, model, wanted, trust)])
+    say_next(output.next_command(model, wanted, trust))
