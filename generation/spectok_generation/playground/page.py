@@ -107,6 +107,11 @@ async def refuse_address(url: str) -> Any:
     raise gr.Error(f"{url[:80]} is on another machine; upload a file", print_exception=False)
 
 
+if not hasattr(processing_utils, "async_ssrf_protected_get"):
+    raise ConfigError(
+        f"gradio {gr.__version__} fetches addresses in a way that this page cannot refuse; install "
+        "the version that 'spectok[ui]' asks for"
+    )
 processing_utils.async_ssrf_protected_get = refuse_address
 
 
