@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from spectok import load_tokenizer, messages
-from spectok.data import DataConfig
+from spectok.data import DataConfig, build_dataset
+from spectok.evaluation.protocol import make_protocol
 from spectok.machine import describe_machine
 from spectok.plugins.registry import list_registered
 from spectok_generation import load_prior
@@ -76,8 +77,9 @@ def measure(data_set: str, key: str, data: str) -> dict[str, Any]:
         cache = extract_data(tokenizer, test, folder / "test_tokens", Extraction())
     tokens = torch.from_numpy(cache.indices(np.arange(len(cache))))
     nats = torch.cat([prior.log_prob(part) for part in tokens.split(BATCH)])
-    spec = tokenizer.token_spec
+    spec, images = tokenizer.token_spec, build_dataset(test)
     return {
+        "protocol": make_protocol(images, "float32", 0, {}, likelihood="exact", condition=None),
         "bits_per_image": -nats.mean().item() / math.log(2),
         "uncoded": spec.bits_per_image,
         "tokens": spec.num_tokens,
