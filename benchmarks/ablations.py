@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from typing import Any
 import torch
 from ablation_files import Ablation, check_known, list_ablations, load_ablation, read_ablation
 from ablation_runs import Runs
+from one_line import run_program
 
-from spectok.errors import CheckpointError, ConfigError, SpectokError, TrainingError
+from spectok.errors import CheckpointError, ConfigError, TrainingError
 from spectok.evaluation import compare_results
 from spectok.reading import read_json
 from spectok.writing import write_text
@@ -219,9 +219,4 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectokError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    run_program(main)

@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 
 import torch
+from one_line import run_program
 from torch import Tensor
 
 from spectok import ImageTokenizer
@@ -113,4 +114,4 @@ def draw(tokenizer: ImageTokenizer, photos: OriginalImages, picture: Path) -> No
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

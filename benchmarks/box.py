@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from box_files import MEASURED, give_license, halve, log_of, recipe_section, shrink
 from box_priors import store_pipeline, store_prior
+from one_line import run_program
 from torch import Tensor
 
 from spectok import ImageTokenizer, TrainedModel, load_tokenizer
@@ -237,4 +238,4 @@ def size_of(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

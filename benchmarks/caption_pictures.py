@@ -20,6 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from one_line import run_program
 
 from spectok.data import DataConfig, build_dataset
 from spectok.images import make_grid, to_pil
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

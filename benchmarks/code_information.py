@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_line import positive, run_program
 from tqdm import tqdm
 
 from spectok import load_tokenizer
@@ -34,11 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("models", nargs="+", help="trained models of one size of images")
     parser.add_argument("--data", required=True, help="folder with the data set as parquet files")
-    parser.add_argument("--limit", type=int, default=500, help="test images")
+    parser.add_argument("--limit", type=positive, default=500, help="test images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokenizers = {name: load_tokenizer(name).eval() for name in arguments.models}
     first = next(iter(tokenizers.values()))
+    for name, model in tokenizers.items():
+        if model.token_spec.num_levels > 1:
+            parser.error(f"{name} has several levels: single codes cannot be left out")
+        if model.image_shape != first.image_shape:
+            parser.error(f"{name} takes other images than {arguments.models[0]}")
     dataset = test_images(arguments.data, first, arguments.limit)
     batches = torch.stack([dataset[i]["images"] for i in range(len(dataset))]).split(BATCH_SIZE)
     studies = {
@@ -75,4 +81,4 @@ def summarise(study: Any) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

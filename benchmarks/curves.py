@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_line import run_program
 from safetensors.torch import load_model
 
 from spectok import ImageTokenizer, load_tokenizer, messages
@@ -78,6 +79,8 @@ def main() -> None:
         write(RESULTS / f"{arguments.set}_cost.json", time_steps(arguments.set))
     elif not arguments.key or not arguments.data:
         parser.error("a tokenizer and --data DIR are needed")
+    elif arguments.search and arguments.settings:
+        parser.error("--settings are for the long run; leave them out with --search")
     elif arguments.search:
         search(arguments.set, arguments.key, arguments.data)
     else:
@@ -248,4 +251,4 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

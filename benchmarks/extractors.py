@@ -30,6 +30,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from one_line import run_program
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spectok
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_line import positive, run_program
 from spectra import FLOOR, radial_frequencies
 from torch import Tensor
 
@@ -223,8 +224,8 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, Any]:
 def main() -> None:
     """Run all variants for every seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=positive, default=300)
+    parser.add_argument("--seeds", type=positive, default=3)
     path = Path(__file__).parent / "results" / "favae_spectrum.json"
     parser.add_argument("--out", type=Path, default=path)
     arguments = parser.parse_args()
@@ -256,4 +257,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from one_line import positive, run_program
 from safetensors.torch import load_model
 from torch import Tensor
 
@@ -97,9 +98,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=Path, required=True, help="picture to write, such as x.png")
-    parser.add_argument("--images", type=int, default=8, help="images in a row")
-    parser.add_argument("--rows", type=int, help="rows to draw (default: every checkpoint)")
-    parser.add_argument("--measured", type=int, default=500, help="images to measure")
+    parser.add_argument("--images", type=positive, default=8, help="images in a row")
+    parser.add_argument("--rows", type=positive, help="rows to draw (default: every checkpoint)")
+    parser.add_argument("--measured", type=positive, default=500, help="images to measure")
     parser.add_argument("--cut", type=float, default=0.125, help="cycles per pixel")
     parser.add_argument("--data", help="where the data are, if not where they were")
     arguments = parser.parse_args()
@@ -279,4 +280,4 @@ def draw(originals: Tensor, found: dict[str, list[Kept]]) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

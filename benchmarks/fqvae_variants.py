@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from one_line import run_program
 
 from spectok.data import build_dataset
 from spectok.evaluation.protocol import make_protocol
@@ -107,8 +108,12 @@ def main() -> None:
     parser.add_argument("--data", choices=RECIPES, default="digits")
     arguments = parser.parse_intermixed_args()
     settings = [word for word in arguments.words if "=" in word]
+    variants = [word for word in arguments.words if "=" not in word]
+    for name in variants:
+        if name not in VARIANTS:
+            parser.error(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
     path = Path(__file__).parent / "results" / f"fqvae_{arguments.data}.json"
-    for name in [word for word in arguments.words if "=" not in word] or VARIANTS:
+    for name in variants or VARIANTS:
         widths = GRID_WIDTHS[arguments.data] if VARIANTS[name] is GRID else {}
         overrides = VARIANTS[name] | widths
         recipe = load_tokenizer_recipe(RECIPES[arguments.data], [*overrides.items(), *settings])
@@ -124,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from judging import Judge, make_judge, make_tokenizer, measure_tokenizer
+from one_line import positive, run_program
 
 from spectok.images import save_grid
 from spectok.machine import describe_machine
@@ -93,8 +94,10 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", help=f"by default {', '.join(RECIPES)}")
     parser.add_argument("--data", required=True, help="folder with MNIST as parquet files")
     parser.add_argument("--out", type=Path, default=Path("runs/latent_diffusion"))
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="where to measure")
+    parser.add_argument("--steps", type=positive, nargs="+", default=STEPS, help="where to measure")
     arguments = parser.parse_args()
+    for name in arguments.recipes:
+        load_prior_recipe(name)  # refused before the judge is trained
     judge = make_judge(arguments.data, arguments.out / "classifier")
     path = RESULTS / "latent_diffusion.json"
     for name in arguments.recipes or RECIPES:
@@ -111,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from one_line import run_program
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -382,4 +383,4 @@ def per_step(marks: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_line import run_program
 
 from spectok import Level, TokenSpec
 from spectok.machine import describe_machine
@@ -100,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from judging import Judge, make_judge, measure_tokenizer, reconstruct
+from one_line import positive, run_program
 from torch import Tensor
 
 from spectok import ImageTokenizer, list_models, load_tokenizer
@@ -151,8 +152,10 @@ def main() -> None:
     parser.add_argument("--tokenizers", nargs="+", choices=found, default=found)
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_priors"))
-    parser.add_argument("--steps", type=int, help="instead of the recipe's training steps")
-    parser.add_argument("--samples", type=int, default=NUM_SAMPLES, help="digits of each prior")
+    parser.add_argument("--steps", type=positive, help="instead of the recipe's training steps")
+    parser.add_argument(
+        "--samples", type=positive, default=NUM_SAMPLES, help="digits of each prior"
+    )
     arguments = parser.parse_args()
     judge = make_judge(arguments.data, arguments.out / "classifier")
     is_whole = arguments.steps is None and arguments.samples == NUM_SAMPLES
@@ -183,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

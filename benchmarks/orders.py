@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from one_line import positive, run_program
 
 from spectok import load_tokenizer, messages
 from spectok.data import DataConfig, build_dataset
@@ -116,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with MNIST as parquet files")
     parser.add_argument("--tokenizers", nargs="+", choices=COMPARED, default=list(COMPARED))
-    parser.add_argument("--steps", type=int, help=f"instead of {STEPS:,} training steps")
+    parser.add_argument("--steps", type=positive, help=f"instead of {STEPS:,} training steps")
     parser.add_argument("--out", type=Path, default=Path("runs/orders"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

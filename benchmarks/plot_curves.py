@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from one_line import run_program
 
 RESULTS = Path(__file__).parent / "results" / "curves"
 MEASURES = {"psnr": "PSNR in dB", "ssim": "SSIM"}
@@ -95,4 +96,4 @@ def order(curves: dict[str, Any], costs: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_line import run_program
 from torch import Tensor, nn
 
 from spectok.loading import load_tokenizer
@@ -150,4 +151,4 @@ def forget_peak(on_gpu: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

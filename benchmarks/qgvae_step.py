@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from one_line import run_program
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -199,4 +200,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

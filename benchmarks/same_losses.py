@@ -23,6 +23,7 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from one_line import run_program
 
 Losses = dict[str, list[dict[str, float]]]
 """Recipe -> losses by name, for each step."""
@@ -138,4 +139,4 @@ def report(names: list[str], before: Losses, after: Losses, steps: int) -> list[
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_line import run_program
 from transformers import DynamicCache
 
 from spectok import Level, TokenSpec, load_tokenizer
@@ -224,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from one_line import run_program
 
 import spectok
 from spectok.quantizers import nearest_codes
@@ -150,4 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

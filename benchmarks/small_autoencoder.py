@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from one_line import run_program
 from torch.nn import functional as F
 
 from spectok.data import DataConfig, build_dataset
@@ -97,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

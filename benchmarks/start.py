@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from one_line import run_program
 from same_losses import ROOT, SOURCES, describe_package, export
 
 from spectok.machine import describe_machine
@@ -121,4 +122,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from drawn_shapes import Painter, judge_checker, score
+from one_line import positive, run_program
 
 from spectok.data import DataConfig, build_dataset
 from spectok.data.shapes import COMBINATIONS, caption, is_unseen
@@ -138,11 +139,17 @@ def main() -> None:
     assert recipe.text is not None
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["cross", "pooled", "prefix"])
-    parser.add_argument("--steps", type=int, help="of each prior (default: those of the recipe)")
-    parser.add_argument("--shared-steps", type=int, help="of tokenizer and CLIP (default: theirs)")
+    parser.add_argument(
+        "--steps", type=positive, help="of each prior (default: those of the recipe)"
+    )
+    parser.add_argument(
+        "--shared-steps", type=positive, help="of tokenizer and CLIP (default: theirs)"
+    )
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 3.0, 5.0])
     parser.add_argument("--swept", nargs="*", choices=FORMS, default=["cross"])
-    parser.add_argument("--images", type=int, default=500, help="for seen and for unseen captions")
+    parser.add_argument(
+        "--images", type=positive, default=500, help="for seen and for unseen captions"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the priors")
     parser.add_argument("--tokenizer", default=recipe.tokenizer, help="folder or recipe")
     parser.add_argument("--text", default=recipe.text.encoder, help="folder or recipe of a CLIP")
@@ -183,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

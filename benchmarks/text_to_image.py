@@ -27,6 +27,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from drawn_shapes import ATTRIBUTES, Painter, judge_checker, read, score
+from one_line import run_program
 
 from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, caption, is_unseen
 from spectok.evaluation.protocol import VERSION, protocol_id
@@ -160,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

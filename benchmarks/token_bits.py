@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from one_line import run_program
 
 from spectok import load_tokenizer, messages
 from spectok.data import DataConfig, build_dataset
@@ -89,4 +90,4 @@ def measure(data_set: str, key: str, data: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

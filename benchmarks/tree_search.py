@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from one_line import run_program
 
 from spectok import load_tokenizer
 from spectok.machine import describe_machine
@@ -142,4 +143,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from one_line import run_program
 
 from spectok import TrainedModel
 from spectok.cards import Claim
@@ -77,4 +78,4 @@ def largest(checks: list[Check]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

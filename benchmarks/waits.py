@@ -22,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from one_line import run_program
 from same_losses import ROOT, SOURCES, describe_package, export, smoke_recipes
 
 from spectok.machine import describe_machine
@@ -136,4 +137,4 @@ def show(names: list[str], result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -319,10 +319,30 @@ def test_prefixes_are_what_an_ordered_model_decodes():
     assert found["first 2"] == pytest.approx(float(runs.psnr(images, decoded).mean()), abs=1e-4)
 
 
+def test_maps_are_alike_or_orthogonal(monkeypatch):
+    runs = module("ablation_runs")
+    data = build_dataset(DataConfig(name="digits", limit=8, image_size=8))
+    waves = torch.outer(torch.arange(1.0, 9), torch.ones(1)) * torch.eye(16)[:8].sum(0)  # (8, 16)
+
+    class Model:
+        def __init__(self, maps):
+            self.maps = maps
+
+        def encode_latents(self, images):
+            return self.maps.expand(len(images), -1, -1).unflatten(2, (4, 4))
+
+    alike = runs.map_cosines(Model(waves + 5), data)  # one map, eight times as strong at the end
+    assert alike == pytest.approx({"cosine of first 8 maps": 1, "cosine of all maps": 1})
+    angles = torch.arange(16) * 2 * torch.pi / 16
+    apart = torch.cat([torch.stack([(k * angles).sin(), (k * angles).cos()]) for k in range(1, 5)])
+    found = runs.map_cosines(Model(apart), data)
+    assert found == pytest.approx(dict.fromkeys(found, 0), abs=1e-5)
+
+
 ENDS = ("", ", others at their mean")
 
 
 def test_the_program_ends_with_one_line_where_its_input_is_wrong(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablations.py", "nothing_such"])
-    with pytest.raises(SystemExit, match=r"^unknown ablation 'nothing_such'[^\n]*$"):
+    with pytest.raises(SystemExit, match=r"^error: unknown ablation 'nothing_such'[^\n]*$"):
         runpy.run_path(str(ROOT / "benchmarks" / "ablations.py"), run_name="__main__")
