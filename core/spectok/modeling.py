@@ -16,12 +16,12 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import torch
-from accelerate import init_empty_weights
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from spectok.bounds import bounded_building, check_layout, check_numbers
+from spectok.buffers import recompute_buffers
 from spectok.errors import CheckpointError, ConfigError, SpectokError
 from spectok.hub import download
 from spectok.places import may_be_hub_id, missing
@@ -171,25 +171,11 @@ class SpectokModel(ModelMixin, ConfigMixin):
             if name.rpartition(".")[-1] in (cls._keep_in_fp32_modules or ()):
                 module.float()
         if kwargs.get("torch_dtype") not in (None, torch.float32):
-            model.recompute_buffers()
+            recompute_buffers(model)
         check_fits(model.state_dict(), stored, place, cls.__name__)
         check_finite(model, place)
         model.load_more(folder)
         return (model, info) if want_info else model
-
-    def recompute_buffers(self) -> None:
-        """Fill buffers that are not saved with what the constructor computes in float32.
-
-        Loading in half precision runs the constructor in that precision, where positions and
-        frequencies may come out as others than those that the model was trained with.
-        """
-        saved = self.state_dict().keys()
-        with init_empty_weights(), torch.random.fork_rng(devices=[]):
-            computed: Any = type(self).from_config(dict(self.config))
-        mine = dict(self.named_buffers())
-        for name, buffer in computed.named_buffers():
-            if name not in saved:
-                mine[name].copy_(buffer)
 
     @classmethod
     def _check(

@@ -352,16 +352,20 @@ class OtherConfig(VQVAE):
 
 
 class RoundedPositions(VQVAE):
-    """Computes positions in the precision that it is loaded in."""
+    """Has other positions where it is loaded in another precision."""
 
     @register_to_config
     def __init__(self, image_size: int = 16, in_channels: int = 1, codebook_size: int = 32):
         build = inspect.unwrap(VQVAE.__init__)
         build(self, image_size, in_channels, codebook_size=codebook_size, channels=8)
-        self.register_buffer("positions", 1000 * torch.arange(7) / 7, persistent=False)
+        self.register_buffer("positions", torch.arange(7) / 7, persistent=False)
 
-    def recompute_buffers(self):
-        pass
+    @classmethod
+    def from_pretrained(cls, *place, **options):
+        model = super().from_pretrained(*place, **options)
+        if "torch_dtype" in options:
+            model.positions.mul_(1.01)
+        return model
 
 
 class BatchStatistics(VQVAE):

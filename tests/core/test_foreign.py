@@ -187,7 +187,7 @@ def test_a_class_that_nobody_claims_names_the_plugins_that_could(folder):
         rest = {k: v for k, v in config.items() if k != "_class_name"}
         write(folder / "config.json", rest | {key: value})
         message = refusal(folder)
-        assert f"holds the class {value}, which no installed plugin provides" in message
+        assert f"holds a {value}, which no installed plugin provides" in message
         own, _, others = message.partition("of other libraries: ")
         assert "VQVAE" in own
         assert "AutoencoderVidTok of diffusers (FSQ), " in others
@@ -250,7 +250,7 @@ def test_a_hub_id_that_is_no_tokenizer_says_what_it_is(cache):
     root = cache / "models--someone--pipeline" / "snapshots" / COMMIT
     write(root / "config.json", {"model_type": "bert"})
     message = refusal("someone/pipeline", cache_dir=cache)
-    assert "someone/pipeline holds the class bert, which no installed plugin provides" in message
+    assert "someone/pipeline holds a bert, which no installed plugin provides" in message
 
 
 def test_weights_that_do_not_fit_are_refused(folder):

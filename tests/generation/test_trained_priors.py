@@ -175,6 +175,6 @@ def test_a_prior_of_a_tokenizer_in_the_box_is_put_into_it(box, runs, store, tmp_
 
 def test_a_prior_of_another_tokenizer_is_not_put_into_the_box(box, runs, store, tmp_path):
     (tmp_path / "box").mkdir()
-    with pytest.raises(CheckpointError, match="the tokenizer of this prior is vqvae/digits, no"):
+    with pytest.raises(SystemExit, match="error: the tokenizer of this prior is vqvae/digits, no"):
         store(runs / "gpt", "gpt/stored", "--box", tmp_path / "box")
     assert list((tmp_path / "box").iterdir()) == []

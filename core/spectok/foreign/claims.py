@@ -68,12 +68,12 @@ def describe_unclaimed(config: Mapping[str, Any]) -> str:
     """Return what a config holds and what plugins could load instead, for messages."""
     named = [config.get("_class_name"), config.get("model_type")]
     names = [n[:80] for n in named if isinstance(n, str) and re.fullmatch(r"[\w-]+", n)]
-    held = f"the class {names[0]}" if names else "no known class (_class_name, model_type)"
+    held = names[0] if names else "model of no known class (_class_name, model_type)"
     classes = sorted(registry.class_names("tokenizer").values())
     others = sorted(kind.summary for kind in foreign_models().values())
     broken = sorted(registry.broken_plugins())
     failed = f". Plugins that failed to load: {', '.join(broken)}" if broken else ""
     return (
-        f"holds {held}, which no installed plugin provides as a tokenizer; installed: "
+        f"holds a {held}, which no installed plugin provides as a tokenizer; installed: "
         f"{', '.join(classes)}; of other libraries: {', '.join(others) or 'none'}{failed}"
     )
