@@ -30,7 +30,7 @@ LAYERS = (
         "token_spec",
     }
     | {"distributed"},
-    {"bounds", "hub", "saving", "weights"},
+    {"bounds", "buffers", "hub", "saving", "weights"},
     {"saved_config"},
     {"images", "processes"},
     {"token_files"},
