@@ -126,10 +126,8 @@ def cached_latents(
             f"latents cannot be written to {folder}: {error.strerror or error}; set {FOLDER} to a "
             f"folder with room for {len(dataset) * row_bytes(shape) >> 20:,} MiB"
         ) from error
-    recorded, found = (
-        read_json(folder / HEADER, CheckpointError),
-        sha256_of_file(file, CheckpointError),
-    )
+    recorded = read_json(folder / HEADER, CheckpointError)
+    found = sha256_of_file(file, CheckpointError)
     if not isinstance(recorded, dict) or recorded.get("sha256") != found:
         raise CheckpointError(f"{file} is damaged; remove the folder {folder}")
     say(f"latents of {len(dataset):,} images: {shown_path(folder)}")
