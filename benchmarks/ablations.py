@@ -56,11 +56,14 @@ def main(words: Sequence[str] | None = None) -> None:
     name, ablation = load_ablation(arguments.name)
     check_known(arguments.only or [], ablation)
     runs, folder = open_runs(name, ablation, arguments)
+    seeds = arguments.seeds or ablation.seeds
     command = f"python benchmarks/ablations.py {name}{' --data DIR' if arguments.data else ''}"
+    if seeds != ablation.seeds:
+        command += f" --seeds {seeds}"
     path = folder / f"{name}.json"
     report: dict[str, Any] = {}
     failed: list[str] = []
-    for seed in range(arguments.seeds or ablation.seeds):
+    for seed in range(seeds):
         for variant in arguments.only or ablation.variants:
             try:
                 runs.train(variant, seed, runs.rate_of(variant))

@@ -29,15 +29,18 @@ from safetensors.torch import load_model
 from spectok import ImageTokenizer, load_tokenizer, messages
 from spectok.cards import Claim
 from spectok.data import DataConfig, ImageDataset, build_dataset
+from spectok.errors import ConfigError
 from spectok.evaluation import evaluate_reconstruction
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
 from spectok.evaluation.terms import data_section
 from spectok.machine import describe_machine
 from spectok.modeling import model_fingerprint
+from spectok.recipes.options import upgrade_recipe
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
 from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
+from spectok.training.same_run import check_same_run
 
 SETS = {
     "cifar10": {"steps": 15_625, "search": 1000, "warmup": 200, "rates": ("1e-3", "2e-3", "4e-3")},
@@ -118,15 +121,37 @@ def searched_rate(data_set: str, key: str) -> str:
 
 def run(data_set: str, key: str, data: str, rate: str, further: list[str]) -> dict[str, Any]:
     """Train for ten passes, measure, and write the result."""
-    chosen = SETS[data_set]
-    settings = [f"train.learning_rate={rate}", f"train.steps={chosen['steps']}"]
-    settings += [f"train.warmup_steps={chosen['warmup']}", "train.keep_last=100", *further]
+    settings = long_settings(data_set, rate, further)
+    path = RESULTS / f"{data_set}_{key}.json"
+    recipe = make_recipe(data_set, key, data, settings)
+    if path.is_file():
+        refuse_others(path, recipe)
     folder = train(data_set, key, data, settings, "long")
     words = ["python benchmarks/curves.py --set", data_set, key, "--data DIR --rate", rate]
     command = " ".join([*words, *(["--settings", *further] if further else [])])
     result = {"command": command} | measure(folder, data)
-    write(RESULTS / f"{data_set}_{key}.json", result)
+    write(path, result)
     return result
+
+
+def long_settings(data_set: str, rate: str, further: list[str]) -> list[str]:
+    """Return the settings of ten passes."""
+    chosen = SETS[data_set]
+    settings = [f"train.learning_rate={rate}", f"train.steps={chosen['steps']}"]
+    return [*settings, f"train.warmup_steps={chosen['warmup']}", "train.keep_last=100", *further]
+
+
+def refuse_others(path: Path, recipe: TokenizerRecipe) -> None:
+    """Refuse to write over a result of other settings, before hours are spent on it.
+
+    Raises:
+        ConfigError: If the file is of another recipe; names what differs.
+    """
+    earlier = upgrade_recipe(json.loads(path.read_text())["recipe"])
+    try:
+        check_same_run(earlier, without_places(recipe), places=())
+    except ConfigError as error:
+        raise ConfigError(*error.problems, f"{path} is of that run; move it away") from None
 
 
 def time_steps(data_set: str, rounds: int = 5) -> dict[str, Any]:
@@ -177,10 +202,22 @@ def equal_size(data_set: str, key: str) -> list[str]:
     return EQUAL_SIZE.get(key, []) if data_set == "cifar10" else []
 
 
+def make_recipe(data_set: str, key: str, data: str, settings: list[str]) -> TokenizerRecipe:
+    """Return the recipe of a run."""
+    overrides = [("data.path", data), *SETTINGS, *equal_size(data_set, key), *settings]
+    return load_tokenizer_recipe(f"compare/{data_set}/{key}", overrides)
+
+
+def without_places(recipe: TokenizerRecipe) -> dict[str, Any]:
+    """Return a recipe's sections as a result has them: without folders of one machine."""
+    sections = recipe.model_dump(mode="json", exclude={"output"})
+    sections["data"].pop("path")
+    return sections
+
+
 def train(data_set: str, key: str, data: str, settings: list[str], name: str) -> Path:
     """Train, or go on training, and return the folder of the run."""
-    overrides = [("data.path", data), *SETTINGS, *equal_size(data_set, key), *settings]
-    recipe = load_tokenizer_recipe(f"compare/{data_set}/{key}", overrides)
+    recipe = make_recipe(data_set, key, data, settings)
     prefix = "" if data_set == "cifar10" else f"{data_set}-"
     folder = Path("runs", "curves", f"{prefix}{key}-{name}")
     with messages.silenced():
@@ -207,10 +244,8 @@ def measure(folder: Path, data: str) -> dict[str, Any]:
     claims = [claim(trained, configs[1], everything, final, KEPT)]
     if curve and curve[-1]["step"] == recipe.train.steps:
         claims.append(claim(trained, configs[0], some, found, DRAWN))
-    sections = recipe.model_dump(mode="json", exclude={"output"})
-    sections["data"].pop("path")
     return {
-        "recipe": sections,
+        "recipe": without_places(recipe),
         "curve_images": CURVE_IMAGES,
         "curve": curve,
         "final_images": len(everything),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spectok.data import DataConfig, build_dataset
 from spectok.data.shapes import COMBINATIONS, caption
+from spectok.evaluation.protocol import VERSION, protocol_id
 from spectok.evaluation.shapes import ShapeReading, read_shapes
 from spectok.images import to_uint8
 from spectok_generation.drawing import draw_images
@@ -59,6 +60,21 @@ def judge_checker(tokenizer: Any) -> dict[str, Any]:
             "reconstructed": score(torch.cat(decoded), labels),
         }
     return found
+
+
+def drawing_protocol(num_images: int) -> dict[str, Any]:
+    """Return how images are drawn and judged, with its id."""
+    protocol = {
+        "version": VERSION,
+        "captions": [caption(label) for label in range(len(COMBINATIONS))],
+        "num_images": num_images,
+        "judged_by": "spectok.evaluation.shapes.read_shapes",
+        "temperature": 1.0,
+        "seed": 0,
+        "precision": "float32",
+        "rounding": "uint8",
+    }
+    return {"id": protocol_id(protocol), **protocol}
 
 
 class Painter:

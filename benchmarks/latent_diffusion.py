@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,17 @@ def run(name: str, arguments: argparse.Namespace, judge: Judge) -> dict[str, Any
     picture = RESULTS / f"latent_diffusion_{name.split('/')[-1]}.png"
     save_grid(torch.cat([*rows, real]), picture, columns=SHOWN)
     return {
+        "command": command(name, arguments.steps),
         "tokenizer": measure_tokenizer(tokenizer, judge),
         "checkpoints": checkpoints,
         "picture": f"{picture.name}: a row for each checkpoint, then test images",
     }
+
+
+def command(name: str, steps: Sequence[int]) -> str:
+    """Return the command that measures a recipe."""
+    words = f"python benchmarks/latent_diffusion.py {name} --data DIR"
+    return words if tuple(steps) == STEPS else f"{words} --steps {' '.join(map(str, steps))}"
 
 
 def main() -> None:
@@ -107,7 +115,7 @@ def main() -> None:
         results["judge"] = judge.describe()
         results |= {"samples": NUM_SAMPLES, "sampling_steps": SAMPLING.num_steps}
         results["machine"] = describe_machine()
-        results["command"] = "python benchmarks/latent_diffusion.py --data DIR"
+        results["command"] = command("RECIPE", STEPS)
         path.write_text(json.dumps(results, indent=1) + "\n")
         for checkpoint in result["checkpoints"]:
             print(name, json.dumps(checkpoint))

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawn_shapes import Painter, judge_checker, score
+from drawn_shapes import Painter, drawing_protocol, judge_checker, score
 from one_line import positive, run_program
 
-from spectok.data import DataConfig, build_dataset
+from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.data.shapes import COMBINATIONS, caption, is_unseen
+from spectok.evaluation.protocol import make_protocol
 from spectok.loading import load_trained
 from spectok.machine import describe_machine
 from spectok.training import load_tokenizer_recipe, train_tokenizer
@@ -49,6 +50,7 @@ FORMS = {  # name -> text_conditioning, and blocks more than the recipe has
     "prefix": ("prefix", 0),
     "prefix_deeper": ("prefix", 1),
 }
+LIKELIHOOD = {"likelihood": "exact", "condition": "text"}
 SPLITS = {
     "seen": [label for label in range(len(COMBINATIONS)) if not is_unseen(label)],
     "unseen": [label for label in range(len(COMBINATIONS)) if is_unseen(label)],
@@ -107,13 +109,20 @@ def train(recipe: PriorRecipe, folder: Path) -> dict[str, float]:
     return json.loads(record.read_text())
 
 
+def held_out() -> dict[str, ImageDataset]:
+    """Return unseen images, of combinations that were trained on and of others."""
+    configs = {
+        name: DataConfig.model_validate({"name": "shapes", "split": split})
+        for name, split in (("seen", "test"), ("unseen", "unseen"))
+    }
+    return {name: build_dataset(config, train=False) for name, config in configs.items()}
+
+
 @torch.no_grad()
 def held_out_bits(painter: Painter) -> dict[str, float]:
     """Return the bits that the tokens of an unseen image cost, given its caption."""
     found = {}
-    for name, split in (("seen", "test"), ("unseen", "unseen")):
-        config = DataConfig.model_validate({"name": "shapes", "split": split})
-        dataset = build_dataset(config, train=False)
+    for name, dataset in held_out().items():
         images = torch.stack([dataset[i]["images"] for i in range(len(dataset))])
         texts = painter.encoder([caption(int(dataset[i]["label"])) for i in range(len(dataset))])
         total = 0.0
@@ -161,6 +170,11 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/text_conditioning.py", *sys.argv[1:]]),
         "machine": describe_machine(),
+        "protocol": drawing_protocol(arguments.images),
+        "protocols_of_bits": {
+            name: {"protocol": make_protocol(images, "float32", 0, {}, **LIKELIHOOD)}
+            for name, images in held_out().items()
+        },
         "recipe": f"generation/{RECIPE}",
         "tokenizer": arguments.tokenizer,
         "text": arguments.text,

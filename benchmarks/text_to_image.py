@@ -26,11 +26,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from drawn_shapes import ATTRIBUTES, Painter, judge_checker, read, score
+from drawn_shapes import ATTRIBUTES, Painter, drawing_protocol, judge_checker, read, score
 from one_line import run_program
 
 from spectok.data.shapes import COLOURS, COMBINATIONS, SHAPES, SIZES, caption, is_unseen
-from spectok.evaluation.protocol import VERSION, protocol_id
 from spectok.images import make_grid, to_pil
 from spectok.machine import describe_machine
 from spectok_generation.prior_recipe import load_prior_recipe
@@ -102,21 +101,6 @@ def train(out: Path) -> dict[str, Any]:
     return json.loads(record.read_text()) | what
 
 
-def drawing_protocol() -> dict[str, Any]:
-    """Return how images are drawn and judged, with its id."""
-    protocol = {
-        "version": VERSION,
-        "captions": [caption(label) for label in range(len(COMBINATIONS))],
-        "num_images": NUM_IMAGES,
-        "judged_by": "spectok.evaluation.shapes.read_shapes",
-        "temperature": 1.0,
-        "seed": 0,
-        "precision": "float32",
-        "rounding": "uint8",
-    }
-    return {"id": protocol_id(protocol), **protocol}
-
-
 def main() -> None:
     """Train what does not exist yet, draw, read and write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -127,7 +111,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": "python benchmarks/text_to_image.py" + " --train" * arguments.train,
         "machine": describe_machine(),
-        "protocol": drawing_protocol(),
+        "protocol": drawing_protocol(NUM_IMAGES),
         "recipe": f"generation/{RECIPE}",
     }
     if arguments.train:

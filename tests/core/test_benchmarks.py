@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,35 @@ def test_numbers_from_one_on(one_line, text):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_refuses_in_one_line(name):
     assert (BENCHMARKS / name).read_text("utf-8").endswith("\n    run_program(main)\n")
+
+
+CURVES = sorted(
+    path.name
+    for path in (BENCHMARKS / "results" / "curves").glob("*_*.json")
+    if not path.stem.endswith(("rates", "cost"))
+)
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("curves")
+
+
+def recipe_of_command(curves, name, command):
+    data_set, key = name.removesuffix(".json").split("_", 1)
+    words = command.split()
+    further = words[words.index("--settings") + 1 :] if "--settings" in words else []
+    settings = curves.long_settings(data_set, words[words.index("--rate") + 1], further)
+    return curves.make_recipe(data_set, key, "DIR", settings)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_is_measured_again_by_its_command_and_by_no_other(curves, name):
+    path = BENCHMARKS / "results" / "curves" / name
+    command = json.loads(path.read_text())["command"]
+    curves.refuse_others(path, recipe_of_command(curves, name, command))
+    other = recipe_of_command(curves, name, command)
+    other.train.max_grad_norm = 0.5
+    with pytest.raises(ConfigError, match=r"train\.max_grad_norm.*\n.*move it away"):
+        curves.refuse_others(path, other)

@@ -19,6 +19,7 @@ from spectok.loading import load_tokenizer
 from spectok.nn.vqgan import PixelAttention
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import builtin_folder, list_recipes, recipe_folders
+from spectok.recipes.options import upgrade_recipe
 from spectok.training.recipe import load_tokenizer_recipe
 from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.priors.factory import create_prior
@@ -242,3 +243,11 @@ def test_recipes_come_from_the_checkout_itself():
     assert builtin_folder().name == "configs"
     assert recipe_folders()["spectok"] == builtin_folder()
     assert not any(name.startswith("accelerate/") for name in list_recipes())
+
+
+def test_a_recipe_of_an_earlier_version_gets_the_options_of_this_one():
+    section = {"name": "hrvqvae", "image_size": 32, "quantizer": {"name": "tree", "branching": 8}}
+    upgraded = upgrade_recipe({"tokenizer": section})["tokenizer"]
+    assert upgraded["quantizer"]["start"] == "kmeans"  # as it was before there was a choice
+    gone = section | {"no_more": 1}
+    assert upgrade_recipe({"tokenizer": gone})["tokenizer"]["no_more"] == 1

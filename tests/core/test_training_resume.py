@@ -12,6 +12,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+import spectok.training.resume
 from spectok.errors import CheckpointError, ConfigError
 from spectok.training.log import read_log
 
@@ -120,6 +121,22 @@ def test_resume_refuses_another_recipe(tmp_path, train, vqvae):
         train(tmp_path, other, steps=4, resume=True)
     with pytest.raises(ConfigError, match="seed"):
         train(tmp_path, steps=4, resume=True, seed=3)
+
+
+def test_a_run_from_before_options_goes_on_if_they_do_nothing(tmp_path, train, monkeypatch):
+    train(tmp_path, steps=2)
+    read = spectok.training.resume.read_manifest
+
+    def earlier(folder):
+        manifest = read(folder)
+        recipe = manifest["recipe"]
+        del recipe["train"]["optimizer"], recipe["data"]["horizontal_flip"]
+        return manifest
+
+    monkeypatch.setattr(spectok.training.resume, "read_manifest", earlier)
+    with pytest.raises(ConfigError, match=r"train\.optimizer: the run to resume has 'adamw', not"):
+        train(tmp_path, steps=4, resume=True, optimizer="adam")
+    assert train(tmp_path, steps=4, resume=True).step == 4
 
 
 def test_refused_resume_leaves_the_run_as_it_was(tmp_path, train, vqvae):

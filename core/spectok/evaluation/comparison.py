@@ -34,12 +34,11 @@ from spectok.evaluation.terms import (
 from spectok.loading import load_tokenizer, model_folder
 from spectok.recipes.files import MODEL, RUN_RECIPE
 from spectok.recipes.options import upgrade_recipe
-from spectok.recipes.schema import Section
 from spectok.recipes.yaml12 import read_yaml
 from spectok.tokenizer import ImageTokenizer
 from spectok.training import train_tokenizer
 from spectok.training.recipe import TokenizerRecipe
-from spectok.training.same_run import flatten
+from spectok.training.same_run import flatten, with_later_options
 from spectok.training.tokenizer import rehearse_tokenizer
 from spectok.training.train_config import INCIDENTAL
 from spectok.writing import write_text
@@ -197,12 +196,8 @@ def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
     raw = read_yaml(path)
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path} holds no recipe; give another --output")
-    sections = {name: field.default for name, field in type(recipe).model_fields.items()}
-    known = {
-        name: of.model_dump(mode="json") for name, of in sections.items() if isinstance(of, Section)
-    }
-    recorded = flatten(known) | flatten(upgrade_recipe(raw))
-    current = flatten(recipe.model_dump(mode="json"))
+    current = flatten(upgrade_recipe(recipe.model_dump(mode="json")))
+    recorded = with_later_options(flatten(upgrade_recipe(raw)), current)
     for key in sorted({*recorded, *current} - FREE):
         if recorded.get(key) != current.get(key):
             raise ConfigError(

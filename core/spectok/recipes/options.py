@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -174,7 +175,9 @@ def _with_default_names(model: type[BaseModel], options: Mapping[str, Any]) -> d
 def upgrade_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the resolved recipe of an earlier version, its models in the options of this one.
 
-    See ``renamed_options`` and ``added_options`` of :class:`spectok.modeling.SpectokModel`.
+    Options that it lacks, those of a quantizer inside included, are at what ``added_options`` of
+    :class:`spectok.modeling.SpectokModel` says, or else at their defaults; see ``renamed_options``
+    there too. An option that is no more stays as it is.
     """
     sections = dict(recipe)
     for kind in ("tokenizer", "prior"):
@@ -182,5 +185,7 @@ def upgrade_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(section, Mapping):
             name = section.get("name")
             cls = registry.get_registered(kind, name) if name in registry.names(kind) else None
-            sections[kind] = getattr(cls, "upgraded", dict)(section)
+            sections[kind] = upgraded = getattr(cls, "upgraded", dict)(section)
+            with contextlib.suppress(ConfigError):
+                sections[kind] = validate_named(kind, upgraded)
     return sections

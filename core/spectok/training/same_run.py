@@ -6,8 +6,9 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from spectok.data.data_config import DataConfig
 from spectok.errors import ConfigError
-from spectok.training.train_config import FREE_TO_CHANGE
+from spectok.training.train_config import FREE_TO_CHANGE, TrainConfig
 
 FREE_SETTINGS = {
     "output",
@@ -29,8 +30,8 @@ def check_same_run(
 ) -> None:
     """Refuse to resume with settings that would make it a different run.
 
-    A setting that is None equals one that is missing, so a run that was started before a setting
-    existed still resumes.
+    A setting that is None equals one that is missing, and one of ``train`` or ``data`` that is
+    missing equals its default, so a run that was started before a setting existed still resumes.
 
     Args:
         recorded: The recipe in the checkpoint.
@@ -41,6 +42,7 @@ def check_same_run(
         ConfigError: One line per setting that differs.
     """
     old, new = flatten(json.loads(json.dumps(recorded))), flatten(json.loads(json.dumps(current)))
+    old = with_later_options(old, new)
     differing = [
         f"{name}: the run to resume has {old.get(name)!r}, not {new.get(name)!r}; set it back, or "
         f"start a new run in another output folder"
@@ -52,6 +54,20 @@ def check_same_run(
     ]
     if differing:
         raise ConfigError(*differing)
+
+
+def with_later_options(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings with those that came later, which are at what was done before.
+
+    Args:
+        recorded: Dotted name -> setting, as a run had them.
+        current: The same of this version; options of ``train`` and ``data`` that the run lacks are
+            taken from their defaults, since a later option does nothing by default.
+    """
+    sections = {"train": TrainConfig, "data": DataConfig}
+    defaults = {name: of.model_validate({}) for name, of in sections.items()}
+    known = flatten({name: of.model_dump(mode="json") for name, of in defaults.items()})
+    return {name: known[name] for name in known.keys() & current.keys()} | dict(recorded)
 
 
 def check_samples_per_step(recorded: Mapping[str, Any], samples: int) -> None:
