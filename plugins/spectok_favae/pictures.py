@@ -54,6 +54,23 @@ def feature_pictures(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]
 
 
 @torch.no_grad()
+def features(
+    model: FAVAE, images: Float[Tensor, "b c h w"]
+) -> tuple[list[Tensor], list[Tensor], Float[Tensor, "b c h w"]]:
+    """Return the activations A_i, the complements C_i, each first to last tap, and what is decoded.
+
+    Args:
+        model: In eval mode.
+        images: In [-1, 1], of ``model.image_shape``.
+    """
+    activations = model.encoder.stages(model.prepare(images))
+    z = model.token_space.to_vectors(activations[-1])
+    z_q = model.quantizer.lookup(model.quantizer.encode(z)).to(z.dtype)
+    reconstruction, complements = model.decoder.decode(model.token_space.to_latents(z_q))
+    return list(activations), list(complements), reconstruction
+
+
+@torch.no_grad()
 def inside(model: FAVAE, images: Float[Tensor, "b c h w"]) -> Pictures:
     """Draw what Fig. 3 shows of a model: activations A_i, complements C_i, and the spectra of both.
 
@@ -66,10 +83,7 @@ def inside(model: FAVAE, images: Float[Tensor, "b c h w"]) -> Pictures:
         ``complement_i``; each name with ``_spectrum`` after it is the spectrum of that picture. All
         have the size of the images.
     """
-    activations = model.encoder.stages(model.prepare(images))
-    z = model.token_space.to_vectors(activations[-1])
-    z_q = model.quantizer.lookup(model.quantizer.encode(z)).to(z.dtype)
-    reconstruction, complements = model.decoder.decode(model.token_space.to_latents(z_q))
+    activations, complements, reconstruction = features(model, images)
     pictures = _pair("images", images, "reconstruction", reconstruction)
     pictures["images"], pictures["reconstruction"] = _in_colour(images), _in_colour(reconstruction)
     for i, (activation, complement) in enumerate(zip(activations, complements), start=1):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from spectok.errors import ConfigError
 
@@ -77,3 +78,19 @@ def test_a_curve_is_measured_again_by_its_command_and_by_no_other(curves, name):
     other.train.max_grad_norm = 0.5
     with pytest.raises(ConfigError, match=r"train\.max_grad_norm.*\n.*move it away"):
         curves.refuse_others(path, other)
+
+
+def test_checkerboards_are_told_from_noise_and_from_smooth_maps(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    program = importlib.import_module("favae_checkerboards")
+    torch.manual_seed(0)
+    noise = torch.randn(64, 2, 32, 32)
+    rows = torch.arange(32)
+    board = 1 - 2 * ((rows[:, None] + rows) % 2)
+    smooth = torch.nn.functional.avg_pool2d(noise, 7, stride=1, padding=3)
+    peaks = [
+        program.peak(program.energy(maps).sum(0))
+        for maps in (noise, smooth + 0.05 * noise, smooth * (1 + 0.2 * board) + 0.05 * noise)
+    ]
+    assert peaks[0] == pytest.approx(1, abs=0.1)
+    assert peaks[1] < 1.2 < 1.5 < peaks[2]
