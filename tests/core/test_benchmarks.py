@@ -94,3 +94,12 @@ def test_checkerboards_are_told_from_noise_and_from_smooth_maps(monkeypatch):
     ]
     assert peaks[0] == pytest.approx(1, abs=0.1)
     assert peaks[1] < 1.2 < 1.5 < peaks[2]
+
+
+def test_an_edit_is_one_square_of_another_image(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    program = importlib.import_module("edited_tokens")
+    images = torch.arange(7.0).view(7, 1, 1, 1).expand(7, 3, 12, 16)
+    differs = program.edit(images, 5) != images
+    assert differs.sum((1, 2, 3)).tolist() == [3 * 25] * 7
+    assert differs[:, 0].any(2).sum(1).tolist() == [5] * 7
