@@ -217,9 +217,11 @@ def identify(saved: ForeignFolder) -> type[ImageTokenizer] | ForeignModel:
     """Return the class that saved a model, or the kind of foreign model it is.
 
     Raises:
-        CheckpointError: If no installed plugin provides, or loads, it.
+        CheckpointError: If no installed plugin provides, or loads, it, or it is only a part of a
+            tokenizer.
         PluginError: If several plugins claim it.
     """
+    from spectok.foreign import ForeignModel
     from spectok.foreign.claims import claimed
     from spectok.foreign.opening import unclaimed
 
@@ -228,6 +230,8 @@ def identify(saved: ForeignFolder) -> type[ImageTokenizer] | ForeignModel:
     kind = own or claimed(saved.config, saved.files, saved.place)
     if kind is None:
         raise unclaimed(saved)
+    if isinstance(kind, ForeignModel) and kind.instead:
+        raise CheckpointError(kind.refusal(saved.place))
     return kind
 
 

@@ -21,8 +21,8 @@ from spectok.places import home, may_be_hub_id
 from spectok.saved_config import read_config, saved_class
 from spectok.saving import first_line
 from spectok.weights import check_finite, find_weights, read_headers
+from spectok_latentvq.plugin import KINDS
 
-KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")
 BLOCKS = {"AutoencoderKL": "block_out_channels"}
 """Option that has an entry for each resolution; ``encoder_block_out_channels`` of the others."""
 USUAL_FOLDER = "vae"

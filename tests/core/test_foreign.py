@@ -16,7 +16,7 @@ from spectok import ForeignModel, load_tokenizer
 from spectok.cli import main
 from spectok.errors import CheckpointError, ConfigError, PluginError
 from spectok.foreign import claims
-from spectok.foreign.claims import claimed, load_class
+from spectok.foreign.claims import claimed, load_class, tokenizers
 from spectok.modeling import model_fingerprint
 from spectok.plugins import registry
 from spectok.testing.small import small_tokenizer
@@ -174,7 +174,7 @@ def test_a_plugin_that_names_no_such_class_is_told(target):
 
 
 def test_every_registered_kind_names_a_class_that_exists():
-    for kind in registry.list_registered("foreign_model").values():
+    for kind in tokenizers():
         assert load_class(kind).__name__ == kind.class_name
 
 
@@ -183,7 +183,7 @@ def test_every_registered_kind_names_a_class_that_exists():
 
 def test_a_class_that_nobody_claims_names_the_plugins_that_could(folder):
     config = json.loads((folder / "config.json").read_text())
-    for key, value in {"_class_name": "AutoencoderKL", "model_type": "bert"}.items():
+    for key, value in {"_class_name": "AutoencoderOobleck", "model_type": "bert"}.items():
         rest = {k: v for k, v in config.items() if k != "_class_name"}
         write(folder / "config.json", rest | {key: value})
         message = refusal(folder)
@@ -191,6 +191,15 @@ def test_a_class_that_nobody_claims_names_the_plugins_that_could(folder):
         own, _, others = message.partition("of other libraries: ")
         assert "VQVAE" in own
         assert "AutoencoderVidTok of diffusers (FSQ), " in others
+
+
+def test_an_autoencoder_without_codes_is_told_what_takes_it(folder, tmp_path):
+    write(folder / "config.json", {"_class_name": "AutoencoderTiny"})
+    use = f"spectok train latentvq --data DATA tokenizer.autoencoder={folder}"
+    for asked in (folder, tmp_path):
+        pipeline(tmp_path, unet=["diffusers", "UNet2DModel"], vqvae=["diffusers", "AutoencoderKL"])
+        message = refusal(asked)
+        assert f"{folder} is no tokenizer: an autoencoder without codes; {use} trains" in message
 
 
 def test_missing_weights_and_pickles_are_refused(folder):

@@ -21,6 +21,11 @@ def foreign_models() -> dict[str, ForeignModel]:
     return registry.list_registered("foreign_model")
 
 
+def tokenizers() -> list[ForeignModel]:
+    """Return the kinds that load as tokenizers, without those that are a part of one."""
+    return [kind for kind in foreign_models().values() if not kind.instead]
+
+
 def load_class(kind: ForeignModel) -> type[ForeignTokenizer]:
     """Import the class that loads a kind of foreign model.
 
@@ -60,8 +65,7 @@ def claimed(config: Mapping[str, Any], files: Iterable[str], place: str) -> Fore
 
 def saved_by(class_name: str) -> ForeignModel | None:
     """Return the kind of foreign model whose tokenizer saves itself under a class name."""
-    kinds = foreign_models().values()
-    return next((kind for kind in kinds if kind.class_name == class_name), None)
+    return next((kind for kind in tokenizers() if kind.class_name == class_name), None)
 
 
 def describe_unclaimed(config: Mapping[str, Any]) -> str:
@@ -70,7 +74,7 @@ def describe_unclaimed(config: Mapping[str, Any]) -> str:
     names = [n[:80] for n in named if isinstance(n, str) and re.fullmatch(r"[\w-]+", n)]
     held = names[0] if names else "model of no known class (_class_name, model_type)"
     classes = sorted(registry.class_names("tokenizer").values())
-    others = sorted(kind.summary for kind in foreign_models().values())
+    others = sorted(kind.summary for kind in tokenizers())
     broken = sorted(registry.broken_plugins())
     failed = f". Plugins that failed to load: {', '.join(broken)}" if broken else ""
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,6 +23,9 @@ class ForeignModel:
         model_types: Values of ``model_type`` in its ``config.json``, which transformers writes.
         file_names: Patterns of file names, such as ``"vq_ds16_*.safetensors"``, for models whose
             folder has no ``config.json`` or one that names neither.
+        instead: What to do with such a model where it is no tokenizer, but a part of one: it is
+            refused with these words. ``PLACE`` in them becomes its folder or hub id; ``tokenizer``
+            is empty.
     """
 
     tokenizer: str
@@ -29,11 +33,20 @@ class ForeignModel:
     class_names: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     file_names: tuple[str, ...] = ()
+    instead: str = ""
 
     @property
     def class_name(self) -> str:
         """Name of the tokenizer's class, which stands in the config of a model it has saved."""
         return self.tokenizer.rpartition(":")[2].rpartition(".")[2]
+
+    def refusal(self, place: str) -> str:
+        """Return why such a model is no tokenizer, and what to do with it.
+
+        Args:
+            place: Its folder or hub id.
+        """
+        return f"{place} is no tokenizer: {self.instead.replace('PLACE', shlex.quote(place))}"
 
     def claims(self, config: Mapping[str, Any], files: Iterable[str]) -> bool:
         """Return whether a model is of this kind.

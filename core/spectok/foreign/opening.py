@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 
 from spectok.errors import CheckpointError
-from spectok.foreign.claims import describe_unclaimed, foreign_models, saved_by
+from spectok.foreign.claims import describe_unclaimed, foreign_models, saved_by, tokenizers
 from spectok.foreign.folder import PIPELINE, ForeignFolder
+from spectok.foreign.model import ForeignModel
 from spectok.plugins import registry
 from spectok.reading import read_json
 from spectok.saved_config import CONFIG_NAME, read_config
@@ -79,10 +81,13 @@ def guess_subfolder(root: Path, place: str) -> str:
             f"subfolder= (--subfolder of commands), or give that folder"
         )
     if not found:
+        part, use = next(_parts_of_tokenizers(parts), (None, None))
+        if part and use:
+            raise CheckpointError(use.refusal(f"{place}/{part}"))
         listed = ", ".join(f"{name} ({kind})" for name, kind in list(parts.items())[:SHOWN_PARTS])
         raise CheckpointError(
             f"{place} is a pipeline without a tokenizer of images: it has {listed or 'no parts'}; "
-            f"plugins load {', '.join(sorted(k.summary for k in foreign_models().values()))}"
+            f"plugins load {', '.join(sorted(kind.summary for kind in tokenizers()))}"
         )
     check_inside(found[0], place)
     return found[0]
@@ -91,8 +96,16 @@ def guess_subfolder(root: Path, place: str) -> str:
 def is_tokenizer(class_name: str) -> bool:
     """Return whether an installed plugin provides, or loads, a class of this name."""
     own = registry.class_names("tokenizer").values()
-    foreign = (name for kind in foreign_models().values() for name in kind.class_names)
+    foreign = (name for kind in tokenizers() for name in kind.class_names)
     return class_name in {*own, *foreign} or saved_by(class_name) is not None
+
+
+def _parts_of_tokenizers(parts: Mapping[str, str]) -> Iterator[tuple[str, ForeignModel]]:
+    """Yield the parts of a pipeline of which a tokenizer can be made."""
+    for name, kind in parts.items():
+        for foreign in foreign_models().values():
+            if foreign.instead and kind in foreign.class_names:
+                yield name, foreign
 
 
 def unclaimed(saved: ForeignFolder) -> CheckpointError:
