@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -178,3 +179,18 @@ def test_a_prior_of_another_tokenizer_is_not_put_into_the_box(box, runs, store, 
     with pytest.raises(SystemExit, match="error: the tokenizer of this prior is vqvae/digits, no"):
         store(runs / "gpt", "gpt/stored", "--box", tmp_path / "box")
     assert list((tmp_path / "box").iterdir()) == []
+
+
+def test_drawing_tokens_imports_nothing_of_latent_diffusion():
+    """A second or more each, which a first sample would wait for."""
+    heavy = ["diffusers.models.unets.unet_2d", "diffusers.loaders", "scipy.stats"]
+    code = (
+        "import sys\n"
+        "from spectok_generation.pairs import load_pair\n"
+        "from spectok_generation.drawing import draw_images\n"
+        "prior, tokenizer = load_pair('gpt/mnist-hrvqvae')\n"
+        "print(draw_images(prior, tokenizer, 1).shape[0])\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-2:] == ["1", "[]"], done.stderr

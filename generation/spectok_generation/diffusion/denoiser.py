@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from spectok.errors import ConfigError
 from spectok_generation.conditions import Condition, TextFeatures
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 HEAD_WIDTH = 8
 """Channels of an attention head, as in diffusers' UNet2DModel."""
@@ -116,6 +119,8 @@ class Denoiser(nn.Module):
 
 
 def _unet(num_channels: int, shape: UNetShape, num_classes: int) -> UNet2DModel:
+    from diffusers.models.unets.unet_2d import UNet2DModel  # seconds, which other priors need not
+
     kinds = ["Attn" if level in shape.attention_levels else "" for level in shape.levels]
     return UNet2DModel(
         in_channels=num_channels,
@@ -132,6 +137,8 @@ def _unet(num_channels: int, shape: UNetShape, num_classes: int) -> UNet2DModel:
 
 
 def _text_unet(num_channels: int, shape: UNetShape, text_width: int) -> UNet2DConditionModel:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     kinds = ["CrossAttn" if level in shape.attention_levels else "" for level in shape.levels]
     return UNet2DConditionModel(
         in_channels=num_channels,

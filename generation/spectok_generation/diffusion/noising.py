@@ -8,9 +8,6 @@ from typing import Any, Literal
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
 from jaxtyping import Float, Num
 from torch import Tensor
 
@@ -140,6 +137,10 @@ class NoiseSchedule:
         """
         name, num_steps = self.resolve(name, num_steps)
         if name == "flow":
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+                FlowMatchEulerDiscreteScheduler,  # which imports scipy.stats, a second
+            )
+
             scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_timesteps)
             # steps of equal length; its own last one would only go from 1 / num_timesteps to 0
             levels = [1 - step / num_steps for step in range(num_steps)]
