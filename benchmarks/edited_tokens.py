@@ -48,8 +48,11 @@ def main() -> None:
     side = round(SHARE * images.shape[-1])
     edited = edit(images, side)
     found = {name: count(model, images, edited) for name, model in models.items()}
+    command = f"python benchmarks/edited_tokens.py {' '.join(arguments.models)} --data DIR"
+    if arguments.images != parser.get_default("images"):
+        command += f" --images {arguments.images}"
     result = {
-        "command": f"python benchmarks/edited_tokens.py {' '.join(arguments.models)} --data DIR",
+        "command": command,
         "images": len(images),
         "side_of_edit": side,
         "protocol": make_protocol(dataset, "float32", 0, {}, side_of_edit=side),

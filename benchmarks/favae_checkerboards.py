@@ -38,6 +38,7 @@ from spectok_favae.pictures import feature_pictures, features
 
 HIGH, NEAR = 7 / 16, 1 / 16  # cycles per pixel
 BATCH_SIZE = 64
+IMAGES = 500
 
 
 def main() -> None:
@@ -59,6 +60,8 @@ def main() -> None:
     words = ["RUN" for _ in arguments.runs]
     command = ["python", "benchmarks/favae_checkerboards.py", *words, "--data", "DIR"]
     command += ["--out", arguments.out.name]
+    if arguments.images != IMAGES:
+        command += ["--images", str(arguments.images)]
     write_text(
         arguments.out.with_suffix(".json"),
         json.dumps(record(shlex.join(command), dataset, found), indent=1) + "\n",
@@ -72,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a favae run")
     parser.add_argument("--data", help="folder with the images, if not where they were")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
-    parser.add_argument("--images", type=positive, default=500, help="test images to measure")
+    parser.add_argument("--images", type=positive, default=IMAGES, help="test images to measure")
     parser.add_argument("--shown", type=positive, default=4, help="images to draw")
     return parser.parse_args()
 

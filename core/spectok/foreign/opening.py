@@ -81,8 +81,7 @@ def guess_subfolder(root: Path, place: str) -> str:
             f"subfolder= (--subfolder of commands), or give that folder"
         )
     if not found:
-        part, use = next(_parts_of_tokenizers(parts), (None, None))
-        if part and use:
+        for part, use in _parts_of_tokenizers(parts):
             raise CheckpointError(use.refusal(f"{place}/{part}"))
         listed = ", ".join(f"{name} ({kind})" for name, kind in list(parts.items())[:SHOWN_PARTS])
         raise CheckpointError(
