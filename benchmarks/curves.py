@@ -48,17 +48,6 @@ SETS = {
     "cifar10": {"steps": 15_625, "search": 1000, "warmup": 200, "rates": ("1e-3", "2e-3", "4e-3")},
     "mnist": {"steps": 9_375, "search": 600, "warmup": 200, "rates": ("2e-3", "4e-3", "8e-3")},
 }
-EQUAL_SIZE = {
-    "vqvae2": ["tokenizer.channels=88", "tokenizer.num_blocks=1"],
-    "favae": ["tokenizer.channel_multipliers=[1,2,3]"],
-    "fqvae": ["tokenizer.max_channels=40"],
-    "qgvae": [
-        "tokenizer.codebook_dim=4",
-        "tokenizer.num_heads=64",
-        "tokenizer.quantizer={name: ema, num_codebooks: 64, commitment_weight: 0.05}",
-    ],
-}
-"""Settings for CIFAR-10 that bring a tokenizer to within a quarter of the others' parameters."""
 SETTINGS = ("data.limit=null", "train.sample_every=null", "train.save_every=1000")
 KEPT = ("psnr", "ssim", "mse", "codebook_usage", "perplexity", "bits_per_image", "parameters")
 DRAWN = ("psnr", "ssim", "codebook_usage", "perplexity")
@@ -191,7 +180,7 @@ def recipes(data_set: str) -> list[Path]:
 
 def training_step(data_set: str, key: str) -> Callable[[], None]:
     """Return a function for one step: forward, backward, Adam and the codebook's own edits."""
-    recipe = load_tokenizer_recipe(f"compare/{data_set}/{key}", equal_size(data_set, key))
+    recipe = load_tokenizer_recipe(f"compare/{data_set}/{key}")
     options = {name: value for name, value in recipe.tokenizer.items() if name != "name"}
     model = load_tokenizer(recipe.tokenizer["name"], **options).train()
     optimizer = torch.optim.Adam(model.parameters())
@@ -209,14 +198,9 @@ def training_step(data_set: str, key: str) -> Callable[[], None]:
     return step
 
 
-def equal_size(data_set: str, key: str) -> list[str]:
-    """Return the settings that differ from the recipe so that sizes are comparable."""
-    return EQUAL_SIZE.get(key, []) if data_set == "cifar10" else []
-
-
 def make_recipe(data_set: str, key: str, data: str, settings: list[str]) -> TokenizerRecipe:
     """Return the recipe of a run."""
-    overrides = [("data.path", data), *SETTINGS, *equal_size(data_set, key), *settings]
+    overrides = [("data.path", data), *SETTINGS, *settings]
     return load_tokenizer_recipe(f"compare/{data_set}/{key}", overrides)
 
 

@@ -29,6 +29,10 @@ from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_token
 
 RECIPES = {"digits": "fqvae/digits", "cifar10": "compare/cifar10/fqvae"}
 TOKENIZER, QUANTIZER = "tokenizer.", "tokenizer.quantizer."
+COMMON: dict[str, dict] = {
+    "digits": {},
+    "cifar10": {TOKENIZER + "max_channels": 64, "train.learning_rate": 3e-3},
+}
 LITERAL = {
     TOKENIZER + "codebook_dim": None,
     TOKENIZER + "filter_init": "noise",
@@ -74,6 +78,12 @@ VARIANTS: dict[str, dict] = {
 }
 
 
+def overrides_of(name: str, data: str) -> dict:
+    """Return what a variant changes in the recipe of a data set."""
+    widths = GRID_WIDTHS[data] if VARIANTS[name] is GRID else {}
+    return COMMON[data] | VARIANTS[name] | widths
+
+
 def run(recipe: TokenizerRecipe) -> dict:
     """Train one variant, and measure its reconstructions of the test split."""
     start, cpu = time.perf_counter(), time.process_time()
@@ -114,8 +124,7 @@ def main() -> None:
             parser.error(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
     path = Path(__file__).parent / "results" / f"fqvae_{arguments.data}.json"
     for name in variants or VARIANTS:
-        widths = GRID_WIDTHS[arguments.data] if VARIANTS[name] is GRID else {}
-        overrides = VARIANTS[name] | widths
+        overrides = overrides_of(name, arguments.data)
         recipe = load_tokenizer_recipe(RECIPES[arguments.data], [*overrides.items(), *settings])
         result = run(recipe)
         results = json.loads(path.read_text()) if path.is_file() else {}
