@@ -38,7 +38,7 @@ RECIPE = "gpt/mnist_small"
 SETTINGS = (
     "class_conditional=false",
     "prior.condition_dropout=0",
-    "train.steps=1500",
+    "train.steps=800",
     "train.sample_every=null",
 )
 BATCH = 200
