@@ -1,6 +1,7 @@
 """One tokenizer trained for ten passes over CIFAR-10 or MNIST, measured at every checkpoint.
 
     python benchmarks/curves.py vqvae --data DIR --search     # a short run at each of three rates
+    python benchmarks/curves.py hvqvae --data DIR --search --steps 250    # where a step costs more
     python benchmarks/curves.py vqvae --data DIR              # ten passes at the best of them
     python benchmarks/curves.py --set mnist --data DIR vqvae  # --search or ten passes
     python benchmarks/curves.py vqvae --data DIR --seed 1     # the same again from another seed
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one_line import run_program
+from one_line import positive, run_program
 from safetensors.torch import load_model
 
 from spectok import ImageTokenizer, load_tokenizer, messages
@@ -66,6 +67,7 @@ def main() -> None:
     task.add_argument("--rate", help="learning rate of the long run; default: the best searched")
     task.add_argument("--cost", action="store_true", help="time training steps of all tokenizers")
     parser.add_argument("--seed", type=int, default=0, help="of the long run")
+    parser.add_argument("--steps", type=positive, help="of each run of the search")
     parser.add_argument("--settings", nargs="*", default=[], help="more settings of the long run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -77,7 +79,9 @@ def main() -> None:
     elif arguments.search and (arguments.settings or arguments.seed):
         parser.error("--settings and --seed are for the long run; leave them out with --search")
     elif arguments.search:
-        search(arguments.set, arguments.key, arguments.data)
+        search(arguments.set, arguments.key, arguments.data, arguments.steps)
+    elif arguments.steps:
+        parser.error("--steps is for --search; the long run is ten passes")
     else:
         rate = arguments.rate or searched_rate(arguments.set, arguments.key)
         further, seed = arguments.settings, arguments.seed
@@ -85,11 +89,11 @@ def main() -> None:
         print(f"{arguments.key}: {result['final']['psnr']:.2f} dB")
 
 
-def search(data_set: str, key: str, data: str) -> None:
+def search(data_set: str, key: str, data: str, steps: int | None) -> None:
     """Train briefly at each rate, and keep the training errors in ``SET_rates.json``."""
     chosen, errors = SETS[data_set], {}
     for rate in chosen["rates"]:
-        settings = [f"train.learning_rate={rate}", f"train.steps={chosen['search']}"]
+        settings = [f"train.learning_rate={rate}", f"train.steps={steps or chosen['search']}"]
         folder = train(data_set, key, data, [*settings, "train.warmup_steps=100"], f"search-{rate}")
         lines = read_log(folder / "log.jsonl")[-3:]
         errors[rate] = sum(line["loss/reconstruction"] for line in lines) / len(lines)
@@ -98,6 +102,8 @@ def search(data_set: str, key: str, data: str) -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
     found["command"] = f"python benchmarks/curves.py --set {data_set} KEY --data DIR --search"
     found["steps"] = chosen["search"]
+    if steps:
+        found.setdefault("steps_of", {})[key] = steps
     found.setdefault("training_error", {})[key] = errors
     write(path, found)
     print(f"best rate: {min(errors, key=lambda rate: errors[rate])}")

@@ -29,6 +29,7 @@ def download(name: str, files: list[str], options: Mapping[str, Any]) -> Path:
         CheckpointError: If they can neither be fetched nor found in the cache.
     """
     import huggingface_hub
+    from huggingface_hub.file_download import repo_folder_name
 
     if not options.get("local_files_only"):
         ask(name)
@@ -36,7 +37,7 @@ def download(name: str, files: list[str], options: Mapping[str, Any]) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, **options))
     except Exception as error:
         cache = Path(options.get("cache_dir") or huggingface_hub.constants.HF_HUB_CACHE)
-        copy = cache / f"models--{name.replace('/', '--')}"  # as the library calls it
+        copy = cache / repo_folder_name(repo_id=name, repo_type="model")
         raise CheckpointError(
             f"cannot fetch {name!r}: {first_line(error)}; it is no local directory either; a copy "
             f"that was fetched before would be in {copy}"
