@@ -4,7 +4,8 @@
 
 After Fig. 3 and 4 of the paper of FQ-VAE, on test images: how often each code is chosen, and by how
 much the mean squared error of all images grows where its vector is zero. ``spectok codes`` draws
-the same; this keeps the numbers, in ``results/code_information.json``, with the picture beside it.
+the same; this keeps the numbers, in ``results/code_information.json``, with the picture beside it;
+``--result`` is for those of other models or images.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alike import load_alike
+from kept import check_free
 from one_line import positive, run_program
 from tqdm import tqdm
 
-from spectok import load_tokenizer
+from spectok.errors import ConfigError
 from spectok.evaluation.protocol import make_protocol
 from spectok.machine import describe_machine
 from spectok.quantizers import perplexity
@@ -36,31 +39,31 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="trained models of one size of images")
     parser.add_argument("--data", required=True, help="folder with the data set as parquet files")
     parser.add_argument("--limit", type=positive, default=500, help="test images")
+    parser.add_argument("--result", type=Path, default=RESULT, help="JSON file to write")
     arguments = parser.parse_args()
+    words = ["python benchmarks/code_information.py", *arguments.models, "--data DIR"]
+    command = " ".join([*words, "--limit", str(arguments.limit)])
+    check_free(arguments.result, command)
     torch.set_num_threads(1)
-    tokenizers = {name: load_tokenizer(name).eval() for name in arguments.models}
-    first = next(iter(tokenizers.values()))
+    tokenizers = load_alike(arguments.models)
     for name, model in tokenizers.items():
         if model.token_spec.num_levels > 1:
-            parser.error(f"{name} has several levels: single codes cannot be left out")
-        if model.image_shape != first.image_shape:
-            parser.error(f"{name} takes other images than {arguments.models[0]}")
-    dataset = test_images(arguments.data, first, arguments.limit)
+            raise ConfigError(f"{name} has several levels: single codes cannot be left out")
+    dataset = test_images(arguments.data, next(iter(tokenizers.values())), arguments.limit)
     batches = torch.stack([dataset[i]["images"] for i in range(len(dataset))]).split(BATCH_SIZE)
     studies = {
         name: study_codes(model, tqdm(batches, name, disable=None))
         for name, model in tokenizers.items()
     }
     found = {name: summarise(study) for name, study in studies.items()}
-    words = ["python benchmarks/code_information.py", *arguments.models, "--data DIR"]
     result = {
-        "command": " ".join([*words, "--limit", str(arguments.limit)]),
+        "command": command,
         "protocol": make_protocol(dataset, "float32", 0, {}),
         "machine": describe_machine(),
         "models": found,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    draw_codes(studies).savefig(RESULT.with_suffix(".png"), dpi=150)
+    arguments.result.write_text(json.dumps(result, indent=1) + "\n")
+    draw_codes(studies).savefig(arguments.result.with_suffix(".png"), dpi=150)
     for name, numbers in found.items():
         print(name, numbers)
 

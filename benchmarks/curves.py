@@ -34,6 +34,7 @@ from spectok.cards import Claim
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import ConfigError
 from spectok.evaluation import evaluate_reconstruction
+from spectok.evaluation.comparison import FREE
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
 from spectok.evaluation.terms import data_section
@@ -43,7 +44,7 @@ from spectok.recipes.options import upgrade_recipe
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
 from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
-from spectok.training.same_run import check_same_run
+from spectok.training.same_run import flatten, with_later_options
 
 SETS = {
     "cifar10": {"steps": 15_625, "search": 1000, "warmup": 200, "rates": ("1e-3", "2e-3", "4e-3")},
@@ -102,8 +103,7 @@ def search(data_set: str, key: str, data: str, steps: int | None) -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
     found["command"] = f"python benchmarks/curves.py --set {data_set} KEY --data DIR --search"
     found["steps"] = chosen["search"]
-    if steps:
-        found.setdefault("steps_of", {})[key] = steps
+    found.setdefault("steps_of", {})[key] = steps or chosen["search"]
     found.setdefault("training_error", {})[key] = errors
     write(path, found)
     print(f"best rate: {min(errors, key=lambda rate: errors[rate])}")
@@ -154,11 +154,15 @@ def refuse_others(path: Path, recipe: TokenizerRecipe) -> None:
     Raises:
         ConfigError: If the file is of another recipe; names what differs.
     """
-    earlier = upgrade_recipe(json.loads(path.read_text())["recipe"])
-    try:
-        check_same_run(earlier, without_places(recipe), places=())
-    except ConfigError as error:
-        raise ConfigError(*error.problems, f"{path} is of that run; move it away") from None
+    new = flatten(without_places(recipe))
+    old = with_later_options(flatten(upgrade_recipe(json.loads(path.read_text())["recipe"])), new)
+    differing = [
+        f"{name}: {path} is of {old.get(name)!r}, not {new.get(name)!r}; move it away"
+        for name in sorted((old.keys() | new.keys()) - FREE)
+        if old.get(name) != new.get(name)
+    ]
+    if differing:
+        raise ConfigError(*differing)
 
 
 def time_steps(data_set: str, rounds: int = 5) -> dict[str, Any]:
@@ -236,8 +240,11 @@ def measure(folder: Path, data: str) -> dict[str, Any]:
     some, everything = (build_dataset(config, train=False) for config in configs)
     found: dict[str, Any] = {}
     for checkpoint in list_checkpoints(folder / "checkpoints"):
+        manifest = read_manifest(checkpoint)
+        if manifest["step"] % recipe.train.save_every and manifest["step"] < recipe.train.steps:
+            continue  # written because the training was interrupted there
         load_model(model, checkpoint / "model.safetensors")
-        manifest, found = read_manifest(checkpoint), measure_images(model, some)
+        found = measure_images(model, some)
         point = {"step": manifest["step"], "seconds": round(manifest["seconds"], 1)}
         curve.append(point | {name: found[name] for name in DRAWN})
         print(point["step"], f"{found['psnr']:.2f} dB")

@@ -5,7 +5,7 @@
 QG-VAE's paper edits 20×20 of 128×128 pixels. Here a square of as large a share of each side (5 of
 32 pixels), at a random place, is replaced by the same square of the next test image. Both images
 are encoded, and tokens that differ are counted. ``spectok changes`` shows that for one pair.
-Results go into ``results/edited_tokens.json``.
+Results go into ``results/edited_tokens.json``; ``--result`` is for those of other models or images.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alike import load_alike
+from kept import check_free
 from one_line import positive, run_program
 from torch import Tensor
 
-from spectok import ImageTokenizer, load_tokenizer
+from spectok import ImageTokenizer
 from spectok.errors import ConfigError
 from spectok.evaluation.protocol import make_protocol
 from spectok.machine import describe_machine
@@ -36,21 +38,21 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="trained models of one size of images")
     parser.add_argument("--data", required=True, help="folder with the data set as parquet files")
     parser.add_argument("--images", type=positive, default=1000, help="test images")
+    parser.add_argument("--result", type=Path, default=RESULT, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.images == 1:
+        raise ConfigError("--images 1: each image gets a part of another one; give two or more")
+    command = f"python benchmarks/edited_tokens.py {' '.join(arguments.models)} --data DIR"
+    if arguments.images != parser.get_default("images"):
+        command += f" --images {arguments.images}"
+    check_free(arguments.result, command)
     torch.set_num_threads(1)
-    models = {name: load_tokenizer(name).eval() for name in arguments.models}
-    first = next(iter(models.values()))
-    for name, model in models.items():
-        if model.image_shape != first.image_shape:
-            raise ConfigError(f"{name} takes other images than {arguments.models[0]}")
-    dataset = test_images(arguments.data, first, arguments.images)
+    models = load_alike(arguments.models)
+    dataset = test_images(arguments.data, next(iter(models.values())), arguments.images)
     images = torch.stack([dataset[i]["images"] for i in range(len(dataset))])
     side = round(SHARE * images.shape[-1])
     edited = edit(images, side)
     found = {name: count(model, images, edited) for name, model in models.items()}
-    command = f"python benchmarks/edited_tokens.py {' '.join(arguments.models)} --data DIR"
-    if arguments.images != parser.get_default("images"):
-        command += f" --images {arguments.images}"
     result = {
         "command": command,
         "images": len(images),
@@ -59,7 +61,7 @@ def main() -> None:
         "machine": describe_machine(),
         "models": found,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.result.write_text(json.dumps(result, indent=1) + "\n")
     for name, numbers in found.items():
         print(name, json.dumps(numbers))
 

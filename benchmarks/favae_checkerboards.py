@@ -7,7 +7,8 @@ has its energy near half a cycle per pixel in rows, in columns, or in both. ``pe
 energy of C_1 within 1/16 cycle of these three points, over that of all frequencies as high (7/16
 cycles and more in rows or in columns): 1 where nothing stands out. The same of A_1, the encoder's
 output that C_1 learns, and of reconstructions and images, is beside it. In the picture a row per
-run: A_1 of some images, averaged over channels as in the paper, then C_1.
+run: A_1 of some images, averaged over channels as in the paper, then C_1. A run is called like its
+folder, and one of ``ablations.py`` like its variant.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from alike import check_alike
 from matplotlib.figure import Figure
 from one_line import positive, run_program
 from torch import Tensor
 
+from spectok.cli.models import check_picture
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import ConfigError, InputError
 from spectok.evaluation.protocol import make_protocol
@@ -44,7 +47,9 @@ IMAGES = 500
 def main() -> None:
     """Measure the models of all runs, write numbers and draw."""
     arguments = parse()
-    models = {folder.name: open_model(folder) for folder in arguments.runs}
+    check_picture(arguments.out)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    models = open_models(arguments.runs)
     recipe = load_tokenizer_recipe(arguments.runs[0] / RUN_RECIPE)
     changes = {"split": "test", "limit": arguments.images, "path": arguments.data}
     data = DataConfig.model_validate(recipe.data.model_dump() | changes)
@@ -52,8 +57,6 @@ def main() -> None:
     images = torch.stack([dataset[i]["images"] for i in range(len(dataset))])
     drawn, found = {}, {}
     for name, model in models.items():
-        if model.image_shape != models[next(iter(models))].image_shape:
-            raise ConfigError(f"{name} has images of another size than the first run")
         found[name], drawn[name] = measure(model, images, arguments.shown)
         print(name, json.dumps(found[name]), flush=True)
     draw(drawn).savefig(arguments.out, dpi=150)
@@ -78,6 +81,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=positive, default=IMAGES, help="test images to measure")
     parser.add_argument("--shown", type=positive, default=4, help="images to draw")
     return parser.parse_args()
+
+
+def open_models(folders: list[Path]) -> dict[str, FAVAE]:
+    """Return the trained models of runs, by name.
+
+    Raises:
+        ConfigError: If two have the same name, or images of different shapes.
+    """
+    models: dict[str, FAVAE] = {}
+    for folder in folders:
+        place = folder.absolute()
+        name = place.parent.name if place.name.startswith("seed-") else place.name
+        if name in models:
+            raise ConfigError(f"{folder}: {name} is given twice; rename a folder, or leave one out")
+        models[name] = open_model(folder)
+    check_alike(models)
+    return models
 
 
 def open_model(folder: Path) -> FAVAE:

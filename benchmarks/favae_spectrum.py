@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import check_free
 from one_line import positive, run_program
 from spectra import FLOOR, radial_frequencies
 from torch import Tensor
@@ -229,6 +230,9 @@ def main() -> None:
     path = Path(__file__).parent / "results" / "favae_spectrum.json"
     parser.add_argument("--out", type=Path, default=path)
     arguments = parser.parse_args()
+    command = "python benchmarks/favae_spectrum.py "
+    command += f"--steps {arguments.steps} --seeds {arguments.seeds}"
+    check_free(arguments.out, command, "--out")
     torch.set_num_threads(1)
     training, test = crops("train", TRAINING_CROPS), crops("test", TEST_CROPS)
     runs: dict[str, list] = {name: [] for name in VARIANTS}
@@ -237,8 +241,7 @@ def main() -> None:
             runs[name].append(run(options, seed, arguments.steps, training, test))
             print(seed, name, json.dumps(runs[name][-1]), flush=True)
     report = {
-        "command": "python benchmarks/favae_spectrum.py "
-        f"--steps {arguments.steps} --seeds {arguments.seeds}",
+        "command": command,
         "machine": describe_machine(),
         "protocol": make_protocol(
             dataset_of("test", TEST_CROPS), "float32", 0, {}, band=f"from {BAND} cycles per pixel"

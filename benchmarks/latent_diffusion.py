@@ -13,7 +13,8 @@ classifier counts how many show the requested class. The learning rate is consta
 from the averaged weights, so a single run can be measured at all steps.
 
 Everything is kept in ``--out`` and reused. Results are merged by recipe into
-``results/latent_diffusion.json``, with a picture of the samples, one row per checkpoint.
+``results/latent_diffusion.json``, with a picture of the samples, one row per checkpoint; those of
+other ``--steps`` go into ``--out``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ import torch
 from judging import Judge, make_judge, make_tokenizer, measure_tokenizer
 from one_line import positive, run_program
 
+from spectok.errors import ConfigError
 from spectok.images import save_grid
 from spectok.machine import describe_machine
-from spectok_generation.diffusion import DiffusionOptions
+from spectok.plugins.registry import get_prior
+from spectok_generation.diffusion import LDM, DiffusionOptions
 from spectok_generation.drawing import choose_labels, draw_images
 from spectok_generation.pairs import load_pair
 from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe
@@ -80,7 +83,7 @@ def run(name: str, arguments: argparse.Namespace, judge: Judge) -> dict[str, Any
     checkpoints = [measure(recipe, s, folder / "ldm", judge) for s in sorted(arguments.steps)]
     rows = [torch.load(folder / "ldm" / f"step-{c['steps']}.pt") for c in checkpoints]
     real = torch.stack([judge.dataset[i]["images"] for i in range(SHOWN)])
-    picture = RESULTS / f"latent_diffusion_{name.split('/')[-1]}.png"
+    picture = results_of(arguments) / f"latent_diffusion_{name.split('/')[-1]}.png"
     save_grid(torch.cat([*rows, real]), picture, columns=SHOWN)
     return {
         "command": command(name, arguments.steps),
@@ -96,6 +99,22 @@ def command(name: str, steps: Sequence[int]) -> str:
     return words if tuple(steps) == STEPS else f"{words} --steps {' '.join(map(str, steps))}"
 
 
+def results_of(arguments: argparse.Namespace) -> Path:
+    """Return the folder of results; a trial by other steps does not take their place."""
+    return RESULTS if tuple(arguments.steps) == STEPS else arguments.out
+
+
+def check_recipe(name: str) -> None:
+    """Check, before anything is trained, that a recipe is of latent diffusion.
+
+    Raises:
+        ConfigError: If it is of another prior, or of none.
+    """
+    prior = load_prior_recipe(name).prior["name"]
+    if not issubclass(get_prior(prior), LDM):
+        raise ConfigError(f"{name} trains a {prior}, which draws no latents; give one of an ldm")
+
+
 def main() -> None:
     """Run the recipes that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -105,9 +124,9 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, nargs="+", default=STEPS, help="where to measure")
     arguments = parser.parse_args()
     for name in arguments.recipes:
-        load_prior_recipe(name)  # refused before the judge is trained
+        check_recipe(name)
     judge = make_judge(arguments.data, arguments.out / "classifier")
-    path = RESULTS / "latent_diffusion.json"
+    path = results_of(arguments) / "latent_diffusion.json"
     for name in arguments.recipes or RECIPES:
         result = run(name, arguments, judge)
         results = json.loads(path.read_text()) if path.is_file() else {}

@@ -28,16 +28,19 @@ from typing import Any
 
 import torch
 from drawn_shapes import Painter, drawing_protocol, judge_checker, score
+from kept import check_free
 from one_line import positive, run_program
 
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.data.shapes import COMBINATIONS, caption, is_unseen
+from spectok.errors import ConfigError
 from spectok.evaluation.protocol import make_protocol
 from spectok.loading import load_trained
 from spectok.machine import describe_machine
 from spectok.training import load_tokenizer_recipe, train_tokenizer
 from spectok_generation.extraction import Extraction
 from spectok_generation.prior_recipe import PriorRecipe, load_prior_recipe, tokenizer_recipe
+from spectok_generation.sampling import SamplingOptions
 from spectok_generation.text.clip import train_clip
 from spectok_generation.text.clip_recipe import clip_recipe_file, load_clip_recipe
 from spectok_generation.training import extract_data, train_prior
@@ -65,8 +68,14 @@ def prepare(tokenizer: str, text: str, steps: int | None, out: Path) -> list[str
         text: Folder or recipe of a CLIP.
         steps: Of either's training. None: those of their recipes.
         out: Folder for what is trained and extracted.
+
+    Raises:
+        ConfigError: If one of them is neither.
     """
     fewer = [] if steps is None else [f"train.steps={steps}"]
+    for name, is_recipe in ((tokenizer, tokenizer_recipe), (text, clip_recipe_file)):
+        if is_recipe(name) is None and not Path(name).is_dir():  # before hours are spent
+            raise ConfigError(f"{name}: neither a recipe nor a folder")
     if tokenizer_recipe(tokenizer) is not None:
         train_tokenizer(load_tokenizer_recipe(tokenizer, fewer), out / "tokenizer", resume="auto")
         tokenizer = str(out / "tokenizer")
@@ -96,11 +105,15 @@ def form_recipe(form: str, steps: int | None, seed: int, shared: list[str]) -> P
 
 
 def train(recipe: PriorRecipe, folder: Path) -> dict[str, float]:
-    """Train a prior, unless it is there; return how that went."""
+    """Train a prior, or check that the one that is there is of this recipe; say how that went.
+
+    Raises:
+        ConfigError: If the prior in the folder is of another recipe, tokenizer or text encoder.
+    """
     record = folder / "training.json"
+    clock, processor = time.perf_counter(), time.process_time()
+    result = train_prior(recipe, folder, resume="auto")
     if not record.is_file():
-        clock, processor = time.perf_counter(), time.process_time()
-        result = train_prior(recipe, folder, resume="auto")
         spent = {
             "seconds": round(time.perf_counter() - clock),
             "cpu_seconds": round(time.process_time() - processor),
@@ -166,9 +179,13 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULTS / "text_conditioning.json")
     arguments = parser.parse_args()
     out = arguments.out
+    command = shlex.join(["python", "benchmarks/text_conditioning.py", *sys.argv[1:]])
+    check_free(arguments.result, command)
+    for guidance in arguments.guidance:
+        SamplingOptions(guidance=guidance)  # refused before hours are spent
     shared = prepare(arguments.tokenizer, arguments.text, arguments.shared_steps, out)
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/text_conditioning.py", *sys.argv[1:]]),
+        "command": command,
         "machine": describe_machine(),
         "protocol": drawing_protocol(arguments.images),
         "protocols_of_bits": {

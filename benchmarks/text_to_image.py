@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -108,8 +110,11 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="not the installed model, but another")
     parser.add_argument("--out", type=Path, default=Path("runs/text_to_image"))
     arguments = parser.parse_args()
+    is_trial = arguments.train or arguments.guidance != parser.get_default("guidance")
+    results = arguments.out if is_trial else RESULTS
+    results.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
-        "command": "python benchmarks/text_to_image.py" + " --train" * arguments.train,
+        "command": shlex.join(["python", "benchmarks/text_to_image.py", *sys.argv[1:]]),
         "machine": describe_machine(),
         "protocol": drawing_protocol(NUM_IMAGES),
         "recipe": f"generation/{RECIPE}",
@@ -139,8 +144,8 @@ def main() -> None:
         print(f"guidance {guidance:g}", json.dumps(found), flush=True)
     chosen = arguments.guidance[-1]
     report["one_word_changed"] = {"guidance": chosen, **change_words(painter, chosen)}
-    (RESULTS / "text_to_image.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw_picture(painter, unseen, chosen, RESULTS / "text_to_image.png")
+    (results / "text_to_image.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw_picture(painter, unseen, chosen, results / "text_to_image.png")
     print(json.dumps(report["one_word_changed"]))
 
 

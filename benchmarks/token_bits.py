@@ -55,9 +55,10 @@ def main() -> None:
     ending = f"/{arguments.set}"
     names = [name for name, model in list_registered("model").items() if model.kind == "tokenizer"]
     found = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-    for key in arguments.keys or found:
+    for key in arguments.keys:
         if key not in found:
             parser.error(f"{key}{ending} is not installed; there are: {', '.join(found)}")
+    for key in arguments.keys or found:
         measured = measure(arguments.set, key, arguments.data)
         report = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
         report |= {"command": "python benchmarks/token_bits.py --set SET --data DIR"}

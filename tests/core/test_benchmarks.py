@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import spectok
 from spectok.errors import ConfigError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -74,10 +75,11 @@ def test_a_curve_is_measured_again_by_its_command_and_by_no_other(curves, name):
     path = BENCHMARKS / "results" / "curves" / name
     command = json.loads(path.read_text())["command"]
     curves.refuse_others(path, recipe_of_command(curves, name, command))
-    other = recipe_of_command(curves, name, command)
-    other.train.max_grad_norm = 0.5
-    with pytest.raises(ConfigError, match=r"train\.max_grad_norm.*\n.*move it away"):
-        curves.refuse_others(path, other)
+    for setting, value in {"max_grad_norm": 0.5, "steps": 10, "batch_size": 16}.items():
+        other = recipe_of_command(curves, name, command)
+        setattr(other.train, setting, value)
+        with pytest.raises(ConfigError, match=rf"^train\.{setting}: .* move it away$"):
+            curves.refuse_others(path, other)
 
 
 def test_checkerboards_are_told_from_noise_and_from_smooth_maps(monkeypatch):
@@ -103,3 +105,38 @@ def test_an_edit_is_one_square_of_another_image(monkeypatch):
     differs = program.edit(images, 5) != images
     assert differs.sum((1, 2, 3)).tolist() == [3 * 25] * 7
     assert differs[:, 0].any(2).sum(1).tolist() == [5] * 7
+
+
+def test_numbers_of_another_command_are_kept(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    check_free = importlib.import_module("kept").check_free
+    path = tmp_path / "found.json"
+    check_free(path, "python a.py --data DIR")
+    path.write_text('{"command": "python a.py --data DIR"}')
+    check_free(path, "python a.py --data DIR")
+    with pytest.raises(ConfigError, match=r"a\.py --data DIR'; give another file with --result"):
+        check_free(path, "python a.py --data DIR --images 2")
+    with pytest.raises(ConfigError, match="is no folder"):
+        check_free(tmp_path / "none" / "found.json", "python a.py")
+
+
+def test_models_that_are_compared_take_the_same_images_and_are_named_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    load_alike = importlib.import_module("alike").load_alike
+    assert list(load_alike(["vqvae/mnist", "qgvae/mnist"])) == ["vqvae/mnist", "qgvae/mnist"]
+    with pytest.raises(ConfigError, match="vqvae/mnist is given twice"):
+        load_alike(["vqvae/mnist", "qgvae/mnist", "vqvae/mnist"])
+    with pytest.raises(ConfigError, match="vqvae/cifar10 takes other images than vqvae/mnist"):
+        load_alike(["vqvae/mnist", "vqvae/cifar10"])
+
+
+def test_checkerboards_call_runs_of_ablations_like_their_variants(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    program = importlib.import_module("favae_checkerboards")
+    model = spectok.load_tokenizer("favae", image_size=16, channels=8, num_blocks=1)
+    folders = [tmp_path / name / "seed-0-rate-0.003" for name in ("SL", "DSL")]
+    for folder in (*folders, tmp_path / "other" / "SL"):
+        model.save_pretrained(folder / "model")
+    assert list(program.open_models(folders)) == ["SL", "DSL"]
+    with pytest.raises(ConfigError, match="SL is given twice"):
+        program.open_models([*folders, tmp_path / "other" / "SL"])
