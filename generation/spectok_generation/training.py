@@ -38,7 +38,12 @@ from spectok.training.card import write_run_card
 from spectok.training.launch import accelerated, joined
 from spectok.training.lock import run_locked
 from spectok.training.precision import settled_recipe
-from spectok.training.resume import check_resume, recorded_progress, without_consent
+from spectok.training.resume import (
+    check_recorded,
+    check_resume,
+    recorded_progress,
+    without_consent,
+)
 from spectok.training.train_config import TrainConfig
 from spectok.writing import write_text
 from spectok_generation.card import describe_prior
@@ -86,7 +91,8 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) ->
             made first. ``"auto"``: go on, or begin where there is nothing.
 
     Raises:
-        ConfigError: If the folder holds a finished run, or parts of the recipe do not fit.
+        ConfigError: If the folder holds a finished run or one of another recipe, or parts of the
+            recipe do not fit.
         CheckpointError: If the tokens were not made by the tokenizer.
     """
     output = Path(home(output))
@@ -95,6 +101,7 @@ def train_prior(recipe: PriorRecipe, output: Path, *, resume: Resume = False) ->
         resume = "auto"
     check_resume(output, resume)
     recipe = settled_recipe(recipe, output, resume)
+    check_recorded(output, recipe.model_dump(mode="json", exclude={"output"}))
     given = rehearse(recipe)
     with joined(recipe.train), run_locked(output):
         on_main(lambda: note_recipe(recipe, output))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from spectok.cli import main
-from spectok.recipes.yaml12 import read_yaml
+from spectok.recipes.yaml12 import dump_yaml, read_yaml
 from spectok.training.log import read_log
 
 STEPS = 8
@@ -173,3 +174,32 @@ def test_data_may_move_but_not_change(spectok, tmp_path):
     assert status == 2
     assert "the data differ from those of the run to resume" in err
     assert spectok("resume", run, "train.steps=2", f"data.path={tmp_path}/b")[0] == 0
+
+
+@pytest.fixture(scope="module")
+def finished_prior(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior") / "run"
+    assert quiet(words("gpt", folder, 2)) == 0
+    return folder
+
+
+DATA_SETTINGS = ["data.limit", "data.name", "data.max_shift", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [*itertools.product(["tokenizer", "gpt"], DATA_SETTINGS), ("gpt", "copies")],
+)
+def test_a_setting_changed_in_the_folder_of_a_run_is_named_and_nothing_is_made_of_it(
+    finished, finished_prior, spectok, tmp_path, kind, setting
+):
+    run = shutil.copytree(finished if kind == "tokenizer" else finished_prior, tmp_path / "run")
+    recipe, (section, _, name) = read_yaml(run / "recipe.yaml"), setting.partition(".")
+    changed = recipe[section] if name else recipe
+    changed[name or section] = {"name": "shapes", "limit": 5}.get(name, 3)
+    (run / "recipe.yaml").write_text(dump_yaml(recipe))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status, _, err = spectok("resume", run, "train.steps=4")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {setting}: the run to resume has ")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

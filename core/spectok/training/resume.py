@@ -94,14 +94,33 @@ def _prepare(run: Run, config: TrainConfig, manifest: dict[str, Any]) -> str | N
     chosen, damaged = choose_checkpoint(run.output / CHECKPOINTS)
     if chosen is not None:  # before anything is written: a refusal leaves no trace
         recorded = read_manifest(chosen)
+        check_samples_per_step(recorded, manifest["samples_per_step"])
+        _check_same_settings(recorded, manifest)  # it can name what makes the data differ
         _check_same_data(recorded, manifest)
-        places = PLACES if "sources" in recorded else PLACES[:1]  # the data have a fingerprint
-        check_same_run(_settings(recorded), _settings(manifest), places)
         check_steps(recorded, config)
     for path, problem in damaged.items():
         note(f"{path} is passed over: {problem}")
     _tidy(run, damaged)
     return None if chosen is None else chosen.name
+
+
+def check_recorded(output: Path, recipe: Mapping[str, Any]) -> None:
+    """Refuse a recipe that is not that of a run's newest checkpoint, before anything is prepared.
+
+    Args:
+        output: Folder of the run, which may have no checkpoint yet.
+        recipe: How it wants to go on.
+
+    Raises:
+        ConfigError: One line per setting that differs.
+    """
+    if found := list_checkpoints(output / CHECKPOINTS):
+        _check_same_settings(read_manifest(found[-1]), {"recipe": dict(recipe)})
+
+
+def _check_same_settings(recorded: dict[str, Any], current: dict[str, Any]) -> None:
+    places = PLACES if "sources" in recorded else PLACES[:1]  # the data have a fingerprint
+    check_same_run(_settings(recorded), _settings(current), places)
 
 
 def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +238,6 @@ def _tidy(run: Run, damaged: Iterable[Path]) -> None:
 
 
 def _check_same_data(recorded: dict[str, Any], current: dict[str, Any]) -> None:
-    check_samples_per_step(recorded, current["samples_per_step"])
     if any(recorded[key] != current[key] for key in ("num_samples", "data")):
         raise ConfigError(
             f"the data differ from those of the run to resume: it had {recorded['num_samples']} "
