@@ -72,6 +72,11 @@ def count_images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
+def with_article(name: str) -> str:
+    """Return ``"a VQModel"``, ``"an AutoencoderKL"`` and so on."""
+    return f"{'an' if name[:1] in set('AEIOU') else 'a'} {name}"
+
+
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar with images/s and time left on a terminal; nothing elsewhere.

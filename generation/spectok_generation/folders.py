@@ -12,6 +12,7 @@ from typing import Any
 
 from spectok.errors import CheckpointError
 from spectok.loading import model_folder, not_there
+from spectok.messages import with_article
 from spectok.plugins import registry
 from spectok.saving import was_cut_short
 from spectok.trained.names import find_model
@@ -53,8 +54,8 @@ def class_of_prior(folder: Path) -> str:
     wanted, known = saved_class(read_config(folder), str(folder)), registry.class_names("prior")
     if wanted not in known.values():
         raise CheckpointError(
-            f"{folder} holds a {wanted[:80]}, which no installed plugin provides as a prior; "
-            f"installed: {', '.join(sorted(known.values()))}"
+            f"{folder} holds {with_article(wanted[:80])}, which no installed plugin provides as a "
+            f"prior; installed: {', '.join(sorted(known.values()))}"
         )
     return wanted
 

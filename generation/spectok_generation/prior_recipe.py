@@ -15,7 +15,14 @@ from spectok.errors import CheckpointError, ConfigError
 from spectok.loading import check_trained, model_folder
 from spectok.places import home, missing, remark_taken
 from spectok.recipes.files import RUN_RECIPE, list_recipes
-from spectok.recipes.recipe import Override, Recipe, apply_overrides, read_recipe, resolve_recipe
+from spectok.recipes.recipe import (
+    Override,
+    Recipe,
+    apply_overrides,
+    of_data,
+    read_recipe,
+    resolve_recipe,
+)
 from spectok.recipes.schema import Registered, validate_section
 from spectok.trained.names import find_model, is_model
 from spectok.training.recipe import TokenizerRecipe, load_tokenizer_recipe
@@ -176,7 +183,7 @@ def load_data(tokenizer: str, data: str | None, overrides: Iterable[str]) -> Dat
     """
     raw = {"data": tokenizer_data(tokenizer)} if data is None else {}
     own_data = [data_override(data)] if data is not None else []
-    raw = apply_overrides(raw, [*own_data, *(f"data.{override}" for override in overrides)])
+    raw = apply_overrides(raw, [*own_data, *of_data(overrides)])
     return validate_section(DataConfig, raw["data"], "data")
 
 
@@ -197,8 +204,7 @@ def held_out(
     own: Any = (
         data_override(data)[1] if data is not None else _data_of_run(Path(model_folder(prior)))
     )
-    changes = [f"data.{override}" for override in overrides]
-    raw = apply_overrides({"data": {**own, **settings}}, changes)
+    raw = apply_overrides({"data": {**own, **settings}}, of_data(overrides))
     return validate_section(DataConfig, raw["data"], "data")
 
 

@@ -183,11 +183,11 @@ def test_every_registered_kind_names_a_class_that_exists():
 
 def test_a_class_that_nobody_claims_names_the_plugins_that_could(folder):
     config = json.loads((folder / "config.json").read_text())
-    for key, value in {"_class_name": "AutoencoderOobleck", "model_type": "bert"}.items():
+    for key, article, value in (("_class_name", "an", "Oobleck"), ("model_type", "a", "bert")):
         rest = {k: v for k, v in config.items() if k != "_class_name"}
         write(folder / "config.json", rest | {key: value})
         message = refusal(folder)
-        assert f"holds a {value}, which no installed plugin provides" in message
+        assert f"holds {article} {value}, which no installed plugin provides" in message
         own, _, others = message.partition("of other libraries: ")
         assert "VQVAE" in own
         assert "AutoencoderVidTok of diffusers (FSQ), " in others

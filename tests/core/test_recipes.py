@@ -20,6 +20,7 @@ from spectok.nn.vqgan import PixelAttention
 from spectok.plugins.registry import get_dataset
 from spectok.recipes.files import builtin_folder, list_recipes, recipe_folders
 from spectok.recipes.options import upgrade_recipe
+from spectok.recipes.recipe import of_data
 from spectok.training.recipe import load_tokenizer_recipe
 from spectok_generation.prior_recipe import load_prior_recipe
 from spectok_generation.priors.factory import create_prior
@@ -251,3 +252,7 @@ def test_a_recipe_of_an_earlier_version_gets_the_options_of_this_one():
     assert upgraded["quantizer"]["start"] == "kmeans"  # as it was before there was a choice
     gone = section | {"no_more": 1}
     assert upgrade_recipe({"tokenizer": gone})["tokenizer"]["no_more"] == 1
+
+
+def test_settings_of_the_data_may_say_so():
+    assert of_data(["path=DIR", "data.limit=5"]) == ["data.path=DIR", "data.limit=5"]

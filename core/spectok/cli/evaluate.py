@@ -283,7 +283,7 @@ def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: 
     from spectok.data.choice import data_override
     from spectok.evaluation.terms import recipe_of_run
     from spectok.loading import model_folder
-    from spectok.recipes.recipe import apply_overrides
+    from spectok.recipes.recipe import apply_overrides, of_data
     from spectok.recipes.schema import validate_section
 
     if data is not None:
@@ -293,9 +293,7 @@ def held_out(model: str, data: str | None, settings: dict[str, Any], overrides: 
         own = {"name": recipe.data.name} | own
     else:
         raise ConfigError(f"no recipe beside {model} says what it was trained on; give --data")
-    section = apply_overrides(
-        {"data": own | settings}, [f"data.{override}" for override in overrides]
-    )
+    section = apply_overrides({"data": own | settings}, of_data(overrides))
     return validate_section(DataConfig, section["data"], "data")
 
 

@@ -72,9 +72,9 @@ def tell_verified(
     from spectok.cards.claims import describe_images
     from spectok.evaluation.comparison import write_json
     from spectok.evaluation.verifying import contradiction_checks, reference_data
-    from spectok.recipes.recipe import apply_overrides
+    from spectok.recipes.recipe import apply_overrides, of_data
 
-    settings = apply_overrides({"data": {}}, [f"data.{word}" for word in overrides])["data"]
+    settings = apply_overrides({"data": {}}, of_data(overrides))["data"]
     found = []
     for claim in claimed.claims:
         path = None if data == claim.data.get("name") else data

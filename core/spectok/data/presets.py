@@ -59,7 +59,8 @@ class Preset(DatasetSource):
         if self.card.hub_id is None:
             raise DataError(
                 f"{config.name!r} has no known place on the Hugging Face Hub; "
-                "set data.path to a directory of its images or of parquet files"
+                "give a directory of its images or parquet files (--data; data.path in a "
+                "recipe)"
             )
         from spectok.data.tables import read_hub
 

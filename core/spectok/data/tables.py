@@ -95,7 +95,7 @@ def read_hub(name: str, config: DataConfig, subset: str | None = None) -> Rows:
     except Exception as error:  # network, authentication and builder errors share no base
         raise DataError(
             f"cannot load {name!r} from the Hugging Face Hub ({root_cause(error)}); "
-            "offline, set data.path to a directory of images or of parquet files"
+            "offline, give a directory of images or parquet files (--data; data.path in a recipe)"
         ) from error
     many = len(tables) > 1
     numbers, remarks = None, []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectok.errors import PluginError
 from spectok.foreign.model import ForeignModel
+from spectok.messages import with_article
 from spectok.plugins import registry
 from spectok.plugins.hookspecs import GROUP
 
@@ -78,6 +79,7 @@ def describe_unclaimed(config: Mapping[str, Any]) -> str:
     broken = sorted(registry.broken_plugins())
     failed = f". Plugins that failed to load: {', '.join(broken)}" if broken else ""
     return (
-        f"holds a {held}, which no installed plugin provides as a tokenizer; installed: "
-        f"{', '.join(classes)}; of other libraries: {', '.join(others) or 'none'}{failed}"
+        f"holds {with_article(held)}, which no installed plugin provides as a tokenizer; "
+        f"installed: {', '.join(classes)}; "
+        f"of other libraries: {', '.join(others) or 'none'}{failed}"
     )

@@ -130,6 +130,11 @@ def read_recipe(name: str, model: type[Recipe]) -> dict[str, Any]:
     return raw
 
 
+def of_data(overrides: Iterable[str]) -> list[str]:
+    """Return settings of the data as a recipe has them: ``path=DIR`` is ``data.path=DIR``."""
+    return [f"data.{override.removeprefix('data.')}" for override in overrides]
+
+
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
     """Return a copy of a recipe with dotted overrides applied, sections before their contents.
 
