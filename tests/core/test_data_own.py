@@ -338,7 +338,7 @@ class TestShards:
 
 class TestHub:
     def test_offline_says_that_a_path_works(self):
-        with pytest.raises(DataError, match=r"'ylecun/mnist'.*set data\.path") as caught:
+        with pytest.raises(DataError, match=r"'ylecun/mnist'.*--data; data\.path") as caught:
             build_dataset(DataConfig(name="mnist"))
         assert "\n" not in str(caught.value)
         with pytest.raises(DataError, match="'nobody/nothing'"):
