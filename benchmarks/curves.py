@@ -34,17 +34,15 @@ from spectok.cards import Claim
 from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.errors import ConfigError
 from spectok.evaluation import evaluate_reconstruction
-from spectok.evaluation.comparison import FREE
+from spectok.evaluation.comparison import differing_settings
 from spectok.evaluation.protocol import make_protocol
 from spectok.evaluation.reference import REFERENCE_IMAGES, ImageHash
 from spectok.evaluation.terms import data_section
 from spectok.machine import describe_machine
 from spectok.modeling import model_fingerprint
-from spectok.recipes.options import upgrade_recipe
 from spectok.training import TokenizerRecipe, load_tokenizer_recipe, train_tokenizer
 from spectok.training.checkpoint import list_checkpoints, read_manifest
 from spectok.training.log import read_log
-from spectok.training.same_run import flatten, with_later_options
 
 SETS = {
     "cifar10": {"steps": 15_625, "search": 1000, "warmup": 200, "rates": ("1e-3", "2e-3", "4e-3")},
@@ -154,15 +152,15 @@ def refuse_others(path: Path, recipe: TokenizerRecipe) -> None:
     Raises:
         ConfigError: If the file is of another recipe; names what differs.
     """
-    new = flatten(without_places(recipe))
-    old = with_later_options(flatten(upgrade_recipe(json.loads(path.read_text())["recipe"])), new)
-    differing = [
-        f"{name}: {path} is of {old.get(name)!r}, not {new.get(name)!r}; move it away"
-        for name in sorted((old.keys() | new.keys()) - FREE)
-        if old.get(name) != new.get(name)
-    ]
+    earlier = json.loads(path.read_text())["recipe"]
+    differing = differing_settings(earlier, without_places(recipe))
     if differing:
-        raise ConfigError(*differing)
+        raise ConfigError(
+            *(
+                f"{name}: {path} is of {old!r}, not {new!r}; move it away"
+                for name, (old, new) in differing.items()
+            )
+        )
 
 
 def time_steps(data_set: str, rounds: int = 5) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from spectok.data import DataConfig, ImageDataset, build_dataset
 from spectok.data.shapes import COMBINATIONS, caption, is_unseen
 from spectok.errors import ConfigError
 from spectok.evaluation.protocol import make_protocol
-from spectok.loading import load_trained
+from spectok.loading import load_trained, model_folder
 from spectok.machine import describe_machine
 from spectok.training import load_tokenizer_recipe, train_tokenizer
 from spectok_generation.extraction import Extraction
@@ -74,7 +74,9 @@ def prepare(tokenizer: str, text: str, steps: int | None, out: Path) -> list[str
     """
     fewer = [] if steps is None else [f"train.steps={steps}"]
     for name, is_recipe in ((tokenizer, tokenizer_recipe), (text, clip_recipe_file)):
-        if is_recipe(name) is None and not Path(name).is_dir():  # before hours are spent
+        if (
+            is_recipe(name) is None and not Path(model_folder(name)).is_dir()
+        ):  # before hours are spent
             raise ConfigError(f"{name}: neither a recipe nor a folder")
     if tokenizer_recipe(tokenizer) is not None:
         train_tokenizer(load_tokenizer_recipe(tokenizer, fewer), out / "tokenizer", resume="auto")

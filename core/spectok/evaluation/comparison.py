@@ -196,15 +196,25 @@ def check_run(recipe: TokenizerRecipe, folder: Path) -> None:
     raw = read_yaml(path)
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path} holds no recipe; give another --output")
-    current = flatten(upgrade_recipe(recipe.model_dump(mode="json")))
-    recorded = with_later_options(flatten(upgrade_recipe(raw)), current)
-    for key in sorted({*recorded, *current} - FREE):
-        if recorded.get(key) != current.get(key):
-            raise ConfigError(
-                f"{folder} holds a run with {key} {shown(recorded.get(key))}, not "
-                f"{shown(current.get(key))}; "
-                f"give another --output"
-            )
+    for key, (old, new) in differing_settings(raw, recipe.model_dump(mode="json")).items():
+        raise ConfigError(
+            f"{folder} holds a run with {key} {shown(old)}, not {shown(new)}; give another --output"
+        )
+
+
+def differing_settings(
+    recorded: Mapping[str, Any], current: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the settings in which two recipes are trained differently: name -> old and new.
+
+    Args:
+        recorded: The recipe of a run; options that came later are what its own version did.
+        current: A recipe of this version.
+    """
+    new = flatten(upgrade_recipe(current))
+    old = with_later_options(flatten(upgrade_recipe(recorded)), new)
+    names = sorted({*old, *new} - FREE)
+    return {key: (old.get(key), new.get(key)) for key in names if old.get(key) != new.get(key)}
 
 
 def load(folder: Path) -> ImageTokenizer:
