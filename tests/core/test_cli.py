@@ -329,6 +329,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(fork, tmp_path, number, 
         "my run",
         "train.steps=100000",
         "train.log_every=1",
+        "train.save_every=100000",
     ]
     process = fork(command, words)
     deadline = time.monotonic() + 60
@@ -344,7 +345,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(fork, tmp_path, number, 
         "",
         "interrupted",
         "continue from the last checkpoint with: spectok train smoke/vqvae --output 'my run' "
-        "train.steps=100000 train.log_every=1 --resume",
+        "train.steps=100000 train.log_every=1 train.save_every=100000 --resume",
         "",
     ]
 
