@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 import sys
@@ -16,15 +16,13 @@ from spectok.data import DataConfig
 from spectok.errors import ConfigError
 from spectok.training import TokenizerRecipe, TrainConfig, train_tokenizer
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "forming.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def forming():
-    spec = importlib.util.spec_from_file_location("forming", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def forming(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # as a script finds what lies beside it
+    return importlib.import_module("forming")
 
 
 def wave(cycles, size=16):
