@@ -63,6 +63,7 @@ def test_the_package_is_found_and_listed(capsys):
         assert listed[name] == "spectok-product 0.1.0"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_path")
 def test_the_package_passes_the_kits_and_trains_in_every_tokenizer(pytester):
     """Runs the package's own tests, of which two classes are the kits."""

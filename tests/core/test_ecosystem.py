@@ -57,6 +57,7 @@ def traced(names):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_encode_and_decode_are_whole_graphs_that_can_be_exported():
     assert traced(QUICK) == {}
 

@@ -228,6 +228,7 @@ def test_compiling_and_recomputing_are_not_combined(tmp_path, train):
         train(tmp_path / "run", compile=True, gradient_checkpointing=True)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_trains_saves_and_resumes_as_any_other(
     tmp_path, train, qgvae, without_code, losses
 ):

@@ -75,7 +75,10 @@ def losses(run):
     return [(record["step"], record["loss"].hex()) for record in read_log(run / "log.jsonl")]
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind",
+    [k if "released" in k else pytest.param(k, marks=pytest.mark.slow) for k in RUNS],
+)
 def test_a_run_is_resumed_and_its_pipeline_draws_what_it_draws(kind, folder, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train_prior(recipe_for(folder, RUNS[kind]), whole)

@@ -163,6 +163,7 @@ def test_it_learns_is_saved_and_loaded(tmp_path):
     assert torch.equal(sample_tokens(again, 4, labels), sample_tokens(prior, 4, labels))
 
 
+@pytest.mark.slow
 def test_compiled_steps_give_the_same_tokens(sharp):
     torch.manual_seed(0)
     prior = sharp(create_prior("gpt", SPECS["growing grids"], **BY_LEVEL))

@@ -78,7 +78,11 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("kind", RECIPES)
+def slow(kind):
+    return pytest.param(kind, marks=pytest.mark.slow) if kind == "ldm" else kind
+
+
+@pytest.mark.parametrize("kind", [slow(kind) for kind in RECIPES])
 def test_a_plan_is_within_a_tenth_of_the_allocators_peak(tmp_path, kind):
     name, settings = RECIPES[kind]
     subject, _, config = find(name, settings, False)
@@ -169,7 +173,7 @@ def test_a_measurement_leaves_nothing_behind(tmp_path):
     assert math.isfinite(losses["nll"].item())
 
 
-@pytest.mark.parametrize("kind", ["prior", "ldm", "tokenizer"])
+@pytest.mark.parametrize("kind", [slow(kind) for kind in ("prior", "ldm", "tokenizer")])
 def test_checkpointed_blocks_cost_memory_less_and_work_more(kind):
     name, settings = RECIPES[kind]
     kept, again = (

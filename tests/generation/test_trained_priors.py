@@ -181,6 +181,7 @@ def test_a_prior_of_another_tokenizer_is_not_put_into_the_box(box, runs, store, 
     assert list((tmp_path / "box").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_drawing_tokens_imports_nothing_of_latent_diffusion():
     """A second or more each, which a first sample would wait for."""
     heavy = ["diffusers.models.unets.unet_2d", "diffusers.loaders", "scipy.stats"]
