@@ -35,6 +35,7 @@ FROZEN = {"name": "latentvq", "train_decoder": False}
 TOKENIZERS |= {"latentvq, frozen": FROZEN | {"quantizer": "product"}}
 TOKENIZERS |= {"latentvq of frequencies": FROZEN | {"token_space": "frequency"}}
 TOKENIZERS |= {"vqvae2 with three grids": {"name": "vqvae2", "num_grids": 3}}
+ALIKE = ("cvqvae", "hvqvae", "sqvae", "vqgan", "vqwae")  # grids as those of others here
 FOREIGN = "VQModel of diffusers"  # in the folder that its library writes
 TOKENIZERS[FOREIGN] = {}
 PRIORS = {
@@ -76,7 +77,11 @@ def save_foreign(folder):
     model.save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
+
+
+@pytest.fixture(scope="module", params=[slow(name) for name in TOKENIZERS])
 def made(request, example_package, tmp_path_factory):
     """Return the folder of a saved tokenizer with random weights, and that of its tokens."""
     folder = tmp_path_factory.mktemp("made")
