@@ -3,15 +3,13 @@
     python benchmarks/ablations.py --list
     python benchmarks/ablations.py qgvae_tokens --data DIR            # every variant, every seed
     python benchmarks/ablations.py qgvae_tokens --data DIR --seeds 1 --only "vqvae, 4 tokens"
-    python benchmarks/ablations.py qgvae_tokens --data DIR --add      # seeds that the report lacks
     python benchmarks/ablations.py qgvae_tokens --data DIR --steps 5  # a trial, kept apart
 
 ``ablations/NAME.yaml`` says what is compared and on what terms. Each variant is trained with the
 library's own training on one thread, from each seed; all seeds of a file see the same held-out
 images. Runs are kept under ``runs/ablations/NAME``: a finished run of the same recipe is not
 trained again, an unfinished one goes on, and one of another recipe is put aside. After every run
-``results/ablations/NAME.json`` has all runs that there are, and a table is printed at the end. With
-``--add`` learning rates and seeds of that report are taken as they are where its runs are gone.
+``results/ablations/NAME.json`` has all runs that there are, and a table is printed at the end.
 """
 
 from __future__ import annotations
@@ -63,19 +61,16 @@ def main(words: Sequence[str] | None = None) -> None:
     if seeds != ablation.seeds:
         command += f" --seeds {seeds}"
     path = folder / f"{name}.json"
-    report: dict[str, Any] = read_report(path) if arguments.add else {}
-    runs.searched |= searched_rates(report, ablation)
+    report: dict[str, Any] = {}
     failed: list[str] = []
     for seed in range(seeds):
         for variant in arguments.only or ablation.variants:
-            if arguments.add and str(seed) in kept_seeds(report, runs, variant):
-                continue
             try:
                 runs.train(variant, seed, runs.rate_of(variant))
             except TrainingError as error:  # the others may still be worth having
                 failed.append(f"{variant}, seed {seed}: {error}")
                 continue
-            report = collect(runs, command, path, add=arguments.add)
+            report = collect(runs, command, path)
             write_text(path, json.dumps(report, indent=1) + "\n", CheckpointError)
             psnr = report["variants"][variant]["seeds"][str(seed)]["psnr"]
             print(f"{variant}, seed {seed}: {psnr:.2f} dB", flush=True)
@@ -105,7 +100,6 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the files that there are")
     parser.add_argument("--seeds", type=int, help="trainings of each variant")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="leave out the other variants")
-    parser.add_argument("--add", action="store_true", help="keep the seeds that the report has")
     parser.add_argument("--data", help="folder with the images, where the recipe needs one")
     parser.add_argument("--steps", type=int, help="a trial: other steps; no result is overwritten")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -128,56 +122,17 @@ def describe_all() -> None:
         print(f"{name} ({', '.join(ablation.claims)}; {size}): {ablation.about.strip()}")
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Return an earlier report, or an empty one."""
-    return read_json(path, CheckpointError) if path.is_file() else {}
-
-
-def searched_rates(report: dict[str, Any], ablation: Ablation) -> dict[str, dict[str, float]]:
-    """Return what a report's search of learning rates found; nothing if it tried other ones."""
-    tried = {f"{rate:g}" for rate in ablation.rates}
-    return {
-        family: {rate: math.inf if error is None else error for rate, error in of.items()}
-        for family, of in report.get("training_errors_of_rates", {}).items()
-        if set(of) == tried
-    }
-
-
-def kept_seeds(report: dict[str, Any], runs: Runs, variant: str) -> dict[str, dict[str, float]]:
-    """Return the numbers of seeds in a report, if its variant was trained as it would be now."""
-    row = report.get("variants", {}).get(variant)
-    if row is None or not is_part(describe(runs.ablation, variant), row):
-        return {}
-    try:
-        rate = runs.rate_of(variant, train=False)
-    except LookupError:  # a search by runs that are gone; it is repeated
-        return {}
-    return row["seeds"] if row.get("learning_rate") == rate else {}
-
-
-def describe(ablation: Ablation, variant: str) -> dict[str, Any]:
-    """Return what a report says of a variant besides its results."""
-    of = ablation.variants[variant].model_dump(exclude={"settings"}, exclude_none=True)
-    return {"settings": ablation.settings_of(variant)} | of
-
-
-def collect(runs: Runs, command: str, path: Path, *, add: bool = False) -> dict[str, Any]:
+def collect(runs: Runs, command: str, path: Path) -> dict[str, Any]:
     """Return the report of all finished runs, and of variants that an earlier report has.
-
-    Args:
-        runs: The runs.
-        command: What trained them.
-        path: Where the earlier report is.
-        add: Keep the seeds of that report, too, if their runs are gone.
 
     Raises:
         InputError: If runs were measured by different protocols.
-        CheckpointError: If seeds would be added to a report of another protocol.
     """
     ablation, found, rows = runs.ablation, {}, {}
-    earlier = read_report(path)
-    for name in ablation.variants:
-        row = describe(ablation, name)
+    earlier = read_json(path, CheckpointError) if path.is_file() else {}
+    for name, variant in ablation.variants.items():
+        row = {"settings": ablation.settings_of(name)}
+        row |= variant.model_dump(exclude={"settings"}, exclude_none=True)
         try:
             rate = runs.rate_of(name, train=False)
         except LookupError:
@@ -187,8 +142,6 @@ def collect(runs: Runs, command: str, path: Path, *, add: bool = False) -> dict[
                 if runs.has(name, seed, rate):
                     found[name, seed] = runs.measure(name, seed, rate)
         by_seed = {str(s): of["numbers"] for (v, s), of in found.items() if v == name}
-        if by_seed and add:
-            by_seed = dict(sorted((kept_seeds(earlier, runs, name) | by_seed).items()))
         if by_seed:
             searched = {} if rate is None else {"learning_rate": rate}
             rows[name] = row | searched | {"seeds": by_seed} | summary(list(by_seed.values()))
@@ -196,12 +149,8 @@ def collect(runs: Runs, command: str, path: Path, *, add: bool = False) -> dict[
             rows[name] = kept
     protocol = compare_results({f"{name}, seed {seed}": of for (name, seed), of in found.items()})
     if earlier and earlier["protocol"]["id"] != protocol["id"]:
-        if add:
-            raise CheckpointError(f"{path} has another protocol; leave out --add")
         rows = {name: row for name, row in rows.items() if any(v == name for v, _ in found)}
     recipe = runs.recipe(next(iter(ablation.variants)), 0, None)
-    machine = list(found.values())[-1]["machine"]
-    before = earlier.get("machine_of_earlier_seeds", earlier.get("machine")) if add else None
     return {
         "command": command,
         "about": ablation.about.strip(),
@@ -214,8 +163,7 @@ def collect(runs: Runs, command: str, path: Path, *, add: bool = False) -> dict[
             for family, of in runs.searched.items()
         },
         "protocol": protocol,
-        "machine": machine,
-        **({"machine_of_earlier_seeds": before} if before not in (None, machine) else {}),
+        "machine": list(found.values())[-1]["machine"],
         "variants": rows,
     }
 

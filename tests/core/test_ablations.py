@@ -12,7 +12,7 @@ import torch
 
 import spectok
 from spectok.data import DataConfig, build_dataset
-from spectok.errors import CheckpointError, ConfigError, TrainingError, UnknownNameError
+from spectok.errors import ConfigError, TrainingError, UnknownNameError
 from spectok.evaluation import evaluate_reconstruction
 from spectok.recipes.yaml12 import dump_yaml
 
@@ -180,32 +180,6 @@ def test_results_of_runs_that_are_gone_stay_while_their_variant_does():
     assert after["variants"]["vq"] == report["variants"]["vq"]
     changed = {"vq": {"settings": {"tokenizer.quantizer": {"name": "cvq"}}}, "ema": {}}
     assert "vq" not in run(write({"variants": changed}), "--only", "ema")[0]["variants"]
-
-
-def test_seeds_are_added_to_a_report_whose_runs_are_gone():
-    path = write({"rates": [1e-4, 3e-2], "seeds": 2})
-    report, _ = run(path, "--seeds", "1")
-    Path("runs").rename("elsewhere")
-    after, models = run(path, "--only", "ema", "--add")
-    assert [Path(model).parts[-3] for model in models] == ["seed-1-rate-0.03"]  # no search either
-    assert after["training_errors_of_rates"] == report["training_errors_of_rates"]
-    assert after["variants"]["vq"] == report["variants"]["vq"]
-    row, first = after["variants"]["ema"], report["variants"]["ema"]["seeds"]["0"]
-    assert (list(row["seeds"]), row["seeds"]["0"]) == (["0", "1"], first)
-    assert row["mean"]["psnr"] == pytest.approx((first["psnr"] + row["seeds"]["1"]["psnr"]) / 2)
-    assert run(path, "--only", "ema", "--add") == (after, models)
-
-
-def test_seeds_are_not_added_to_what_was_trained_or_measured_otherwise():
-    run(write({}))
-    Path("runs").rename("elsewhere")
-    changed = {"vq": {}, "ema": {"settings": {"tokenizer.quantizer": {"name": "cvq"}}}}
-    report, _ = run(write({"variants": changed, "seeds": 2}), "--only", "ema", "--add")
-    assert list(report["variants"]["ema"]["seeds"]) == ["0", "1"]  # seed 0 was trained anew
-    before = Path("results/mine.json").read_text()
-    with pytest.raises(CheckpointError, match=r"mine\.json has another protocol; leave out --add"):
-        run(write({"variants": changed, "seeds": 3, "held_out": 16}), "--only", "ema", "--add")
-    assert Path("results/mine.json").read_text() == before
 
 
 def test_trials_are_kept_apart():
