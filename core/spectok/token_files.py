@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from spectok.errors import SHOWN, DataError, InputError, TokenError, one_line, shown
+from spectok.modeling import model_fingerprint
 from spectok.reading import EXPANSION, parse_json, read_json, read_npz
 from spectok.sizes import as_size
 from spectok.tiling import Tiling
@@ -27,7 +28,7 @@ MAX_BYTES = 1 << 30
 """Largest JSON file of tokens."""
 MAX_PIXELS = 1 << 28
 """Pixels of the largest image that a file of tokens may describe."""
-TILES = "tiles"
+TILES, WEIGHTS = "tiles", "weights"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def write_tokens(
     names: list[str],
     spec: TokenSpec,
     tilings: Sequence[Tiling] | None = None,
+    weights: str | None = None,
 ) -> None:
     """Write indices with the names of their images and the layout of the tokens.
 
@@ -61,33 +63,43 @@ def write_tokens(
         spec: Layout of the T tokens.
         tilings: The tiles of each image, all of one size and overlap. None: each image is one of
             the tokenizer's own size.
+        weights: Fingerprint of the tokenizer, by which a reader tells another one of equal layout.
 
     Raises:
         DataError: If the file cannot be written; an earlier one stays as it was.
     """
     layout, tiles = spec.to_dict(), _describe_tilings(tilings)
+    made_by = {} if weights is None else {WEIGHTS: weights}
     with whole_file(path, DataError) as unfinished:
         if path.suffix == ".npz":
             arrays: dict[str, Any] = {"indices": indices, "files": np.array(names)}
             arrays["token_spec"] = json.dumps(layout)
-            arrays |= {key: json.dumps(value) for key, value in tiles.items()}
+            arrays |= {key: json.dumps(value) for key, value in (tiles | made_by).items()}
             np.savez_compressed(unfinished, **arrays)
             if indices.nbytes > EXPANSION / 2 * unfinished.stat().st_size:
                 np.savez(unfinished, **arrays)  # all alike: our own reader would suspect a bomb
         else:
-            content = {"token_spec": layout, "files": names, "indices": indices.tolist(), **tiles}
-            unfinished.write_text(json.dumps(content), encoding="utf-8")
+            content = {"token_spec": layout, "files": names, "indices": indices.tolist()}
+            unfinished.write_text(json.dumps(content | tiles | made_by), encoding="utf-8")
 
 
-def read_tokens(path: Path, spec: TokenSpec) -> tuple[np.ndarray, list[str]]:
+def read_tokens(
+    path: Path, spec: TokenSpec, weights: str | None = None
+) -> tuple[np.ndarray, list[str]]:
     """Read what :func:`write_tokens` wrote, and check it against a tokenizer's layout.
+
+    Args:
+        path: The file.
+        spec: The layout.
+        weights: Fingerprint of the tokenizer. None: whichever wrote the file.
 
     Returns:
         Indices (N, T) as int64, and the name of each image.
 
     Raises:
         DataError: If the file is missing, damaged or not a file of tokens.
-        TokenError: If the tokens follow another layout, are out of range, or are those of tiles.
+        TokenError: If the tokens follow another layout, are out of range, are those of tiles, or
+            were written by another tokenizer.
     """
     content = _read(path)
     if TILES in content:
@@ -95,7 +107,7 @@ def read_tokens(path: Path, spec: TokenSpec) -> tuple[np.ndarray, list[str]]:
             f"{path} holds tokens of images at another size, or in tiles, which only 'spectok "
             "decode' reads; encode the images without --image-size and --tile"
         )
-    indices, names = _check(path, content, spec)
+    indices, names = _check(path, content, spec, weights)
     if len(indices) != len(names):
         raise _misfit(path, indices, len(names), spec)
     return indices, names
@@ -110,18 +122,19 @@ def read_images(path: Path, tokenizer: Any) -> list[StoredImage]:
 
     Raises:
         DataError: If the file is missing, damaged or not a file of tokens.
-        TokenError: If the tokens follow another layout, or are out of range.
+        TokenError: If the tokens follow another layout, are out of range, or are another
+            tokenizer's.
         InputError: If the tokenizer does not take images, or tiles, of that size.
     """
-    content = _read(path)
+    content, weights = _read(path), model_fingerprint(tokenizer)
     own: Any = tuple(tokenizer.image_shape[1:])
     if TILES not in content:
-        indices, names = read_tokens(path, tokenizer.token_spec)
+        indices, names = read_tokens(path, tokenizer.token_spec, weights)
         tilings = [Tiling(own, own)] * len(names)
     else:
         tilings = _read_tilings(path, content[TILES])
         spec = tokenizer.token_spec_at(tilings[0].tile_size)
-        indices, names = _check(path, content, spec)
+        indices, names = _check(path, content, spec, weights)
         if len(names) != len(tilings) or sum(t.num_tiles for t in tilings) != len(indices):
             raise _misfit(path, indices, len(names), spec)
     ends = np.cumsum([tiling.num_tiles for tiling in tilings])[:-1]
@@ -138,7 +151,22 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check(path: Path, content: Any, spec: TokenSpec) -> tuple[np.ndarray, list[str]]:
+def _check_weights(path: Path, content: dict[str, Any], weights: str | None) -> None:
+    """Refuse tokens of other weights: their layout may be equal, and what they mean is not.
+
+    A file that does not name its tokenizer, as earlier ones do not, is taken.
+    """
+    written = content.get(WEIGHTS)
+    if weights is not None and isinstance(written, str) and written != weights:
+        raise TokenError(
+            f"{path} holds tokens of another tokenizer (weights {shown(written[:12])}, this one's "
+            f"{weights[:12]}); use the one that wrote them"
+        )
+
+
+def _check(
+    path: Path, content: Any, spec: TokenSpec, weights: str | None
+) -> tuple[np.ndarray, list[str]]:
     """Return the indices, one row per image or tile, and the names of the images."""
     try:
         indices = np.asarray(content["indices"])
@@ -154,6 +182,7 @@ def _check(path: Path, content: Any, spec: TokenSpec) -> tuple[np.ndarray, list[
             f"{path} holds tokens of another layout ({_summary(written)}) than this tokenizer's "
             f"({_summary(spec)}); use the tokenizer that wrote them"
         )
+    _check_weights(path, content, weights)
     if not names:
         raise DataError(f"{path} holds the tokens of no image; 'spectok encode' writes some")
     if indices.ndim != 2 or indices.dtype.kind not in "iu":
@@ -203,7 +232,7 @@ def _read_tilings(path: Path, described: Any) -> list[Tiling]:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = read_npz(path, DataError)
-    for key in {"token_spec", TILES} & {"token_spec", *content}:
+    for key in {"token_spec", TILES, WEIGHTS} & {"token_spec", *content}:
         content[key] = parse_json(str(content.get(key)), f"{key} of {path}", DataError)
     return content
 

@@ -560,6 +560,36 @@ def test_mistakes_in_tokens(refused, run, trained, pictures):
     assert refused(*words, "bad.json", "--out", "d").startswith("bad.json is not a file of tokens")
 
 
+@pytest.mark.parametrize("name", ["t.npz", "t.json"])
+def test_tokens_of_another_tokenizer_are_refused_though_their_layout_is_equal(
+    refused, run, trained, pictures, tmp_path, name
+):
+    import torch
+
+    other = load_tokenizer(trained["qgvae"])
+    with torch.no_grad():
+        next(other.decoder.parameters()).add_(1e-3)
+    other.save_pretrained(tmp_path / "other")
+    run("encode", trained["qgvae"], pictures / "a.png", "--out", name)
+    line = refused("decode", tmp_path / "other", name, "--out", "decoded")
+    assert line.startswith(f"{name} holds tokens of another tokenizer (weights '")
+    assert not Path("decoded").exists()
+    shutil.copytree(trained["qgvae"], tmp_path / "moved")
+    assert run("decode", tmp_path / "moved", name, "--out", "decoded")[0] == 0
+
+    tiles = ["--tile", "8"] if name == "t.npz" else ["--image-size", "16"]
+    run("encode", trained["vqvae"], pictures / "b.png", "--out", name, *tiles)
+    assert run("decode", trained["vqvae"], name, "--out", "tiles")[0] == 0
+
+
+def test_tokens_whose_file_names_no_tokenizer_are_taken(run, trained, pictures):
+    run("encode", trained["qgvae"], pictures / "a.png", "--out", "t.json")
+    content = json.loads(Path("t.json").read_text())
+    del content["weights"]
+    Path("t.json").write_text(json.dumps(content))
+    assert run("decode", trained["qgvae"], "t.json", "--out", "decoded")[0] == 0
+
+
 def test_tokens_are_never_unpickled(refused, trained):
     class Bomb:
         def __reduce__(self):

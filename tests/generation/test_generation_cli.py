@@ -1,12 +1,14 @@
 """The commands of the generation layer, from a trained tokenizer to a picture."""
 
 import dataclasses
+import json
 import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -126,8 +128,11 @@ def test_images_are_completed_from_their_first_tokens(spectok, trained, tokenize
         contents.append(picture.read_bytes())
     assert contents[0] == contents[1] != contents[2]  # all 8 tokens are kept: nothing is drawn
 
+    stored = np.load(tokens)
+    np.savez(tmp_path / "other.npz", **(dict(stored) | {"weights": json.dumps("0" * 64)}))
     out = ["--out", tmp_path / "x.png"]
     for words, message in [
+        ([*given[:-1], tmp_path / "other.npz"], "holds tokens of another tokenizer"),
         ([*given[:-2], "--keep", 4], "--keep 4 needs the tokens it is about; give --complete"),
         ([*given, "--keep", "3:1"], "--keep 3:1: 3:1 is not a range within the 8 tokens"),
         ([*given, "--keep", "0:2,a"], "--keep 0:2,a is neither a number of tokens nor ranges"),

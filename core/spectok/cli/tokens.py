@@ -66,11 +66,13 @@ def encode(
 
     import torch
 
+    from spectok.modeling import model_fingerprint
     from spectok.sizes import size_of
     from spectok.tiling import Tiling, encode_tiles, plan_tiles
     from spectok.token_files import write_tokens
 
     names, tilings = [str(file) for file in files], None
+    weights = model_fingerprint(tokenizer)
     parts: list[Tensor] = []
     if tile is not None:
         tilings = []
@@ -87,7 +89,7 @@ def encode(
         note_resizing(files, tokenizer.image_shape)
         parts = [tokenizer.encode(batch).cpu() for batch in batches(files, tokenizer, "encoding")]
     spec, indices = tokenizer.token_spec, torch.cat(parts).numpy()
-    write_tokens(out, indices, names, spec, tilings)
+    write_tokens(out, indices, names, spec, tilings, weights)
     share = len(indices) / len(files)
     each = f"{spec.num_tokens * share:,.0f} tokens and {spec.bits_per_image * share:,.0f} bits each"
     say(f"{count_images(len(files))}, {each}: {out}")

@@ -14,7 +14,9 @@ from spectok.token_files import read_tokens
 from spectok_generation.sampling import Known
 
 
-def read_known(path: Path, keep: str | None, spec: TokenSpec, num_images: int) -> Known:
+def read_known(
+    path: Path, keep: str | None, spec: TokenSpec, num_images: int, weights: str | None = None
+) -> Known:
     """Return the tokens to keep, from a file whose images are taken in turn.
 
     Args:
@@ -22,13 +24,14 @@ def read_known(path: Path, keep: str | None, spec: TokenSpec, num_images: int) -
         keep: See :func:`parse_places`. None: the first half of the tokens.
         spec: Required layout of the tokens.
         num_images: Number of images to draw.
+        weights: Fingerprint of the tokenizer. None: whichever wrote the file.
 
     Raises:
         DataError: If the file does not exist, is not a token file or holds no images.
-        TokenError: If its tokens have a different layout.
+        TokenError: If its tokens have a different layout, or are another tokenizer's.
         ConfigError: If ``keep`` cannot be read.
     """
-    indices = torch.from_numpy(read_tokens(path, spec)[0])
+    indices = torch.from_numpy(read_tokens(path, spec, weights)[0])
     if len(indices) == 0:
         raise DataError(f"{path} holds no images to complete")
     stays = parse_places(str(spec.num_tokens // 2) if keep is None else keep, spec.num_tokens)

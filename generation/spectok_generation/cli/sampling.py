@@ -164,6 +164,7 @@ def sample(
     check_subfolder(subfolder, tokenizer)
     prior_folder(prior)
 
+    from spectok.modeling import model_fingerprint
     from spectok_generation.cli.completion import read_known
     from spectok_generation.drawing import choose_labels, make_options
     from spectok_generation.pairs import load_pair
@@ -173,7 +174,8 @@ def sample(
     with process_device() as device:
         model, decoder = load_pair(prior, tokenizer, subfolder=subfolder, trust=trust)
         options = make_options(model, values)
-        known = complete and read_known(complete, keep, model.token_spec, num_images)
+        weights = model_fingerprint(decoder) if complete else None
+        known = complete and read_known(complete, keep, model.token_spec, num_images, weights)
         labels = choose_labels(model, num_images, label)
         wanted = Wanted(num_images, labels, seed=seed, options=options, known=known or None)
         output.draw(model.to(device), decoder.to(device), wanted)
