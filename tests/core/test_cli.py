@@ -560,6 +560,18 @@ def test_mistakes_in_tokens(refused, run, trained, pictures):
     assert refused(*words, "bad.json", "--out", "d").startswith("bad.json is not a file of tokens")
 
 
+def test_no_image_is_written_over_by_a_picture_made_of_it(refused, trained, pictures, tmp_path):
+    own, link = pictures / "a.png", tmp_path / "link.png"
+    before = own.read_bytes()
+    link.symlink_to(own)
+    for out in (own, link):
+        for words in (["reconstruct", trained["qgvae"], pictures], ["changes", trained["qgvae"]]):
+            images = [] if len(words) > 2 else [pictures / "b.png", own]
+            line = refused(*words, *images, "--out", out)
+            assert line == f"--out {out} is one of the images to read; give another name"
+    assert own.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["t.npz", "t.json"])
 def test_tokens_of_another_tokenizer_are_refused_though_their_layout_is_equal(
     refused, run, trained, pictures, tmp_path, name

@@ -56,8 +56,11 @@ def test_each_command_names_the_next_and_it_works(spectok, tokenizer_folder, tmp
     with Image.open("samples.png") as picture:
         assert picture.width > 64
     first = Path("samples.png").read_bytes()
-    assert spectok(*next_command(out))[0] == 0
-    assert Path("samples.png").read_bytes() != first
+    status, out, _ = spectok(*next_command(out))
+    assert status == 0
+    assert Path("samples.png").read_bytes() == first  # the next seed goes into a picture of its own
+    assert Path("samples-1.png").read_bytes() != first
+    assert "--out samples-2.png" in out
 
 
 def test_a_tokenizer_inside_a_folder_is_recorded_and_found(spectok, tmp_path, monkeypatch):

@@ -734,8 +734,8 @@ def test_commands_draw_the_same_from_a_pipeline(
     assert spectok(*words, "pipe", *more, "pipe.png")[0] == 0
     assert Path("run.png").read_bytes() == Path("pipe.png").read_bytes()
     printed = spectok(*words, "pipe", "--seed=4", "--num-images", 3, "--out", "again.png")[1]
-    given = [*map(str, words), "pipe", "--num-images", "3", "--out", "again.png"]
-    assert next_command(printed) == [*given, "--seed", "5"]
+    given = [*map(str, words), "pipe", "--num-images", "3"]
+    assert next_command(printed) == [*given, "--out", "again-5.png", "--seed", "5"]
 
     pipeline = TokenPipeline.from_pretrained("pipe")
     given = {"gpt": {"top_k": 5}, "ldm": {"class_labels": 1, "num_steps": 2}}

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -33,17 +33,18 @@ def this_command() -> str:
     return shlex.join(["spectok", *WORDS.get(sys.argv[1:])])
 
 
-def words_with(option: str, value: str) -> list[str]:
-    """Return the words of the command that runs, with another value of one of its options."""
+def words_with(changed: Mapping[str, str]) -> list[str]:
+    """Return the words of the command that runs, with other values of some of its options."""
     words, kept = list(WORDS.get(sys.argv[1:])), []
     end = words.index("--") if "--" in words else len(words)
     options = iter(words[:end])
     for word in options:
-        if word == option:
+        if word in changed:
             next(options, None)
-        elif not word.startswith(f"{option}="):
+        elif word.partition("=")[0] not in changed:
             kept.append(word)
-    return ["spectok", *kept, option, value, *words[end:]]
+    new = [part for option in changed.items() for part in option]
+    return ["spectok", *kept, *new, *words[end:]]
 
 
 def say_next(*commands: list[str]) -> None:

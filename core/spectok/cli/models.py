@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,6 +172,7 @@ def reconstruct(
     check_picture(out)
     check_sizing(image_size, original, tile, overlap)
     files = find_images(images)
+    check_not_read(out, files)
     if len(files) > limit:
         note(f"showing the first {limit} of {len(files)} images; --limit shows more")
         files = files[:limit]
@@ -218,6 +220,8 @@ def changes(
     if out is not None:
         check_picture(out)
     files = [find_images([name])[0] for name in (before, after)]
+    if out is not None:
+        check_not_read(out, files)
     tokenizer = load_on_device(model, subfolder)
 
     import torch
@@ -308,6 +312,16 @@ def check_sizing(
         )
     if overlap is not None and tile is None:
         raise ConfigError(f"--overlap {overlap} is of tiles; give --tile too")
+
+
+def check_not_read(out: Path, files: Iterable[Path]) -> None:
+    """Refuse a picture to write that is one of the images to read.
+
+    Raises:
+        ConfigError: If it is one of them, by whatever name.
+    """
+    if out.exists() and any(os.path.samefile(out, file) for file in files):
+        raise ConfigError(f"--out {out} is one of the images to read; give another name")
 
 
 def check_picture(path: Path, option: str = "--out") -> None:

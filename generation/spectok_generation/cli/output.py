@@ -65,14 +65,16 @@ class Output:
         say(f"{wanted.num_images} images: {self.out}")
 
     def next_command(self, model: str, wanted: Wanted, trust: bool) -> list[str]:
-        """Return the command that draws the same with the next seed.
+        """Return the command that draws the same with the next seed, into another picture.
 
         Args:
             model: The prior.
             wanted: What was drawn.
             trust: Whether ``--trust`` was given.
         """
-        return words_with("--seed", str(wanted.seed + 1))
+        stem = self.out.stem.removesuffix(f"-{wanted.seed}")
+        seed = str(wanted.seed + 1)
+        return words_with({"--out": str(self.out.with_stem(f"{stem}-{seed}")), "--seed": seed})
 
 
 class Folder(Output):
