@@ -10,6 +10,7 @@ library's own training on one thread, from each seed; all seeds of a file see th
 images. Runs are kept under ``runs/ablations/NAME``: a finished run of the same recipe is not
 trained again, an unfinished one goes on, and one of another recipe is put aside. After every run
 ``results/ablations/NAME.json`` has all runs that there are, and a table is printed at the end.
+Numbers of an earlier one that it would lose stay beside it, in ``NAME.earlier.json``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from one_line import run_program
 
 from spectok.errors import CheckpointError, ConfigError, TrainingError
 from spectok.evaluation import compare_results
+from spectok.messages import note
 from spectok.reading import read_json
 from spectok.writing import write_text
 
@@ -61,6 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if seeds != ablation.seeds:
         command += f" --seeds {seeds}"
     path = folder / f"{name}.json"
+    before = read_report(path)
     report: dict[str, Any] = {}
     failed: list[str] = []
     for seed in range(seeds):
@@ -71,6 +74,11 @@ def main(words: Sequence[str] | None = None) -> None:
                 failed.append(f"{variant}, seed {seed}: {error}")
                 continue
             report = collect(runs, command, path)
+            if lacks_any(report, before):
+                aside = path.with_suffix(".earlier.json")
+                write_text(aside, json.dumps(before, indent=1) + "\n", CheckpointError)
+                note(f"{path} loses numbers whose runs are gone or differ; they are in {aside}")
+                before = {}
             write_text(path, json.dumps(report, indent=1) + "\n", CheckpointError)
             psnr = report["variants"][variant]["seeds"][str(seed)]["psnr"]
             print(f"{variant}, seed {seed}: {psnr:.2f} dB", flush=True)
@@ -122,6 +130,35 @@ def describe_all() -> None:
         print(f"{name} ({', '.join(ablation.claims)}; {size}): {ablation.about.strip()}")
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """Return an earlier report, or an empty one.
+
+    Raises:
+        CheckpointError: If the file is there, and is no report of this program.
+    """
+    if not path.is_file():
+        return {}
+    report = read_json(path, CheckpointError)
+    try:
+        whole = isinstance(report["protocol"]["id"], str)
+        rows = report["variants"].values()
+        whole &= all("psnr" in seed for row in rows for seed in row["seeds"].values())
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path} is no report of this program; move it away")
+    return report
+
+
+def lacks_any(report: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Return whether a report lacks a variant or a seed that the one before it has."""
+    rows = report["variants"]
+    return any(
+        name not in rows or not row["seeds"].keys() <= rows[name]["seeds"].keys()
+        for name, row in before.get("variants", {}).items()
+    )
+
+
 def collect(runs: Runs, command: str, path: Path) -> dict[str, Any]:
     """Return the report of all finished runs, and of variants that an earlier report has.
 
@@ -129,7 +166,7 @@ def collect(runs: Runs, command: str, path: Path) -> dict[str, Any]:
         InputError: If runs were measured by different protocols.
     """
     ablation, found, rows = runs.ablation, {}, {}
-    earlier = read_json(path, CheckpointError) if path.is_file() else {}
+    earlier = read_report(path)
     for name, variant in ablation.variants.items():
         row = {"settings": ablation.settings_of(name)}
         row |= variant.model_dump(exclude={"settings"}, exclude_none=True)

@@ -12,7 +12,7 @@ import torch
 
 import spectok
 from spectok.data import DataConfig, build_dataset
-from spectok.errors import ConfigError, TrainingError, UnknownNameError
+from spectok.errors import CheckpointError, ConfigError, TrainingError, UnknownNameError
 from spectok.evaluation import evaluate_reconstruction
 from spectok.recipes.yaml12 import dump_yaml
 
@@ -180,6 +180,40 @@ def test_results_of_runs_that_are_gone_stay_while_their_variant_does():
     assert after["variants"]["vq"] == report["variants"]["vq"]
     changed = {"vq": {"settings": {"tokenizer.quantizer": {"name": "cvq"}}}, "ema": {}}
     assert "vq" not in run(write({"variants": changed}), "--only", "ema")[0]["variants"]
+
+
+def test_numbers_that_a_report_would_lose_stay_beside_it(capsys):
+    path = write({"seeds": 2})
+    report, _ = run(path)
+    Path("runs").rename("elsewhere")
+    after, _ = run(path, "--only", "ema", "--seeds", "1")
+    assert list(after["variants"]["ema"]["seeds"]) == ["0"]
+    assert json.loads(Path("results/mine.earlier.json").read_text()) == report
+    assert capsys.readouterr().err.count("loses numbers whose runs are gone or differ") == 1
+    run(path, "--only", "ema")
+    assert json.loads(Path("results/mine.earlier.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "null",
+        '"x"',
+        "{}",
+        '{"variants": []}',
+        '{"variants": {"vq": 3}}',
+        '{"variants": {}}',
+        '{"protocol": {"id": "1"}, "variants": {"vq": {"seeds": {"0": {}}}}}',
+    ],
+)
+def test_what_is_no_report_is_refused_before_anything_is_trained(content):
+    Path("results").mkdir()
+    Path("results/mine.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"mine\.json is no report of this program; move it"):
+        run(write({}))
+    assert Path("results/mine.json").read_text() == content
+    assert not Path("runs").exists()
 
 
 def test_trials_are_kept_apart():
