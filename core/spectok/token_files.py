@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from spectok.errors import SHOWN, DataError, InputError, TokenError, one_line, shown
-from spectok.modeling import model_fingerprint
 from spectok.reading import EXPANSION, parse_json, read_json, read_npz
 from spectok.sizes import as_size
 from spectok.tiling import Tiling
@@ -113,12 +112,13 @@ def read_tokens(
     return indices, names
 
 
-def read_images(path: Path, tokenizer: Any) -> list[StoredImage]:
+def read_images(path: Path, tokenizer: Any, weights: str | None = None) -> list[StoredImage]:
     """Read what :func:`write_tokens` wrote, at whatever image size, in tiles or not.
 
     Args:
         path: The file.
         tokenizer: The :class:`~spectok.ImageTokenizer` that wrote it.
+        weights: Its fingerprint. None: whichever of this layout wrote the file.
 
     Raises:
         DataError: If the file is missing, damaged or not a file of tokens.
@@ -126,7 +126,7 @@ def read_images(path: Path, tokenizer: Any) -> list[StoredImage]:
             tokenizer's.
         InputError: If the tokenizer does not take images, or tiles, of that size.
     """
-    content, weights = _read(path), model_fingerprint(tokenizer)
+    content = _read(path)
     own: Any = tuple(tokenizer.image_shape[1:])
     if TILES not in content:
         indices, names = read_tokens(path, tokenizer.token_spec, weights)

@@ -382,6 +382,7 @@ def test_a_part_of_an_image_may_not_claim_more_than_the_file(tmp_path, read, chu
     assert peak < 1 << 24
 
 
+@pytest.mark.slow
 def test_an_image_may_not_claim_thousands_of_times_its_bytes(tmp_path):
     content = bytearray(encoded(0, "bmp"))
     content[18:26] = (9_000).to_bytes(4, "little") * 2

@@ -379,6 +379,7 @@ def test_a_folder_without_a_trained_classifier_is_refused(tmp_path, tokenizer):
         load_classifier(tmp_path / "tokenizer")
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_digits_from_its_seed_alone(tmp_path):
     from spectok.evaluation import ClassifierRecipe, train_classifier
 

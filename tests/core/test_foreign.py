@@ -338,6 +338,7 @@ def test_commands_refuse_in_one_line(folder, capsys):
     assert len(shown.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_folder_inside_the_model(folder, tmp_path, capsys):
     from PIL import Image
 

@@ -134,6 +134,7 @@ def train(output, *words):
     return stop.value.code
 
 
+@pytest.mark.slow
 def test_a_run_begun_without_these_options_goes_on_without_them(tmp_path, capsys):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     before = "tokenizer.post_quant_conv=false"

@@ -63,6 +63,7 @@ def test_each_command_names_the_next_and_it_works(spectok, tokenizer_folder, tmp
     assert "--out samples-2.png" in out
 
 
+@pytest.mark.slow
 def test_a_tokenizer_inside_a_folder_is_recorded_and_found(spectok, tmp_path, monkeypatch):
     names = ("one", "two")
     for seed, name in enumerate(names):

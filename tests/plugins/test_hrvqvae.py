@@ -424,6 +424,7 @@ def live_leaves(update, revive_below, steps=400):
     return len(descend(z, quantizer.codebooks, quantizer.branching)[1].unique())
 
 
+@pytest.mark.slow
 def test_no_leaf_dies_on_fewer_clusters_than_leaves_when_revival_is_on():
     assert live_leaves("ema", revive_below=0.3) == 9
     assert live_leaves("gradient", revive_below=0.3) == 9

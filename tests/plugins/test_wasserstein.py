@@ -213,6 +213,7 @@ def test_all_codes_are_used_on_clusters_where_plain_codes_collapse():
     assert used["vq"] < 8, used
 
 
+@pytest.mark.slow
 def test_weights_follow_the_clusters_as_far_as_the_divergence_allows():
     """Two codes fixed on two clusters of masses 3 : 1: weights go there, or stay uniform."""
     weights = {}

@@ -111,10 +111,11 @@ def decode(
     import torch
 
     from spectok.images import save_picture, to_pil
+    from spectok.modeling import model_fingerprint
     from spectok.tiling import decode_tiles
     from spectok.token_files import read_images
 
-    stored = read_images(tokens, tokenizer)
+    stored = read_images(tokens, tokenizer, model_fingerprint(tokenizer))
     files = new_files(out, [image.name for image in stored])
     alike = itertools.groupby(zip(stored, files), key=lambda pair: pair[0].tiling)
     with progress("decoding", len(files)) as advance:
