@@ -74,9 +74,8 @@ def prepare(tokenizer: str, text: str, steps: int | None, out: Path) -> list[str
     """
     fewer = [] if steps is None else [f"train.steps={steps}"]
     for name, is_recipe in ((tokenizer, tokenizer_recipe), (text, clip_recipe_file)):
-        if (
-            is_recipe(name) is None and not Path(model_folder(name)).is_dir()
-        ):  # before hours are spent
+        is_folder = Path(model_folder(name)).is_dir()
+        if is_recipe(name) is None and not is_folder:  # before hours are spent
             raise ConfigError(f"{name}: neither a recipe nor a folder")
     if tokenizer_recipe(tokenizer) is not None:
         train_tokenizer(load_tokenizer_recipe(tokenizer, fewer), out / "tokenizer", resume="auto")

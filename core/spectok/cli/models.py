@@ -217,10 +217,9 @@ def changes(
     subfolder: Subfolder = None,
 ) -> None:
     """Show which tokens an edit of an image changes (Fig. 12 of QG-VAE)."""
-    if out is not None:
-        check_picture(out)
     files = [find_images([name])[0] for name in (before, after)]
     if out is not None:
+        check_picture(out)
         check_not_read(out, files)
     tokenizer = load_on_device(model, subfolder)
 
